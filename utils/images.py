@@ -1,0 +1,129 @@
+"""Image files to uint8 RGB arrays to network tensors and back, the challenge's way."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message names the file or size and the reason."""
+
+
+def read_rgb(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image file as (H, W, 3) uint8 RGB; grey is repeated, alpha dropped, depth 8 bit.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated or no image.
+    """
+    path = Path(path)
+    try:
+        encoded = np.fromfile(path, np.uint8)  # not cv2.imread: it fails on non-ASCII paths
+    except OSError as error:
+        raise ImageError(f"expected an image file, got {error.strerror}: {path}") from error
+    decoded = None
+    if len(encoded):
+        try:
+            decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error:  # OpenCV's own size limit, among others
+            decoded = None
+    if decoded is None or not _is_complete(encoded.tobytes()):
+        raise ImageError(
+            f"expected a whole image, got a broken, truncated or foreign file: {path}"
+        )
+    return np.ascontiguousarray(decoded[:, :, ::-1])
+
+
+def _is_complete(data: bytes) -> bool:
+    """Whether the end marker is there: some OpenCV versions return half-read images."""
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" in data[-4096:]
+    if data.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in data[-4096:]
+    return True
+
+
+def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
+    """Write (H, W, 3) uint8 RGB as a PNG; the file appears whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    ok, encoded = cv2.imencode(".png", np.ascontiguousarray(rgb[:, :, ::-1]))
+    if not ok:
+        raise ImageError(f"expected (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}: {path}")
+    write_bytes(path, encoded.tobytes())
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file under a temporary name beside `path`, then rename it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def to_tensor(rgb: NDArray[np.uint8], device: str | torch.device = "cpu") -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32, 0..1."""
+    tensor = torch.from_numpy(np.ascontiguousarray(rgb)).to(device)
+    return tensor.permute(2, 0, 1)[None].float() / 255
+
+
+def to_uint8(tensor: Tensor) -> NDArray[np.uint8]:
+    """(1, 3, H, W) float, nominally 0..1 -> (H, W, 3) uint8, clamped, then rounded.
+
+    Raises:
+        FloatingPointError: the tensor holds NaN or infinity.
+    """
+    if not torch.isfinite(tensor).all():
+        raise FloatingPointError("expected finite pixels, got NaN or infinity from the network")
+    pixels = (tensor[0].float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def mod_crop(rgb: NDArray[np.uint8], multiple: int = 4) -> NDArray[np.uint8]:
+    """Cut right and bottom so that height and width are multiples of `multiple`.
+
+    Raises:
+        ImageError: the image is smaller than `multiple`.
+    """
+    height, width = (size - size % multiple for size in rgb.shape[:2])
+    if not height or not width:
+        raise ImageError(
+            f"expected at least {multiple}x{multiple} pixels, got {rgb.shape[1]}x{rgb.shape[0]}"
+        )
+    return rgb[:height, :width]
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """Image files in a folder tree, sorted by path; hidden files and folders are left out.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"expected a folder of images, got none: {folder}")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
