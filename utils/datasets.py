@@ -1,0 +1,107 @@
+"""Where the LR and HR images of a test set lie, in the layouts in which people have them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import skimage
+
+from utils.images import find_images
+
+SCALE = 4
+BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
+CHALLENGE = ("DIV2K_valid", "DIV2K_test", "LSDIR_DIV2K_test")
+DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+
+# Folders of HR images and of their LR images, relative to the data folder. First what the
+# challenge's template and DIV2K's archives have, then the common layouts of the benchmark sets.
+HR_FOLDERS = (
+    "{name}_HR", "DIV2K/{name}_HR",
+    "{name}/HR", "{name}/GTmod4", "{name}/GTmod12", "{name}/original",
+)  # fmt: skip
+LR_FOLDERS = (
+    "{name}_LR", "DIV2K/{name}_LR", "{name}_LR_bicubic/X4", "DIV2K/{name}_LR_bicubic/X4",
+    "{name}/LR", "{name}/LRbicx4", "{name}/LR_bicubic/X4",
+)  # fmt: skip
+
+
+class DatasetError(ValueError):
+    """A set that is not there; the message names every place where it was looked for."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image of a set. `hr` is None where it is not public, `lr` where it must be made."""
+
+    name: str
+    hr: Path | None
+    lr: Path | None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    name: str
+    pairs: tuple[Pair, ...]
+
+
+def find(name: str, data_dir: str | Path) -> ImageSet:
+    """Find a set by name below `data_dir`, or a folder given by its path.
+
+    Args:
+        name: "demo" (four colour photographs that scikit-image brings along), a challenge or
+            benchmark set, or any folder that holds HR/ or LR/ or both, or HR images directly.
+        data_dir: where named sets lie.
+
+    Raises:
+        DatasetError: it is not there, or holds no images.
+    """
+    if name == "demo":
+        return _demo()
+    data_dir = Path(data_dir)
+    bases = [data_dir] if name in BENCHMARKS + CHALLENGE else [data_dir, Path.cwd()]
+    hr_folders = [base / f.format(name=name) for base in bases for f in HR_FOLDERS]
+    lr_folders = [base / f.format(name=name) for base in bases for f in LR_FOLDERS]
+    flat_folders = [base / name for base in bases]
+    hr_folder = _first_with_images(hr_folders)
+    lr_folder = _first_with_images(lr_folders)
+    if not hr_folder and not lr_folder:
+        hr_folder = _first_with_images(flat_folders)
+    if not hr_folder and not lr_folder:
+        looked = "\n  ".join(map(str, dict.fromkeys(hr_folders + lr_folders + flat_folders)))
+        raise DatasetError(f"expected images of {name}, found none in any of\n  {looked}")
+    label = Path(name).resolve().name if name not in BENCHMARKS + CHALLENGE else name
+    return ImageSet(label, tuple(_pair_up(hr_folder, lr_folder)))
+
+
+def _demo() -> ImageSet:
+    folder = Path(skimage.__file__).parent / "data"
+    paths = [folder / photo for photo in DEMO_PHOTOS]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise DatasetError("expected the photographs of scikit-image, found none in any of\n  "
+                           + "\n  ".join(missing))
+    return ImageSet("demo", tuple(Pair(path.stem, path, None) for path in paths))
+
+
+def _first_with_images(folders: Iterable[Path]) -> Path | None:
+    return next((f for f in folders if f.is_dir() and _images_in(f)), None)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The images right in a folder, not below it."""
+    return [path for path in find_images(folder) if path.parent == folder]
+
+
+def _pair_up(hr_folder: Path | None, lr_folder: Path | None) -> Iterable[Pair]:
+    """Pairs by file name: LR is named like HR, with or without x4 behind it."""
+    lr_files = {
+        path.stem.removesuffix(f"x{SCALE}"): path
+        for path in (_images_in(lr_folder) if lr_folder else [])
+    }
+    if hr_folder is None:
+        yield from (Pair(name, None, path) for name, path in sorted(lr_files.items()))
+        return
+    for path in _images_in(hr_folder):
+        lr = None
+        if lr_folder:  # one that is missing among others is an error of that pair, not bicubic
+            lr = lr_files.get(path.stem, lr_folder / f"{path.stem}x{SCALE}.png")
+        yield Pair(path.stem, path, lr)

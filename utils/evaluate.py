@@ -1,0 +1,132 @@
+"""Restore and score the pairs of a set: the same code for the challenge and while training."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from utils.bicubic import Convention, downscale
+from utils.datasets import SCALE, Pair
+from utils.images import ImageError, mod_crop, read_rgb, to_tensor, to_uint8
+from utils.metrics import psnr, ssim, to_y
+
+BORDER = 4  # HR pixels left out of every score
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One pair in memory. lr: (H, W, 3) uint8; hr: (4H, 4W, 3) uint8, or None if not public."""
+
+    name: str
+    lr: NDArray[np.uint8]
+    hr: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """dB on RGB (the challenge's) and on luma (the papers'); SSIM where it was asked for."""
+
+    psnr: float
+    psnr_y: float
+    ssim: float | None = None
+    ssim_y: float | None = None
+
+
+def load(pair: Pair, convention: Convention = "double") -> Sample:
+    """Read a pair; HR is mod-cropped, LR is made from it where there is no file.
+
+    Raises:
+        ImageError: unreadable, too small to score, or LR and HR that do not fit.
+    """
+    hr = None if pair.hr is None else mod_crop(read_rgb(pair.hr), SCALE)
+    if pair.lr is not None:
+        lr = read_rgb(pair.lr)
+    elif hr is not None:
+        lr = downscale(hr, SCALE, convention)
+    else:
+        raise ImageError(f"expected an LR or HR image, got neither: {pair.name}")
+    if hr is not None:
+        if hr.shape[:2] != (lr.shape[0] * SCALE, lr.shape[1] * SCALE):
+            raise ImageError(
+                f"expected HR of {SCALE} times the LR size, got {_size(hr)} and {_size(lr)}: "
+                f"{pair.hr}, {pair.lr}"
+            )
+        if min(hr.shape[:2]) <= 2 * BORDER:
+            raise ImageError(
+                f"expected HR of more than {2 * BORDER} pixels a side, got {_size(hr)}: {pair.hr}"
+            )
+    return Sample(pair.name, lr, hr)
+
+
+def _size(rgb: NDArray) -> str:
+    return f"{rgb.shape[1]}x{rgb.shape[0]}"
+
+
+@torch.inference_mode()
+def restore(
+    net: Callable[[Tensor], Tensor], lr: NDArray[np.uint8], device: torch.device
+) -> tuple[NDArray[np.uint8], float]:
+    """Super-resolve (H, W, 3) uint8 -> (4H, 4W, 3) uint8, and the forward's time in ms.
+
+    The clock stands around the forward alone, as the challenge's does: CUDA events on a CUDA
+    device, the wall clock elsewhere; uploading, rounding and downloading are not in it.
+
+    Raises:
+        FloatingPointError: the network gave NaN or infinity.
+    """
+    x = to_tensor(lr, device)
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        y = net(x)
+        end.record()
+        torch.cuda.synchronize()
+        return to_uint8(y), start.elapsed_time(end)
+    _wait(device)
+    began = time.perf_counter()
+    y = net(x)
+    _wait(device)
+    elapsed = time.perf_counter() - began
+    return to_uint8(y), 1000 * elapsed
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
+def score(
+    sr: NDArray[np.uint8], hr: NDArray[np.uint8], rgb_ssim: bool = False, y_ssim: bool = False
+) -> Scores:
+    """Score (H, W, 3) uint8 against the HR image of equal size, 4 pixels left out all round.
+
+    Raises:
+        ValueError: the sizes differ.
+        ImageError: too small for a score, or for SSIM's window where SSIM is asked for.
+    """
+    sr_y, hr_y = to_y(sr), to_y(hr)
+    return Scores(
+        psnr(sr, hr, BORDER),
+        psnr(sr_y, hr_y, BORDER),
+        ssim(sr, hr, BORDER) if rgb_ssim else None,
+        ssim(sr_y, hr_y, BORDER) if y_ssim else None,
+    )
+
+
+def validate(
+    net: Callable[[Tensor], Tensor], samples: Sequence[Sample], device: torch.device
+) -> Scores:
+    """Mean PSNR of a network over pairs in memory, every one of them with HR."""
+    scores = []
+    for sample in samples:
+        if sample.hr is None:
+            raise ImageError(f"expected an HR image to validate on, got none: {sample.name}")
+        sr, _ = restore(net, sample.lr, device)
+        scores.append(score(sr, sample.hr))
+    return Scores(
+        float(np.mean([s.psnr for s in scores])), float(np.mean([s.psnr_y for s in scores]))
+    )

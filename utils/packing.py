@@ -1,0 +1,180 @@
+"""Trees of training images, decoded once into one memory-mapped uint8 file with their LR images."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.bicubic import downscale
+from utils.images import ImageError, find_images, mod_crop, read_rgb, write_bytes
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+SCALE = 4
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """One pair in a pack. Sizes are the LR image's; the HR image is `SCALE` times as large.
+
+    Offsets count pixels (3 bytes) from the start of the file. `sha256` is that of the decoded,
+    mod-cropped HR pixels.
+    """
+
+    name: str
+    height: int
+    width: int
+    lr_offset: int
+    hr_offset: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Training pairs ready to be cropped.
+
+    pixels: (N, 3) uint8, every image's rows one after another, memory-mapped.
+    fingerprint: sha256 over all images, LR and HR; equal data have equal fingerprints.
+    skipped: files that could not be used, each with its reason.
+    """
+
+    pixels: Tensor
+    images: tuple[PackedImage, ...]
+    fingerprint: str
+    skipped: tuple[str, ...]
+
+
+def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack:
+    """Pack every HR image below `folders`, or open the pack made of the same files before.
+
+    A file `NAMEx4.png` below a folder whose name contains "_LR" or is "LR" is the LR image of
+    `NAME.png`; where there is none, LR is made from the whole HR image by the MATLAB-equal
+    bicubic. Folders of validation or test images (DIV2K_valid_HR, ..) are left out, with a
+    warning: the challenge forbids training on them.
+
+    Args:
+        folders: trees of HR images, with or without LR images.
+        cache: where packs are kept; needs about 3.2 bytes a HR pixel.
+        first: take only the first so many HR images, by path, of each folder.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ImageError: no usable image was found.
+    """
+    pairs = [pair for folder in folders for pair in _find_pairs(Path(folder), first)]
+    key = hashlib.sha256(json.dumps([FORMAT, [_stamp(pair) for pair in pairs]]).encode())
+    stem = Path(cache) / key.hexdigest()[:16]
+    index_path, pixels_path = stem.with_suffix(".json"), stem.with_suffix(".bin")
+    if not index_path.exists():
+        _write(pairs, pixels_path, index_path)
+    index = json.loads(index_path.read_text())
+    if not index["images"]:
+        index_path.unlink()
+        reasons = "; ".join(index["skipped"][:3])
+        raise ImageError(f"expected training images in {', '.join(map(str, folders))}, got none "
+                         f"that can be used{': ' + reasons if reasons else ''}")
+    for reason in index["skipped"]:
+        log.warning("skipped: %s", reason)
+    if index["skipped"]:
+        log.warning("skipped %d of %d images", len(index["skipped"]), len(pairs))
+    # Copy-on-write, not read-only: torch warns of arrays that it could not write to.
+    pixels = torch.from_numpy(np.memmap(pixels_path, np.uint8, mode="c").reshape(-1, 3))
+    images = tuple(PackedImage(**image) for image in index["images"])
+    return Pack(pixels, images, index["fingerprint"], tuple(index["skipped"]))
+
+
+def _find_pairs(folder: Path, first: int | None) -> list[tuple[Path, Path | None]]:
+    """(HR file, LR file or None) of one folder."""
+    lr_files: dict[str, Path] = {}
+    hr_files, held_out = [], set()
+    for path in find_images(folder):
+        below = path.relative_to(folder.parent).parts[:-1]
+        if forbidden := [p for p in below if "_valid_" in f"{p}_" or "_test_" in f"{p}_"]:
+            held_out.add(forbidden[0])
+        elif any("_LR" in part or part == "LR" for part in below):
+            if path.stem.endswith(f"x{SCALE}"):
+                lr_files[path.stem.removesuffix(f"x{SCALE}")] = path
+        else:
+            hr_files.append(path)
+    for name in sorted(held_out):
+        log.warning("left out %s: validation and test images are not for training", name)
+    return [(path, lr_files.get(path.stem)) for path in hr_files[:first]]
+
+
+def _stamp(pair: tuple[Path, Path | None]) -> list[list[str | int]]:
+    """What tells one state of the files from another without reading them."""
+    files = [path for path in pair if path]
+    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def _write(
+    pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_path: Path
+) -> None:
+    """Write pixels, then the index: a pack with an index is whole."""
+    images, skipped, offset, total = [], [], 0, hashlib.sha256()
+    pixels_path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=pixels_path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for path, loaded in tqdm(_load_all(pairs), "pack", len(pairs), unit="image"):
+                if isinstance(loaded, str):
+                    skipped.append(loaded)
+                    continue
+                lr, hr = loaded
+                for part in (lr, hr):
+                    file.write(part.tobytes())
+                    total.update(str(part.shape).encode() + part.tobytes())
+                height, width = lr.shape[:2]
+                digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()
+                hr_offset = offset + height * width
+                images.append(PackedImage(path.name, height, width, offset, hr_offset, digest))
+                offset = hr_offset + height * width * SCALE**2
+        os.replace(temporary, pixels_path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    index = {
+        "fingerprint": total.hexdigest(),
+        "images": [asdict(image) for image in images],
+        "skipped": skipped,
+    }
+    write_bytes(index_path, json.dumps(index).encode())
+
+
+Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]] | str
+
+
+def _load_all(
+    pairs: Sequence[tuple[Path, Path | None]],
+) -> Iterator[tuple[Path, Loaded]]:
+    """Decode on all cores, in order, a few images ahead."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(pairs), 4 * workers):
+            chunk = pairs[start : start + 4 * workers]
+            yield from zip((hr for hr, _ in chunk), pool.map(_load, chunk), strict=True)
+
+
+def _load(pair: tuple[Path, Path | None]) -> Loaded:
+    """(LR, HR) pixels, or why this pair cannot be used."""
+    hr_path, lr_path = pair
+    try:
+        hr = mod_crop(read_rgb(hr_path), SCALE)
+        lr = read_rgb(lr_path) if lr_path else downscale(hr, SCALE)
+    except ImageError as error:
+        return str(error)
+    if (expected := (hr.shape[0] // SCALE, hr.shape[1] // SCALE, 3)) != lr.shape:
+        return f"expected {expected} pixels in {lr_path}, got {lr.shape}: not the LR of {hr_path}"
+    return lr, hr

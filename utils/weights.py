@@ -1,0 +1,83 @@
+"""Checkpoint files into networks: strict, weights only, with errors that name the misfit."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Where a state dict may lie in a checkpoint file, the averaged weights first.
+NESTED_UNDER = ("params_ema", "params", "state_dict")
+
+
+class CheckpointError(ValueError):
+    """A file that does not hold this network's weights; the message says in what way."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint file onto the CPU without running any code in it.
+
+    Raises:
+        CheckpointError: missing, unreadable, or no dictionary.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"expected a checkpoint, found no file: {path}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError,
+            pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"expected a PyTorch checkpoint, got {path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"expected a dictionary in {path}, got {type(content).__name__}")
+    return content
+
+
+def state_dict_of(content: Mapping[str, Any], path: str | Path = "checkpoint") -> dict[str, Tensor]:
+    """The state dict in a checkpoint: bare, or under params_ema, params or state_dict.
+
+    Raises:
+        CheckpointError: what is there is not a dictionary of tensors.
+    """
+    state = next((content[key] for key in NESTED_UNDER if key in content), content)
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(
+            f"expected a state dict, bare or under {', '.join(NESTED_UNDER)}, in {path}; "
+            f"got the keys {', '.join(map(str, list(content)[:5]))}"
+        )
+    return dict(state)
+
+
+def load_weights(net: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint file into `net`, every key and shape as expected.
+
+    Raises:
+        CheckpointError: unreadable, or other keys, shapes or values than the network's.
+    """
+    load_state(net, state_dict_of(read_checkpoint(path), path), path)
+
+
+def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load a state dict strictly; `path` names it in errors. Raises CheckpointError."""
+    expected = net.state_dict()
+    misfits = [f"missing {key}" for key in expected if key not in state]
+    misfits += [f"unexpected {key}" for key in state if key not in expected]
+    misfits += [
+        f"{key} of shape {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if misfits:
+        more = f" and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+        hint = ""
+        if any(".rep1x1." in key for key in state) and not any(".rep1x1." in k for k in expected):
+            hint = "; it is a training-form checkpoint: fuse it with train/export.py"
+        raise CheckpointError(
+            f"{path} does not fit {type(net).__name__}: {'; '.join(misfits[:5])}{more}{hint}"
+        )
+    if broken := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+        raise CheckpointError(f"expected finite weights in {path}, got NaN or infinity in "
+                              f"{', '.join(broken[:5])}")
+    net.load_state_dict(state)
