@@ -1,0 +1,72 @@
+"""The state of a training run: one file that a run continues from, bit for bit."""
+
+import io
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.stages import Stage
+from utils.images import write_bytes
+from utils.weights import CheckpointError, load_state, read_checkpoint
+
+
+@dataclass
+class State:
+    """A run between two steps.
+
+    net: training form. ema: its averaged weights by name. step: optimiser steps done.
+    history: one record per process that worked on the run (steps, minutes, environment).
+    """
+
+    net: nn.Module
+    ema: dict[str, Tensor]
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
+    """Write a checkpoint; the old one stays whole until the new one is."""
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "params": state.net.state_dict(),
+            "params_ema": state.ema,
+            "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
+            "step": state.step,
+            "stage": asdict(stage),
+            "seed": seed,
+            "data": fingerprint,
+            "history": state.history,
+        },
+        buffer,
+    )
+    write_bytes(path, buffer.getvalue())
+
+
+def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
+    """Bring `state` to where a checkpoint left off.
+
+    Raises:
+        CheckpointError: unreadable, or of a run with another stage, seed or data.
+    """
+    saved = read_checkpoint(path)
+    if missing := {"params", "params_ema", "optimizers", "step", "stage"} - set(saved):
+        raise CheckpointError(f"expected a training state, got none of {sorted(missing)}: {path}")
+    now = {**asdict(stage), "seed": seed, "data": fingerprint}
+    then = {**saved["stage"], "seed": saved["seed"], "data": saved["data"]}
+    differing = [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]
+    if differing:
+        raise CheckpointError(
+            f"expected to continue the run of {path}, got other settings ({'; '.join(differing)}): "
+            "give the same options as before, or another --out"
+        )
+    load_state(state.net, saved["params"], path)
+    for name, value in saved["params_ema"].items():
+        state.ema[name].copy_(value)
+    for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(content)
+    state.step, state.history = saved["step"], saved["history"]

@@ -1,0 +1,56 @@
+"""The log of a run: one JSON line per so many steps, and its curves as a picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.images import write_bytes
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add one line to a log.jsonl."""
+    with path.open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a log.jsonl; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def trim(path: Path, stage: str, step: int) -> None:
+    """Drop what a run logged of this stage after `step`: a resumed run writes it again."""
+    kept = [x for x in read(path) if x["stage"] != stage or x["step"] <= step]
+    if path.exists():
+        write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def plot(path: Path, picture: Path) -> None:
+    """Draw loss and validation PSNR of a log.jsonl over the steps, one colour a stage."""
+    from matplotlib.figure import Figure  # half a second: only for the picture
+
+    lines = read(path)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    losses, scores = figure.subplots(2, 1, sharex=True)
+    offset = 0
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        own = [line for line in lines if line["stage"] == stage]
+        trained = [line for line in own if "loss" in line]
+        scored = [line for line in own if "val_psnr_y" in line]
+        losses.semilogy([offset + line["step"] for line in trained],
+                        [line["loss"] for line in trained], label=stage)
+        scores.plot([offset + line["step"] for line in scored],
+                    [line["val_psnr_y"] for line in scored], marker=".", label=stage)
+        offset += max(line["step"] for line in own)
+    losses.set_ylabel("training loss")
+    scores.set_ylabel("validation PSNR (Y), dB")
+    scores.set_xlabel("step")
+    for axes in (losses, scores):
+        axes.grid(alpha=0.3)
+        if lines:
+            axes.legend()
+    picture.unlink(missing_ok=True)
+    figure.savefig(picture)

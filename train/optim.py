@@ -1,0 +1,101 @@
+"""Optimisers, learning rate and weight averaging."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from train.stages import Stage
+
+# Share of the learning rate for what Muon leaves to Adam; measured in train/README.md.
+ADAM_SHARE = 0.2
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by Newton-Schulz steps, for convolution kernels.
+
+    Keller Jordan's Muon (https://github.com/KellerJordan/Muon): Nesterov momentum, then each
+    kernel's update, seen as a (out, in*k*k) matrix, is replaced by one near U V^T of its singular
+    value decomposition and scaled by sqrt(max(1, out / (in*k*k))). Matrices of equal shape are
+    orthogonalised as one batch.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            momentum = group["momentum"]
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.flatten(1).shape, []).append(p)
+            for (rows, columns), params in by_shape.items():
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                grads = [p.grad for p in params]
+                buffers = [self.state[p]["momentum_buffer"] for p in params]
+                torch._foreach_lerp_(buffers, grads, 1 - momentum)
+                nesterov = torch._foreach_lerp(grads, buffers, momentum)
+                updates = orthogonalise(torch.stack([u.flatten(1) for u in nesterov]))
+                scale = math.sqrt(max(1, rows / columns))
+                for p, update in zip(params, updates, strict=True):
+                    p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Bring the singular values of (B, rows, columns) near 1 by a quintic Newton-Schulz iteration.
+
+    The coefficients are Keller Jordan's: values from about 0.01 of the largest up come out
+    between 0.7 and 1.2, which is near enough for an update.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def make_optimizers(net: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
+    """The factsheet's Adam for everything, or Muon for the kernels that mix channels and Adam
+    for depthwise kernels, biases and normalisation. No weight decay."""
+    params = list(net.parameters())
+    if stage.optimizer == "adam":
+        return [torch.optim.Adam(params, lr=stage.lr, betas=(0.9, 0.99), eps=1e-8)]
+    mixing = [p for p in params if p.ndim == 4 and p.shape[1] > 1]
+    others = [p for p in params if not (p.ndim == 4 and p.shape[1] > 1)]
+    adam = torch.optim.Adam(others, lr=stage.lr * ADAM_SHARE, betas=(0.9, 0.99), eps=1e-8)
+    for group in adam.param_groups:
+        group["share"] = ADAM_SHARE
+    return [Muon(mixing, lr=stage.lr), adam]
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Learning rate of step 0, 1, .., stage.steps - 1."""
+    rate = stage.lr * min(1.0, (step + 1) / (stage.warmup + 1))
+    if stage.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+    return rate
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("share", 1.0)
+
+
+@torch.no_grad()
+def update_ema(
+    average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int
+) -> None:
+    """Move `average` toward `weights`, in place; early steps average over fewer, so that the
+    random start is forgotten."""
+    keep = min(decay, (1 + step) / (10 + step))
+    names = list(average)
+    torch._foreach_lerp_([average[n] for n in names], [weights[n] for n in names], 1 - keep)

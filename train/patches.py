@@ -1,0 +1,108 @@
+"""Random aligned LR and HR crops, each decided by (seed, step) alone, so a run can resume."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from utils.images import ImageError
+from utils.packing import SCALE, Pack
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Where crops may lie: one row an image, LR pixels.
+
+    pixels: (N, 3) uint8, on the device where crops are made.
+    table: (images, 4) int64, of columns width, LR offset, HR offset, crop positions in a row.
+    ends: (images,) int64, running sum of each image's number of crop positions.
+    patch: side of a LR crop.
+    """
+
+    pixels: Tensor
+    table: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    patch: int
+
+
+def sampler(pack: Pack, patch: int, device: str | torch.device = "cpu") -> Sampler:
+    """Prepare crops of `patch` LR pixels a side from every image that is large enough.
+
+    Smaller images are reported by name and left out. On a GPU the whole pack is copied there.
+
+    Raises:
+        ImageError: no image is large enough.
+    """
+    fit = [image for image in pack.images if min(image.height, image.width) >= patch]
+    small = [image for image in pack.images if min(image.height, image.width) < patch]
+    for image in small:
+        log.warning("skipped: %s is %dx%d LR pixels, below the patch of %d",
+                    image.name, image.width, image.height, patch)
+    if small:
+        log.warning("%d of %d images are too small", len(small), len(pack.images))
+    if not fit:
+        raise ImageError(
+            f"expected images of at least {patch * SCALE} HR pixels a side for this patch, "
+            f"got {len(pack.images)} smaller ones: lower --patch"
+        )
+    columns = [[i.width, i.lr_offset, i.hr_offset, i.width - patch + 1] for i in fit]
+    positions = [(i.height - patch + 1) * (i.width - patch + 1) for i in fit]
+    return Sampler(
+        pack.pixels.to(device), np.array(columns, np.int64), np.cumsum(positions), patch
+    )
+
+
+def sample(
+    source: Sampler, seed: int, step: int, batch: int, part: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """The patches of one step: LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8.
+
+    Every crop position of every image is equally likely; each patch gets one of the eight flips
+    and quarter turns. The same (seed, step, batch) gives the same patches on any device.
+
+    Args:
+        source: from `sampler`.
+        seed, step: they alone decide the patches.
+        batch: patches of the step, over all processes.
+        part: which of them to return; a process of a distributed run takes its own.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, step]))
+    positions = generator.integers(source.ends[-1], size=batch)[part]
+    transforms = generator.integers(8, size=batch)[part]
+    image = np.searchsorted(source.ends, positions, side="right")
+    width, lr_offset, hr_offset, in_row = source.table[image].T
+    within = positions - np.where(image > 0, source.ends[image - 1], 0)
+    top, left = within // in_row, within % in_row
+    lr = _crop(source.pixels, lr_offset, width, top, left, source.patch, transforms)
+    hr = _crop(source.pixels, hr_offset, width * SCALE, top * SCALE, left * SCALE,
+               source.patch * SCALE, transforms)
+    return lr, hr
+
+
+def _crop(
+    pixels: Tensor,
+    offset: NDArray[np.int64],
+    stride: NDArray[np.int64],
+    top: NDArray[np.int64],
+    left: NDArray[np.int64],
+    size: int,
+    transforms: NDArray[np.int64],
+) -> Tensor:
+    """Gather (B, 3, size, size) from flat pixels; all arguments but `size` are one a patch."""
+    side = torch.arange(size, device=pixels.device)
+    table = np.stack((offset + top * stride + left, stride, transforms))
+    start, stride_, transform = torch.from_numpy(table).to(pixels.device)[:, :, None]  # (B, 1)
+    down = torch.where(transform & 1 > 0, size - 1 - side, side)  # (B, size): vertical flip
+    across = torch.where(transform & 2 > 0, size - 1 - side, side)  # horizontal flip
+    rows, columns = down * stride_, across  # what a step down and a step right add
+    turned = transform & 4 > 0  # transposed: with the flips, the quarter turns
+    step_down = torch.where(turned, columns, rows)
+    step_right = torch.where(turned, rows, columns)
+    index = start[:, :, None] + step_down[:, :, None] + step_right[:, None, :]  # (B, size, size)
+    patches = pixels.index_select(0, index.flatten())
+    return patches.view(-1, size, size, 3).permute(0, 3, 1, 2)

@@ -1,0 +1,182 @@
+"""Train LKDN: python train/train.py --stage 1 --data DIR ... --val DIR --out runs/NAME"""
+
+import argparse
+import logging
+import os
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # running this file put train/ there, where `train` is this very file
+
+from models.team23_LKDN import LKDN, LKDB  # noqa: E402
+from train import checkpoint, log, loop  # noqa: E402
+from train.optim import make_optimizers  # noqa: E402
+from train.patches import sampler  # noqa: E402
+from train.reparam import training_form  # noqa: E402
+from train.stages import STAGES, Stage  # noqa: E402
+from utils import evaluate  # noqa: E402
+from utils.datasets import DatasetError, find  # noqa: E402
+from utils.images import ImageError  # noqa: E402
+from utils.packing import SCALE, pack  # noqa: E402
+from utils.weights import CheckpointError, load_weights  # noqa: E402
+
+logger = logging.getLogger("train")
+
+
+class UsageError(ValueError):
+    """Options that do not go together; the message says what to do."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        world = join_world(args.device)
+        logger.setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
+        return work(args, world)
+    except (UsageError, CheckpointError, DatasetError, ImageError, FileNotFoundError) as error:
+        logger.error("%s", error)
+        return 2
+    except (loop.Diverged, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("stopped at once; --resume continues from the last checkpoint")
+        return 1
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--stage", type=int, choices=sorted(STAGES), default=1, help="the factsheet's stage")
+    add("--data", type=Path, nargs="+", required=True, metavar="DIR",
+        help="trees of HR images, with DIV2K's LR images or without")
+    add("--first", type=int, metavar="N", help="only the first N images of each DIR")
+    add("--val", metavar="DIR", help="images to score while training")
+    add("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    add("--init", type=Path, metavar="FILE",
+        help="start from these training-form weights; stage 2: stage 1's in RUN")
+    add("--resume", action="store_true", help="continue the run in RUN, if it has begun")
+    add("--seed", type=int, default=0, help="decides first weights and patches")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train")
+    add("--threads", type=int, metavar="N", help="CPU threads")
+    add("--max_minutes", type=float, default=float("inf"), metavar="M",
+        help="save and stop after M minutes; --resume goes on with the same schedule")
+    add("--log_every", type=int, default=50, metavar="N", help="steps between log lines")
+    add("--val_every", type=int, default=5000, metavar="N", help="steps between scores")
+    add("--save_every", type=int, default=1000, metavar="N", help="steps between checkpoints")
+    add("--packed", type=Path, default=ROOT / "data" / "packed", metavar="DIR",
+        help="where decoded images are kept")
+    numbers = parser.add_argument_group("numbers of the stage", "default: the factsheet's")
+    number = numbers.add_argument
+    number("--steps", type=int, default=argparse.SUPPRESS, help="optimiser steps")
+    number("--batch", type=int, default=argparse.SUPPRESS, help="patches a step")
+    number("--patch", type=int, default=argparse.SUPPRESS, help="HR pixels a side of a patch")
+    number("--lr", type=float, default=argparse.SUPPRESS, help="learning rate")
+    number("--loss", choices=("l1", "l2"), default=argparse.SUPPRESS)
+    number("--optimizer", choices=("adam", "muon"), default=argparse.SUPPRESS)
+    number("--schedule", choices=("constant", "cosine"), default=argparse.SUPPRESS)
+    number("--warmup", type=int, default=argparse.SUPPRESS, help="steps of linear rise")
+    number("--ema", type=float, default=argparse.SUPPRESS, help="decay of the averaged weights")
+    number("--norm_start", type=float, default=argparse.SUPPRESS,
+           help="first value of the PixelNorm weights")
+    number("--precision", choices=("fp32", "bf16", "fp64"), default=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    for name in ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch"):
+        if (value := getattr(args, name, None)) is not None and value < 1:
+            parser.error(f"expected --{name} of at least 1, got {value}")
+    if getattr(args, "patch", SCALE) % SCALE or getattr(args, "patch", SCALE) < SCALE:
+        parser.error(f"expected --patch in HR pixels, a multiple of {SCALE}, got {args.patch}")
+    return args
+
+
+def join_world(device_name: str) -> loop.World:
+    """This process's place: torchrun's variables, or alone."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device_name == "auto":
+        device_name = ("cuda" if torch.cuda.is_available()
+                       else "mps" if torch.backends.mps.is_available() else "cpu")
+    if device_name == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError("expected a CUDA device, torch sees none: give --device cpu")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if size > 1:
+        dist.init_process_group("nccl" if device_name == "cuda" else "gloo")
+    return loop.World(rank, size, torch.device(device_name))
+
+
+def work(args: argparse.Namespace, world: loop.World) -> int:
+    given = {f.name: getattr(args, f.name) for f in fields(Stage) if f.name in args}
+    stage = replace(STAGES[args.stage], **given)
+    if stage.batch < world.size:
+        raise UsageError(f"expected a batch of at least {world.size} for {world.size} processes, "
+                         f"got {stage.batch}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f"{stage.name}.pt"
+    if file.exists() and not args.resume:
+        raise UsageError(f"expected a new run, got one in {file}: give --resume to continue it, "
+                         "or another --out")
+    if world.rank:  # the first process packs, the others open what it packed
+        dist.barrier()
+    data = pack(args.data, args.packed, args.first)
+    if world.size > 1 and world.rank == 0:
+        dist.barrier()
+    state = initial_state(args, stage, world)
+    if file.exists():
+        checkpoint.resume(file, state, stage, args.seed, data.fingerprint)
+        logger.info("continuing at step %d of %d", state.step, stage.steps)
+    if world.rank == 0:
+        log.trim(args.out / "log.jsonl", stage.name, state.step)
+    run = loop.Run(
+        stage, args.seed, file, sampler(data, stage.patch // SCALE, world.device),
+        data.fingerprint, [evaluate.load(p) for p in find(args.val, ROOT / "data").pairs]
+        if args.val else [], world, args.log_every, args.val_every, args.save_every,
+        args.max_minutes,
+    )
+    logger.info("%s; %d images; %s on %d x %s", stage, len(data.images), stage.precision,
+                world.size, world.device)
+    done = loop.train(run, state)
+    if world.rank == 0:
+        log.plot(args.out / "log.jsonl", args.out / "curves.png")
+        logger.info("%s at step %d of %d, saved in %s", "finished" if done else
+                    "stopped (--resume continues)", state.step, stage.steps, file)
+    return 0 if done or args.max_minutes != float("inf") else 1
+
+
+def initial_state(
+    args: argparse.Namespace, stage: Stage, world: loop.World
+) -> checkpoint.State:
+    """Seeded first weights, or those of --init; stage 2 starts from stage 1's average."""
+    torch.manual_seed(args.seed)
+    net = LKDN()
+    for block in net.modules():
+        if isinstance(block, LKDB):
+            torch.nn.init.constant_(block.pixel_norm.weight, stage.norm_start)
+    net = training_form(net)
+    init = args.init
+    if init is None and args.stage == 2:
+        init = args.out / f"{STAGES[1].name}.pt"
+        if not init.exists():
+            raise UsageError(f"expected stage 1's weights in {init}, found no such file: train "
+                             "stage 1 with the same --out, or give --init FILE")
+    if init:
+        load_weights(net, init)
+    net = net.to(world.device, torch.float64 if stage.precision == "fp64" else torch.float32)
+    ema = {name: p.detach().clone() for name, p in net.named_parameters()}
+    return checkpoint.State(net, ema, make_optimizers(net, stage))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
