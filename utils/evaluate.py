@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.bicubic import Convention, downscale
+from utils.bicubic import Convention, downscale, upscale
 from utils.datasets import SCALE, Pair
 from utils.images import ImageError, mod_crop, read_rgb, to_tensor, to_uint8
 from utils.metrics import psnr, ssim, to_y
@@ -115,6 +116,31 @@ def score(
         ssim(sr, hr, BORDER) if rgb_ssim else None,
         ssim(sr_y, hr_y, BORDER) if y_ssim else None,
     )
+
+
+def measured(
+    sample: Sample, sr: NDArray[np.uint8], runtime_ms: float, rgb_ssim: bool, y_ssim: bool
+) -> dict[str, Any]:
+    """One image's part of the record; no scores where the HR image is not public."""
+    image: dict[str, Any] = {
+        "name": sample.name,
+        "size": [sr.shape[1], sr.shape[0]],
+        "runtime_ms": runtime_ms,
+        **dict.fromkeys(("psnr", "psnr_y", "ssim", "ssim_y", "psnr_bicubic", "psnr_y_bicubic")),
+    }
+    if sample.hr is not None:
+        ours = score(sr, sample.hr, rgb_ssim, y_ssim)
+        bicubic = score(upscale(sample.lr), sample.hr)
+        image |= {"psnr": ours.psnr, "psnr_y": ours.psnr_y, "ssim": ours.ssim,
+                  "ssim_y": ours.ssim_y, "psnr_bicubic": bicubic.psnr,
+                  "psnr_y_bicubic": bicubic.psnr_y}  # fmt: skip
+    return image
+
+
+def mean_of(images: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Mean of what was measured; None where nothing was. A restored copy of HR is infinity."""
+    values = [image[key] for image in images if image[key] is not None]
+    return float(np.mean(values)) if values else None
 
 
 def validate(

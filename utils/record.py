@@ -1,8 +1,12 @@
-"""The environment of a run, as recorded beside its numbers."""
+"""Runs on disk: their environment, their JSON, and the template's results files made of them."""
 
+import hashlib
+import json
+import math
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from utils.images import write_bytes
+from utils.summary import aligned, number
+
+ROOT: Path = Path(__file__).resolve().parent.parent
+
+# The template's words for the challenge's sets; other sets go by their own names.
+TEMPLATE_MODES = {
+    "DIV2K_valid": "valid", "DIV2K_test": "test", "LSDIR_DIV2K_test": "hybrid_test",
+}  # fmt: skip
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -66,3 +78,131 @@ def _output(command: list[str]) -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """The same value with None for every NaN and infinity in it, which JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON whole or not at all; NaN and infinity become null."""
+    text = json.dumps(finite(content), indent=1, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def run_stem(run: dict[str, Any]) -> str:
+    """File name of a run, without suffix: one per model, set, device, backend and precision."""
+    return "_".join(
+        (run["model"], run["dataset"], run["environment"]["device_type"], run["backend"],
+         run["precision"])
+    )  # fmt: skip
+
+
+def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
+    """Record a run in `save_dir` and bring the template's results.json and .txt up to date.
+
+    Replaces an earlier run of the same name and touches no other. Several processes may do this
+    in one folder at once.
+    """
+    path = save_dir / f"{run_stem(run)}.json"
+    write_json(path, run)
+    seen = None
+    while seen != (now := _states(save_dir)):  # again if another process wrote a run meanwhile
+        seen = now
+        runs = read_runs(save_dir)
+        write_json(save_dir / "results.json", template_results(runs))
+        write_bytes(save_dir / "results.txt", template_table(runs).encode())
+    return path
+
+
+def _states(save_dir: Path) -> list[tuple[str, int, int]]:
+    files = ((path, path.stat()) for path in _run_files(save_dir))
+    return [(path.name, stat.st_mtime_ns, stat.st_size) for path, stat in files]
+
+
+def _run_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.json") if path.name != "results.json")
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The runs recorded in a folder, by file name; other JSON files are left out."""
+    runs = []
+    for path in _run_files(folder):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and {"model", "dataset", "images"} <= set(content):
+            runs.append(content)
+    return runs
+
+
+def template_results(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The runs under the keys and in the units of the challenge template's results.json.
+
+    The key is the model's name; where a model ran on several devices, backends or precisions,
+    their names follow it.
+    """
+    variants: dict[str, set[str]] = {}
+    for run in runs:
+        variants.setdefault(run["model"], set()).add(_variant(run))
+    results: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        several = len(variants[run["model"]]) > 1
+        key = f"{run['model']}_{_variant(run)}" if several else run["model"]
+        mode = TEMPLATE_MODES.get(run["dataset"], run["dataset"])
+        entry = results.setdefault(key, {})
+        entry[f"{mode}_runtime"] = [image["runtime_ms"] for image in run["images"]]
+        entry[f"{mode}_psnr"] = [image["psnr"] for image in run["images"]]
+        entry[f"{mode}_memory"] = run["memory_mib"]
+        entry[f"{mode}_ave_runtime"] = run["ave_runtime_ms"]
+        entry[f"{mode}_ave_psnr"] = run["ave_psnr"]
+        if run["ave_ssim"] is not None:
+            entry[f"{mode}_ssim"] = [image["ssim"] for image in run["images"]]
+            entry[f"{mode}_ave_ssim"] = run["ave_ssim"]
+        entry["activations"] = run["activations"] / 1e6
+        entry["num_conv"] = run["num_conv"]
+        entry["flops"] = run["flops"] / 1e9
+        entry["num_parameters"] = run["num_parameters"] / 1e6
+    return results
+
+
+def _variant(run: dict[str, Any]) -> str:
+    return f"{run['environment']['device_type']}_{run['backend']}_{run['precision']}"
+
+
+def template_table(runs: list[dict[str, Any]]) -> str:
+    """The template's results.txt: one line a model; what a model was not run on stays empty."""
+    results = template_results(runs)
+    modes = list(dict.fromkeys(TEMPLATE_MODES.get(r["dataset"], r["dataset"]) for r in runs))
+    header = ["Model", *(f"{mode.capitalize()} PSNR" for mode in modes),
+              *(f"{mode.capitalize()} Time [ms]" for mode in modes),
+              "Params [M]", "FLOPs [G]", "Acts [M]", "Mem [MiB]", "Conv"]  # fmt: skip
+    rows = []
+    for name, entry in results.items():
+        memory = max((entry.get(f"{m}_memory") or 0 for m in modes), default=0)
+        rows.append([
+            name,
+            *(number(entry.get(f"{mode}_ave_psnr"), 2, "") for mode in modes),
+            *(number(entry.get(f"{mode}_ave_runtime"), 2, "") for mode in modes),
+            number(entry["num_parameters"], 3), number(entry["flops"], 2),
+            number(entry["activations"], 2), number(memory or None, 2), str(entry["num_conv"]),
+        ])  # fmt: skip
+    return aligned([header, *rows], " | ") + "\n"
+
+
+if __name__ == "__main__":
+    from utils.tables import main  # which needs this module
+
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""A run in words: the lines of the challenge's template and a row of the factsheet's table."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# The efficiency table of the LKDN factsheet, NTIRE 2023.
+FACTSHEET_ROW = ("factsheet, DIV2K_valid, the team's GPU",
+                 "29.01", "78.49", "0.129", "8.29", "202.70", "652.41", "86")  # fmt: skip
+COLUMNS = ("", "PSNR [dB]", "Time [ms]", "Params [M]", "FLOPs [G]", "Acts [M]", "Mem [MiB]",
+           "Conv")  # fmt: skip
+
+
+def text(run: dict[str, Any], path: Path | str) -> str:
+    """What the judge reads: the template's figures, then a row of the factsheet's Table 2."""
+    environment = run["environment"]
+    n = len(run["images"])
+    cuda = environment["device_type"] == "cuda"
+    lines = [
+        "",
+        f"{run['model']} on {run['dataset']} ({n} images), {run['backend']} {run['precision']}, "
+        f"{environment['device']}, {environment['threads']} threads",
+        f"LR images            {run['lr_source']}",
+    ]
+    if run["ave_psnr"] is None:
+        lines.append("PSNR                 not measured: no HR images")
+    else:
+        gain = run["ave_psnr"] - run["ave_psnr_bicubic"]
+        lines.append(f"PSNR (RGB)           {_db(run['ave_psnr'])}, bicubic "
+                     f"{_db(run['ave_psnr_bicubic'])}, gain {gain:+.2f} dB")
+    if run["ave_ssim_y"] is not None:
+        lines.append(f"PSNR, SSIM (Y)       {_db(run['ave_psnr_y'], 3)}, {run['ave_ssim_y']:.4f}; "
+                     f"bicubic {_db(run['ave_psnr_y_bicubic'], 3)}")
+    if run["ave_ssim"] is not None:
+        lines.append(f"SSIM (RGB)           {run['ave_ssim']:.4f}")
+    warm = "not measured (give --repeat 2)"
+    if run["median_runtime_ms"] is not None:
+        warm = (f"{run['median_runtime_ms']:.2f} ms (20th percentile {run['p20_runtime_ms']:.2f}, "
+                f"80th {run['p80_runtime_ms']:.2f})")
+    lines += [
+        f"Runtime, challenge   {number(run['ave_runtime_ms'], 2)} ms, mean of {n} images, the "
+        "cold first one included",
+        f"Runtime, warm median {warm}",
+        f"Memory               {number(run['memory_mib'], 2)} MiB, "
+        + ("allocated on the GPU at most" if cuda else "resident at most, the whole process"),
+        f"#Params              {run['num_parameters'] / 1e6:.4f} M ({run['num_parameters']})",
+        f"FLOPs                {run['flops'] / 1e9:.4f} G at 3x256x256 ({run['flops_counter']})",
+        f"#Activations         {run['activations'] / 1e6:.4f} M at 3x256x256",
+        f"#Conv2d              {run['num_conv']}",
+        "",
+        f"Measured on {run['dataset']}:",
+        aligned([COLUMNS, FACTSHEET_ROW, row(run)]),
+        f"Recorded in {path}",
+    ]
+    return "\n".join(lines)
+
+
+def row(run: dict[str, Any]) -> tuple[str, ...]:
+    """A run as a row of the factsheet's efficiency table (COLUMNS)."""
+    return (
+        f"{run['model']}, {run['dataset']}, {run['environment']['device_type']}",
+        number(run["ave_psnr"], 2), number(run["ave_runtime_ms"], 2),
+        f"{run['num_parameters'] / 1e6:.3f}", f"{run['flops'] / 1e9:.2f}",
+        f"{run['activations'] / 1e6:.2f}", number(run["memory_mib"], 2), str(run["num_conv"]),
+    )  # fmt: skip
+
+
+def _db(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f} dB" if math.isfinite(value) else "infinite (equal images)"
+
+
+def number(value: float | None, digits: int, missing: str = "not measured") -> str:
+    """A figure for a table, or the word for one that is missing."""
+    return missing if value is None else f"{value:.{digits}f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], separator: str = "  ") -> str:
+    """A table in columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        separator.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,195 @@
+"""Published runs -> the generated parts of README.md, results/README.md and the model card.
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import summary
+from utils.datasets import BENCHMARKS
+from utils.images import write_bytes
+from utils.record import ROOT, read_runs
+from utils.summary import number
+
+DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/README.md")
+SHIPPED = "23_LKDN"
+# Y-PSNR / SSIM, x4, of the LKDN factsheet (NTIRE 2023), Table 1.
+FACTSHEET_TABLE1 = {
+    "Set5": "32.10 / 0.8938", "Set14": "28.62 / 0.7820", "B100": "27.59 / 0.7371",
+    "Urban100": "26.07 / 0.7845", "Manga109": "30.50 / 0.9077",
+}  # fmt: skip
+
+
+class PublishError(ValueError):
+    """A file that is no run fit to be published."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m utils.record", description=main.__doc__)
+    parser.add_argument("--publish", nargs="*", type=Path, metavar="FILE", required=True,
+                        help="runs to copy to results/published/; none: only make the tables")
+    args = parser.parse_args(argv)
+    try:
+        publish(args.publish)
+    except PublishError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def publish(files: Sequence[Path], root: Path = ROOT) -> None:
+    """Copy runs to results/published/ and bring every generated table up to date.
+
+    Raises:
+        PublishError: a file holds no run, or one in which images failed; nothing is copied then.
+    """
+    for file in files:
+        try:
+            run = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
+        if not isinstance(run, dict) or not {"model", "dataset", "images"} <= set(run):
+            raise PublishError(f"expected the JSON of a run of test_demo.py, got {file}")
+        if run["failed"]:
+            raise PublishError(f"expected a run without failures, got {len(run['failed'])} failed "
+                               f"images in {file}")
+    published = root / "results" / "published"
+    published.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if file.resolve().parent != published.resolve():
+            shutil.copyfile(file, published / file.name)
+    regenerate(root)
+
+
+def regenerate(root: Path = ROOT) -> None:
+    """Write every generated part of the documents anew from results/published/."""
+    for name in DOCUMENTS:
+        path = root / name
+        if path.exists():
+            write_bytes(path, regenerated(path.read_text(encoding="utf-8"), root).encode())
+
+
+def regenerated(document: str, root: Path = ROOT) -> str:
+    """A document with its generated parts as the published runs have them.
+
+    Raises:
+        KeyError: it asks for a part that is not in PARTS.
+    """
+    folder = root / "results" / "published"
+    training = _training(folder)
+    runs = [r for r in read_runs(folder) if not training or not _is_stale(r, training)]
+
+    def part(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{PARTS[match[2]](runs, training)}\n{match[4]}"
+
+    pattern = r"(<!-- generated: (\w+) -->)\n(.*?\n)??(<!-- end -->)"
+    return re.sub(pattern, part, document, flags=re.DOTALL)
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    path = folder / f"{SHIPPED}_training.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _is_stale(run: dict[str, Any], training: dict[str, Any]) -> bool:
+    """Whether a run is of weights that were shipped before: its figures are not of these."""
+    return run["model"] == SHIPPED and run["checkpoint"]["sha256"] != training["sha256"]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _output(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+    """What `python test_demo.py` prints, from the demo run of the shipped weights."""
+    run = next((r for r in runs if (r["model"], r["dataset"]) == (SHIPPED, "demo")), None)
+    if run is None:
+        return "not measured"
+    stem = f"{SHIPPED}_demo_{run['environment']['device_type']}_{run['backend']}"
+    path = f"results/{stem}_{run['precision']}.json"
+    return f"```\n{summary.text(run, path).strip()}\n```"
+
+
+def _quality(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+    """Table 1 of the factsheet with every published benchmark run below it."""
+    cells: dict[str, dict[str, str]] = {"factsheet (published)": FACTSHEET_TABLE1}
+    for run in sorted(runs, key=lambda run: run["model"]):
+        if run["dataset"] in BENCHMARKS and run["ave_ssim_y"] is not None:
+            name = "this repository" if run["model"] == SHIPPED else run["checkpoint"]["name"]
+            scores = f"{run['ave_psnr_y']:.3f} / {run['ave_ssim_y']:.4f}"
+            cells.setdefault(name, {})[run["dataset"]] = scores
+            bicubic = cells.setdefault("bicubic (Y-PSNR)", {})
+            bicubic[run["dataset"]] = number(run["ave_psnr_y_bicubic"], 3)
+    if "this repository" not in cells:
+        cells["this repository"] = {}
+    rows = [["Y-PSNR [dB] / SSIM, x4", *BENCHMARKS]]
+    rows += [[name, *(row.get(s, "not measured") for s in BENCHMARKS)]
+             for name, row in cells.items()]
+    return _markdown(rows)
+
+
+def _efficiency(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+    """Table 2 of the factsheet with every published run below it."""
+    header = [*summary.COLUMNS, "warm median [ms]", "bicubic [dB]", "device", "threads", "commit",
+              "date"]  # fmt: skip
+    rows = [header, [*summary.FACTSHEET_ROW, "", "", "", "", "", "2023"]]
+    for run in runs:
+        environment = run["environment"]
+        rows.append([
+            *summary.row(run), number(run["median_runtime_ms"], 2),
+            number(run["ave_psnr_bicubic"], 2), environment["device"],
+            str(environment["threads"]), str(environment["commit"])[:7], environment["date"][:10],
+        ])  # fmt: skip
+    return _markdown(rows)
+
+
+def _training_table(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+    """How the shipped weights came about."""
+    if not training:
+        return "not trained yet"
+    rows = [["stage", "steps", "batch", "HR patch", "loss", "optimiser", "learning rate", "seed",
+             "data (fingerprint)", "minutes", "device"]]  # fmt: skip
+    for record in training["stages"]:
+        stage = record["stage"]
+        devices = {work["environment"]["device"]: None for work in record["history"]}
+        minutes = sum(work["minutes"] for work in record["history"])
+        rows.append([
+            stage["name"], f"{record['step']} of {stage['steps']}", str(stage["batch"]),
+            str(stage["patch"]), stage["loss"].upper(), stage["optimizer"],
+            f"{stage['lr']:g} {stage['schedule']}", str(record["seed"]), record["data"][:12],
+            f"{minutes:.0f}", "; ".join(devices),
+        ])  # fmt: skip
+    lines = [_markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
+    if training["validation"]:
+        last = training["validation"][-1]
+        lines.append(f"\nValidation images, none of them in the training data: "
+                     f"{last['val_psnr']:.3f} dB on RGB, {last['val_psnr_y']:.3f} dB on Y.")
+    return "\n".join(lines)
+
+
+def _validation(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+    """The score of the fused average on the validation images over the steps."""
+    rows = [["stage", "step", "PSNR (RGB) [dB]", "PSNR (Y) [dB]"]]
+    rows += [[line["stage"], str(line["step"]), f"{line['val_psnr']:.3f}",
+              f"{line['val_psnr_y']:.3f}"] for line in training.get("validation", [])]
+    return _markdown(rows)
+
+
+PARTS: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], str]] = {
+    "output": _output,
+    "quality": _quality,
+    "efficiency": _efficiency,
+    "training": _training_table,
+    "validation": _validation,
+}
