@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.team23_LKDN import LKDN
 from train.stages import Stage
 from utils.images import write_bytes
 from utils.weights import CheckpointError, load_state, read_checkpoint
@@ -19,13 +20,15 @@ class State:
 
     net: training form. ema: its averaged weights by name. step: optimiser steps done.
     history: one record per process that worked on the run (steps, minutes, environment).
+    before: one record per earlier stage whose weights this one started from.
     """
 
-    net: nn.Module
+    net: LKDN
     ema: dict[str, Tensor]
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    before: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
@@ -41,10 +44,19 @@ def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) ->
             "seed": seed,
             "data": fingerprint,
             "history": state.history,
+            "before": state.before,
         },
         buffer,
     )
     write_bytes(path, buffer.getvalue())
+
+
+def training_records(saved: dict[str, Any]) -> list[dict[str, Any]]:
+    """How the weights of a checkpoint came about, a record a stage; empty for foreign files."""
+    if not {"stage", "step", "history"} <= set(saved):
+        return []
+    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    return [*saved.get("before", []), own]
 
 
 def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
@@ -70,3 +82,4 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(content)
     state.step, state.history = saved["step"], saved["history"]
+    state.before = saved.get("before", [])

@@ -22,10 +22,9 @@ from models.team23_LKDN import LKDN
 from train import checkpoint, log
 from train.optim import learning_rate, set_learning_rate, update_ema
 from train.patches import Sampler, sample
-from train.reparam import fuse, fused_parameters, plain_like
+from train.reparam import fused_parameters, plain_like
 from train.stages import Stage
 from utils import evaluate
-from utils.packing import SCALE
 from utils.record import environment
 
 logger = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ def train(run: Run, state: checkpoint.State) -> bool:
     return state.step == stage.steps
 
 
-def make_forward(form: nn.Module, stage: Stage, device: torch.device) -> Callable[[Tensor], Tensor]:
+def make_forward(form: LKDN, stage: Stage, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The training form as a function of (B, 3, H, W), gradients reaching `form`'s parameters.
 
     Folding the branches into the plain network's kernels at every step is the same function with
@@ -149,7 +148,7 @@ def _keep_float32(plain: LKDN) -> None:
     """Take the dilated depthwise out of autocast: in bfloat16 and channels_last on a CPU, torch
     2.13 computes its weight gradient wrongly."""
     for name in plain.blocks:
-        plain.get_submodule(name).atten.depthwise_dilated.__class__ = _Float32Conv2d
+        plain.get_submodule(f"{name}.atten.depthwise_dilated").__class__ = _Float32Conv2d
 
 
 def _gradients(

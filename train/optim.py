@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
                 for p in params:
                     if not self.state[p]:
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                grads = [p.grad for p in params]
+                grads = [p.grad for p in params if p.grad is not None]
                 buffers = [self.state[p]["momentum_buffer"] for p in params]
                 torch._foreach_lerp_(buffers, grads, 1 - momentum)
                 nesterov = torch._foreach_lerp(grads, buffers, momentum)

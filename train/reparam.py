@@ -63,17 +63,17 @@ def training_form(net: LKDN) -> LKDN:
     """
     form = copy.deepcopy(net)
     for name in form.blocks:
-        block = form.get_submodule(name)
         for rbsb in RBSB_NAMES:
-            plain = block.get_submodule(rbsb)
+            plain = form.get_submodule(f"{name}.{rbsb}")
+            assert isinstance(plain, BSConv), f"{name}.{rbsb} is no plain BSConv"
             rep = RepBSConv(plain.pw.in_channels).to(plain.pw.weight)
             rep.pw, rep.dw = plain.pw, plain.dw
-            setattr(block, rbsb, rep)
-    conv, shuffle = form.upsampler
-    rep = RepUpsampler(conv.in_channels, conv.out_channels // shuffle.upscale_factor**2,
-                       shuffle.upscale_factor).to(conv.weight)
-    rep.conv3 = conv
-    form.upsampler = rep
+            setattr(form.get_submodule(name), rbsb, rep)
+    conv, scale = form.upsampler[0], upscale_factor(form)
+    assert isinstance(conv, nn.Conv2d)
+    upsampler = RepUpsampler(conv.in_channels, conv.out_channels // scale**2, scale)
+    upsampler.conv3 = conv
+    form.upsampler = upsampler.to(conv.weight)  # type: ignore[assignment]
     return form
 
 

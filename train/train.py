@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,17 +14,23 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # running this file put train/ there, where `train` is this very file
 
-from models.team23_LKDN import LKDN, LKDB  # noqa: E402
+from models.team23_LKDN import LKDB, LKDN  # noqa: E402
 from train import checkpoint, log, loop  # noqa: E402
 from train.optim import make_optimizers  # noqa: E402
 from train.patches import sampler  # noqa: E402
 from train.reparam import training_form  # noqa: E402
 from train.stages import STAGES, Stage  # noqa: E402
-from utils import evaluate  # noqa: E402
+from utils import devices, evaluate  # noqa: E402
 from utils.datasets import DatasetError, find  # noqa: E402
 from utils.images import ImageError  # noqa: E402
 from utils.packing import SCALE, pack  # noqa: E402
-from utils.weights import CheckpointError, load_weights  # noqa: E402
+from utils.record import write_json  # noqa: E402
+from utils.weights import (  # noqa: E402
+    CheckpointError,
+    load_state,
+    read_checkpoint,
+    state_dict_of,
+)
 
 logger = logging.getLogger("train")
 
@@ -41,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         world = join_world(args.device)
         logger.setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
         return work(args, world)
-    except (UsageError, CheckpointError, DatasetError, ImageError, FileNotFoundError) as error:
+    except (UsageError, CheckpointError, DatasetError, ImageError, FileNotFoundError,
+            devices.DeviceError) as error:
         logger.error("%s", error)
         return 2
     except (loop.Diverged, OSError) as error:
@@ -70,7 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="start from these training-form weights; stage 2: stage 1's in RUN")
     add("--resume", action="store_true", help="continue the run in RUN, if it has begun")
     add("--seed", type=int, default=0, help="decides first weights and patches")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train")
+    add("--device", choices=devices.NAMES, default="auto", help="where to train")
     add("--threads", type=int, metavar="N", help="CPU threads")
     add("--max_minutes", type=float, default=float("inf"), metavar="M",
         help="save and stop after M minutes; --resume goes on with the same schedule")
@@ -105,16 +113,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def join_world(device_name: str) -> loop.World:
     """This process's place: torchrun's variables, or alone."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if device_name == "auto":
-        device_name = ("cuda" if torch.cuda.is_available()
-                       else "mps" if torch.backends.mps.is_available() else "cpu")
-    if device_name == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError("expected a CUDA device, torch sees none: give --device cpu")
+    device = devices.select_device(device_name)
+    if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if size > 1:
-        dist.init_process_group("nccl" if device_name == "cuda" else "gloo")
-    return loop.World(rank, size, torch.device(device_name))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return loop.World(rank, size, device)
 
 
 def work(args: argparse.Namespace, world: loop.World) -> int:
@@ -128,17 +132,22 @@ def work(args: argparse.Namespace, world: loop.World) -> int:
     if file.exists() and not args.resume:
         raise UsageError(f"expected a new run, got one in {file}: give --resume to continue it, "
                          "or another --out")
+    state = initial_state(args, stage, world)
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
     if world.size > 1 and world.rank == 0:
         dist.barrier()
-    state = initial_state(args, stage, world)
     if file.exists():
         checkpoint.resume(file, state, stage, args.seed, data.fingerprint)
         logger.info("continuing at step %d of %d", state.step, stage.steps)
     if world.rank == 0:
         log.trim(args.out / "log.jsonl", stage.name, state.step)
+        write_json(args.out / f"{stage.name}_data.json", {
+            "folders": [folder.resolve().name for folder in args.data], "first": args.first,
+            "images": len(data.images), "skipped": data.skipped, "fingerprint": data.fingerprint,
+            "megapixels": SCALE**2 * sum(i.height * i.width for i in data.images) / 1e6,
+        })
     run = loop.Run(
         stage, args.seed, file, sampler(data, stage.patch // SCALE, world.device),
         data.fingerprint, [evaluate.load(p) for p in find(args.val, ROOT / "data").pairs]
@@ -171,11 +180,14 @@ def initial_state(
         if not init.exists():
             raise UsageError(f"expected stage 1's weights in {init}, found no such file: train "
                              "stage 1 with the same --out, or give --init FILE")
+    before: list[dict[str, Any]] = []
     if init:
-        load_weights(net, init)
+        saved = read_checkpoint(init)
+        load_state(net, state_dict_of(saved, init), init)
+        before = checkpoint.training_records(saved)
     net = net.to(world.device, torch.float64 if stage.precision == "fp64" else torch.float32)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
-    return checkpoint.State(net, ema, make_optimizers(net, stage))
+    return checkpoint.State(net, ema, make_optimizers(net, stage), before=before)
 
 
 if __name__ == "__main__":
