@@ -1,6 +1,7 @@
 """What a network costs: parameters, FLOPs, activations, convolutions, memory, runtime."""
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,22 +39,24 @@ def count(net: nn.Module, size: tuple[int, int, int] = (3, 256, 256)) -> Counts:
         net: on any device; it is run on it twice.
         size: channels, height, width of the input.
     """
-    # Imported late: the counters are its only use, and training machines may not have it.
-    from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
-
     parameter = next(net.parameters())
     x = torch.rand(1, *size, dtype=parameter.dtype, device=parameter.device)
-    analysis = FlopCountAnalysis(net, x).set_op_handle(
-        **{f"aten::{name}": _outputs for name in RELU_FAMILY}
-    )
-    activations = ActivationCountAnalysis(net, x)
-    for counter in (analysis, activations):
-        counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    by_operator = analysis.by_operator()
+    with warnings.catch_warnings():  # fvcore stands on torch.jit, which torch deprecates
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # Imported late: the counters are its only use, and training machines may not have it.
+        from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+
+        flops = FlopCountAnalysis(net, x).set_op_handle(
+            **{f"aten::{name}": _outputs for name in RELU_FAMILY}
+        )
+        activations = ActivationCountAnalysis(net, x)
+        for counter in (flops, activations):
+            counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        by_operator, num_activations = flops.by_operator(), int(activations.total())
     return Counts(
         num_parameters=sum(p.numel() for p in net.parameters()),
         flops=int(sum(by_operator[name] for name in MULTIPLYING + ("relu_family",))),
-        activations=int(activations.total()),
+        activations=num_activations,
         num_conv=sum(isinstance(module, nn.Conv2d) for module in net.modules()),
     )
 

@@ -62,22 +62,27 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Load a state dict strictly; `path` names it in errors. Raises CheckpointError."""
     expected = net.state_dict()
-    misfits = [f"missing {key}" for key in expected if key not in state]
-    misfits += [f"unexpected {key}" for key in state if key not in expected]
-    misfits += [
-        f"{key} of shape {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    if misfits:
-        more = f" and {len(misfits) - 5} more" if len(misfits) > 5 else ""
-        hint = ""
-        if any(".rep1x1." in key for key in state) and not any(".rep1x1." in k for k in expected):
-            hint = "; it is a training-form checkpoint: fuse it with train/export.py"
-        raise CheckpointError(
-            f"{path} does not fit {type(net).__name__}: {'; '.join(misfits[:5])}{more}{hint}"
-        )
+    misfits = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+            for key in expected
+            if key in state and state[key].shape != expected[key].shape
+        ],
+    }
+    if any(misfits.values()):
+        said = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in misfits.items() if keys)
+        if any(".rep1x1." in key for key in misfits["unexpected"]):
+            said += "; this is a training-form checkpoint: fuse it with train/export.py"
+        raise CheckpointError(f"{path} does not fit {type(net).__name__}: {said}")
     if broken := [key for key, value in state.items() if not torch.isfinite(value).all()]:
         raise CheckpointError(f"expected finite weights in {path}, got NaN or infinity in "
-                              f"{', '.join(broken[:5])}")
+                              f"{_some(broken)}")
     net.load_state_dict(state)
+
+
+def _some(names: list[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

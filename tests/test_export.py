@@ -1,0 +1,163 @@
+"""train/export.py on our own runs and on the authors' files, and the pictures of the README."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.team23_LKDN import LKDN
+from train import checkpoint
+from train.export import export, load_form
+from train.optim import make_optimizers
+from train.reparam import fuse, training_form
+from train.stages import STAGES
+from utils import evaluate, picture, record, tables
+from utils.datasets import find
+from utils.images import read_rgb
+from utils.metrics import psnr, ssim, to_y
+from utils.weights import CheckpointError, load_weights
+
+REFERENCE = record.ROOT.parent / "shared" / "reference"
+BENCH = record.ROOT.parent / "shared" / "data" / "bench"
+needs_reference = pytest.mark.skipif(
+    not (REFERENCE.is_dir() and BENCH.is_dir()),
+    reason=f"the authors' weights and the benchmark images are not in {REFERENCE.parent}",
+)
+
+
+def a_run(folder: Path) -> checkpoint.State:
+    """A finished run of one stage, its average unlike its last weights."""
+    torch.manual_seed(1)
+    net, average = training_form(LKDN()), training_form(LKDN())
+    ema = {name: p.detach() for name, p in average.named_parameters()}
+    stage = replace(STAGES[1], steps=3)
+    state = checkpoint.State(net, ema, make_optimizers(net, stage), step=3)
+    folder.mkdir()
+    checkpoint.save(folder / "stage1.pt", state, stage, 0, "fingerprint")
+    (folder / "log.jsonl").write_text(
+        '{"stage": "stage1", "step": 3, "val_psnr": 30.5, "val_psnr_y": 32.25}\n'
+    )
+    return state
+
+
+def test_a_run_is_shipped_with_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = a_run(tmp_path / "run")
+    weights, training = tmp_path / "zoo" / "w.pth", tmp_path / "training.json"
+    monkeypatch.setattr("train.export.SHIPPED", weights)
+    monkeypatch.setattr("train.export.TRAINING_RECORD", training)
+    regenerated: list[bool] = []
+    monkeypatch.setattr(tables, "regenerate", lambda: regenerated.append(True))
+
+    export(tmp_path / "run")
+
+    form = training_form(LKDN())
+    form.load_state_dict(state.ema)
+    expected = fuse(form.double()).float().state_dict()
+    shipped = torch.load(weights, weights_only=True)
+    assert list(shipped) == list(LKDN().state_dict())
+    assert all(torch.equal(shipped[name], expected[name]) for name in expected)
+    said = json.loads(training.read_text())
+    assert said["sha256"] == record.sha256(weights)
+    assert said["stages"][0]["step"] == 3 and said["stages"][0]["data"] == "fingerprint"
+    assert said["validation"][-1]["val_psnr_y"] == 32.25
+    assert regenerated
+
+
+def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    form = training_form(LKDN(8, 2, 3))  # another size, and x3
+    torch.save({"params": form.state_dict()}, tmp_path / "foreign.pth")
+    script = str(record.ROOT / "train" / "export.py")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        done = subprocess.run([sys.executable, script, *arguments], cwd=tmp_path, text=True,
+                              capture_output=True, timeout=120)  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return done
+
+    done = run("foreign.pth", "-o", "fused.pth")
+    assert done.returncode == 0, done.stderr
+    plain = LKDN(8, 2, 3)
+    load_weights(plain, tmp_path / "fused.pth")
+    x = torch.rand(2, 3, 5, 9)
+    # Two ways to sum in float32, and values around 1.
+    torch.testing.assert_close(plain(x), form(x), rtol=0, atol=2e-6)
+
+    done = run("foreign.pth")
+    assert done.returncode == 2 and "without a training record" in done.stderr
+    done = run("fused.pth", "-o", "again.pth")
+    assert done.returncode == 2 and "inference form need no export" in done.stderr
+    done = run(".")
+    assert done.returncode == 2 and "stage2.pt" in done.stderr
+    assert not (tmp_path / "again.pth").exists()
+
+
+def test_a_wrong_fuse_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_run(tmp_path / "run")
+
+    def wrong(form: LKDN) -> LKDN:
+        plain = fuse(form)
+        with torch.no_grad():
+            plain.c2.dw.bias[0] += 1e-9
+        return plain
+
+    monkeypatch.setattr("train.export.fuse", wrong)
+    with pytest.raises(ArithmeticError, match="was not written"):
+        export(tmp_path / "run", tmp_path / "w.pth")
+    assert not (tmp_path / "w.pth").exists()
+
+
+@needs_reference
+def test_the_authors_training_form_fuses_to_their_inference_form(tmp_path: Path) -> None:
+    export(REFERENCE / "LKDN-S_x4_training.pth", tmp_path / "fused.pth")
+    ours = torch.load(tmp_path / "fused.pth", weights_only=True)
+    theirs = torch.load(REFERENCE / "LKDN-S_x4_fused.pth", weights_only=True)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():  # they fused in float32
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-6)
+    with pytest.raises(CheckpointError, match="training form"):
+        load_form(theirs, tmp_path)
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    ("net", "file", "name", "convention", "expected_psnr", "expected_ssim"),
+    [
+        (LKDN(), "LKDN-S_x4_fused.pth", "Set5", "double", 32.101, 0.8938),
+        (LKDN(), "LKDN-S_x4_fused.pth", "Set5", "uint8", 32.106, 0.8938),
+        (LKDN(), "LKDN-S_x4_fused.pth", "Set14", "double", 28.616, 0.7821),
+        (LKDN(56, 8), "LKDN_x4.pth", "Set5", "uint8", 32.395, None),
+    ],
+)
+def test_the_authors_weights_give_the_authors_figures(
+    net: LKDN, file: str, name: str, convention: evaluate.Convention, expected_psnr: float,
+    expected_ssim: float | None,
+) -> None:  # fmt: skip
+    load_weights(net, REFERENCE / file)
+    scores = []
+    for pair in find(name, BENCH).pairs:
+        sample = evaluate.load(pair, convention)
+        sr, _ = evaluate.restore(net.eval(), sample.lr, torch.device("cpu"))
+        assert sample.hr is not None
+        scores.append((psnr(to_y(sr), to_y(sample.hr)), ssim(to_y(sr), to_y(sample.hr))))
+    assert np.mean([s[0] for s in scores]) == pytest.approx(expected_psnr, abs=0.002)
+    if expected_ssim is not None:
+        assert np.mean([s[1] for s in scores]) == pytest.approx(expected_ssim, abs=0.0002)
+
+
+def test_picture_sets_crops_side_by_side(tmp_path: Path) -> None:
+    crops = {label: np.full((10, 20, 3), value, np.uint8)
+             for label, value in (("a", 10), ("b", 20), ("c", 30))}  # fmt: skip
+    image = picture.side_by_side(crops)
+    assert image.shape == (28 + 30, 3 * 60 + 2 * 6, 3)
+    assert [image[40, x, 0] for x in (30, 96, 162)] == [10, 20, 30]
+    crop = find("demo", tmp_path).pairs[1]
+    assert crop.hr is not None and read_rgb(crop.hr).shape == (300, 451, 3)
+    with pytest.raises(SystemExit) as stopped:
+        picture.main(["nobody", "--crop", "0", "0", "9", "9", "-o", str(tmp_path / "x.png")])
+    assert stopped.value.code == 2

@@ -1,0 +1,189 @@
+"""test_demo.py as a judge uses it: in a process of its own, from another directory."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from models.team23_LKDN import LKDN
+from utils.bicubic import downscale
+from utils.images import mod_crop, read_rgb, to_tensor, to_uint8, write_png
+from utils.metrics import psnr
+from utils.record import ROOT
+
+SCRIPT = str(ROOT / "test_demo.py")
+STEM = "23_LKDN@random"
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth colourful image, so that bicubic and SR are neither perfect nor hopeless."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3))
+    return cv2.resize(noise.astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(LKDN().state_dict(), path)
+    return path
+
+
+def judge(cwd: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    import os
+
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+        env={**os.environ, **environment}, timeout=300,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def strict(path: Path) -> Any:
+    """JSON that must not hold NaN or Infinity."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Path) -> None:
+    folder = tmp_path / "my set"
+    for name, (height, width) in {"odd": (37, 53), "wide": (16, 90), "tiny": (8, 40)}.items():
+        write_png(folder / "HR" / f"{name}.png", photo(height, width))
+    whole = (folder / "HR" / "odd.png").read_bytes()
+    (folder / "HR" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "HR" / "empty.png").touch()
+
+    done = judge(tmp_path, "--dataset", folder, "--checkpoint", random_weights, "--save_dir",
+                 "out", "--ssim", "--repeat", "2", CUDA_VISIBLE_DEVICES="")
+
+    assert done.returncode == 1
+    for name in ("cut", "empty", "tiny", "wide"):  # wide is too small for SSIM's window
+        assert f"  {name}: expected" in done.stderr
+    run = strict(tmp_path / "out" / f"{STEM}_my set_cpu_eager_fp32.json")
+    assert [image["name"] for image in run["images"]] == ["odd"]
+    assert len(run["failed"]) == 4
+    assert run["environment"]["device_type"] == "cpu"
+    assert (run["num_parameters"], run["flops"], run["activations"], run["num_conv"]) == (
+        129177, 8289189888, 202702848, 86)  # fmt: skip
+    assert "im2double" in run["lr_source"] and "im2double" in done.stdout
+    assert run["median_runtime_ms"] > 0 and run["p20_runtime_ms"] <= run["p80_runtime_ms"]
+
+    hr = mod_crop(read_rgb(folder / "HR" / "odd.png"))
+    net = LKDN().eval()
+    net.load_state_dict(torch.load(random_weights, weights_only=True))
+    with torch.inference_mode():
+        expected = to_uint8(net(to_tensor(downscale(hr))))
+    written = read_rgb(tmp_path / "out" / STEM / "my set" / "odd.png")
+    assert written.shape == (36, 52, 3) == hr.shape
+    # Another thread count may round a sum elsewhere: one level, on a pixel or two.
+    assert np.abs(written.astype(int) - expected).max() <= 1
+    assert run["images"][0]["psnr"] == pytest.approx(psnr(written, hr), abs=1e-9)
+    assert run["ave_psnr"] == run["images"][0]["psnr"]
+    assert f"{run['ave_psnr']:.2f} dB" in done.stdout
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -> None:
+    hr = photo(48, 64)
+    write_png(tmp_path / "DIV2K_valid_HR" / "0801.png", hr)
+    write_png(tmp_path / "DIV2K_valid_LR_bicubic" / "X4" / "0801x4.png", downscale(hr))
+    write_png(tmp_path / "DIV2K_test_LR" / "0901.png", downscale(hr))
+    write_png(tmp_path / "LSDIR_DIV2K_test_HR" / "a.png", hr)
+    write_png(tmp_path / "LSDIR_DIV2K_test_LR" / "ax4.png", photo(13, 16))  # not a quarter of 48
+    common = ("--data_dir", tmp_path, "--checkpoint", random_weights, "--save_dir", tmp_path)
+
+    assert judge(tmp_path, *common, "--include_test").returncode == 0
+    done = judge(tmp_path, *common, "--dataset", "LSDIR_DIV2K_test", "DIV2K_valid", "--no_images")
+
+    assert done.returncode == 1
+    assert "expected HR of 4 times the LR size, got 64x48 and 16x13" in done.stderr
+    results = strict(tmp_path / "results.json")
+    entry = results[STEM]
+    assert entry["valid_ave_psnr"] == entry["valid_psnr"][0] > 0
+    assert entry["test_psnr"] == [None] and entry["test_ave_psnr"] is None
+    assert len(entry["test_runtime"]) == 1 and entry["test_memory"] > 0
+    assert entry["num_parameters"] == 0.129177 and entry["num_conv"] == 86
+    assert entry["flops"] == pytest.approx(8.289189888)
+    assert "Valid PSNR" in (tmp_path / "results.txt").read_text()
+    run = strict(tmp_path / f"{STEM}_DIV2K_test_cpu_eager_fp32.json")
+    assert run["lr_source"] == "files in DIV2K_test_LR" and run["ave_psnr_bicubic"] is None
+    assert (tmp_path / STEM / "DIV2K_test" / "0901.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "Set5"], "Set5/HR"),
+        ([], "DIV2K_valid_LR_bicubic/X4"),
+        (["--dataset", "benchmarks"], "expected some of Set5, Set14"),
+        (["--dataset", "demo", "--model_id", "7"], "expected a --model_id of 23"),
+        (["--dataset", "demo", "--checkpoint", "no.pth"], "found no file: no.pth"),
+        (["--dataset", "demo", "--checkpoint", "other.pth"],
+         "fea_conv.dw.bias (56,), expected (42,)"),
+        (["--dataset", "demo", "--checkpoint", "text.pth"], "expected a PyTorch checkpoint"),
+        (["--dataset", "demo", "--repeat", "0"], "expected --repeat of at least 1"),
+        (["--dataset", "demo", "--device", "cuda"], "expected the device cuda"),
+        (["--dataset", "demo", "--save_dir", "text.pth/results"], "cannot write to"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_sentence_and_exit_2(
+    tmp_path: Path, random_weights: Path, capsys: pytest.CaptureFixture, monkeypatch: Any,
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    import test_demo
+
+    torch.save(LKDN(56, 8).state_dict(), tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if "--checkpoint" not in arguments:
+        arguments = [*arguments, "--checkpoint", str(random_weights)]
+    try:
+        code = test_demo.main(["--data_dir", str(tmp_path), "--save_dir", "out", *arguments])
+    except SystemExit as stopped:  # argparse
+        code = int(str(stopped.code))
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_shipped_weights_beat_bicubic_on_the_demo_photos(tmp_path: Path) -> None:
+    done = judge(tmp_path, "--dataset", "demo", "--save_dir", "out", "--no_images", "--verbose")
+    assert done.returncode == 0, done.stderr
+    run = strict(tmp_path / "out" / "23_LKDN_demo_cpu_eager_fp32.json")
+    assert [image["name"] for image in run["images"]] == ["astronaut", "chelsea", "coffee",
+                                                          "rocket"]  # fmt: skip
+    assert run["ave_psnr"] - run["ave_psnr_bicubic"] >= 1.2
+    assert "astronaut: 512x512" in done.stderr
+    assert "29.01" in done.stdout and "Measured on demo" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> None:
+    for i in range(200):
+        write_png(tmp_path / "set" / "HR" / f"{i:03}.png", photo(64, 64, i))
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, "--dataset", "set", "--checkpoint", str(random_weights),
+         "--save_dir", "out"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    images = tmp_path / "out" / STEM / "set"
+    while not images.exists() or len(list(images.glob("*.png"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted" in errors and "Traceback" not in errors
+    assert all(read_rgb(path).shape == (64, 64, 3) for path in images.glob("*.png"))
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".tmp"]

@@ -1,0 +1,115 @@
+"""Run records, the template's results files made of them, and the generated tables."""
+
+import copy
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from utils import record, tables
+
+
+def a_run(dataset: str = "Set5", model: str = "23_LKDN", device: str = "cpu") -> dict[str, Any]:
+    image = {"name": "a", "size": [64, 48], "runtime_ms": 2.0, "psnr": 30.0, "psnr_y": 31.5,
+             "ssim": None, "ssim_y": 0.9, "psnr_bicubic": 28.0, "psnr_y_bicubic": 29.0}
+    return {
+        "model": model, "dataset": dataset, "checkpoint": {"name": "w.pth", "sha256": "0" * 64},
+        "lr_source": "files in LR", "backend": "eager", "precision": "fp32",
+        "environment": {"device_type": device, "device": "a chip", "threads": 2,
+                        "commit": "c" * 40, "date": "2026-01-02T03:04:05+00:00"},
+        "ave_psnr": 30.0, "ave_psnr_y": 31.5, "ave_ssim": None, "ave_ssim_y": 0.9,
+        "ave_psnr_bicubic": 28.0, "ave_psnr_y_bicubic": 29.0, "ave_runtime_ms": 2.0,
+        "median_runtime_ms": None, "p20_runtime_ms": None, "p80_runtime_ms": None,
+        "memory_mib": 100.0, "num_parameters": 129177, "flops": 8289189888,
+        "flops_counter": "multiply-adds", "activations": 202702848, "num_conv": 86,
+        "images": [image], "failed": [],
+    }  # fmt: skip
+
+
+def test_runs_at_once_lose_nothing(tmp_path: Path) -> None:
+    runs = [a_run(f"set{i}", f"model{i % 3}") for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda run: record.write_run(tmp_path, run), runs))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {key for entry in results.values() for key in entry if key.endswith("_ave_psnr")} == {
+        f"set{i}_ave_psnr" for i in range(24)
+    }
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))
+
+
+def test_template_results_have_its_keys_and_units() -> None:
+    with_ssim = a_run("LSDIR_DIV2K_test")
+    with_ssim["ave_ssim"] = with_ssim["images"][0]["ssim"] = 0.8
+    results = record.template_results([a_run("DIV2K_valid"), with_ssim])
+    assert results == {"23_LKDN": {
+        "valid_runtime": [2.0], "valid_psnr": [30.0], "valid_memory": 100.0,
+        "valid_ave_runtime": 2.0, "valid_ave_psnr": 30.0,
+        "hybrid_test_runtime": [2.0], "hybrid_test_psnr": [30.0], "hybrid_test_memory": 100.0,
+        "hybrid_test_ave_runtime": 2.0, "hybrid_test_ave_psnr": 30.0,
+        "hybrid_test_ssim": [0.8], "hybrid_test_ave_ssim": 0.8,
+        "activations": 202.702848, "num_conv": 86, "flops": 8.289189888,
+        "num_parameters": 0.129177,
+    }}  # fmt: skip
+
+
+def test_results_of_several_devices_stand_side_by_side() -> None:
+    results = record.template_results([a_run(device="cpu"), a_run(device="cuda")])
+    assert set(results) == {"23_LKDN_cpu_eager_fp32", "23_LKDN_cuda_eager_fp32"}
+
+
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    record.write_json(tmp_path / "x.json", {"a": [math.inf, {"b": math.nan}], "c": 1.5})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, {"b": None}], "c": 1.5}
+
+
+def test_environment_is_complete_and_holds_no_paths() -> None:
+    environment = record.environment(torch.device("cpu"))
+    assert environment["torch"] == str(torch.__version__) and environment["threads"] >= 1
+    assert {"commit", "dirty", "python", "cuda", "driver", "device", "tf32_matmul", "tf32_cudnn",
+            "cudnn_benchmark", "date"} <= set(environment)
+    assert str(record.ROOT) not in json.dumps(environment)
+
+
+@pytest.mark.parametrize("name", tables.DOCUMENTS)
+def test_documents_say_what_the_published_runs_say(name: str) -> None:
+    text = (record.ROOT / name).read_text()
+    assert "<!-- generated:" in text
+    assert tables.regenerated(text) == text, "run python -m utils.record --publish"
+
+
+def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) -> None:
+    parts = "".join(f"<!-- generated: {name} -->\n<!-- end -->\n" for name in tables.PARTS)
+    (tmp_path / "README.md").write_text(f"# A title\n{parts}The end.\n")
+    foreign = a_run("Set14", "23_LKDN@other")
+    foreign["checkpoint"]["name"] = "other.pth"
+    files = [record.write_run(tmp_path, run) for run in (a_run(), a_run("demo"), foreign)]
+    tables.publish(files, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# A title\n") and text.endswith("The end.\n")
+    assert "| this repository | 31.500 / 0.9000 | not measured |" in text
+    assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
+    assert "PSNR (RGB)           30.00 dB, bicubic 28.00 dB, gain +2.00 dB" in text
+    assert tables.regenerated(text, tmp_path) == text
+
+    training = {"sha256": "1" * 64, "stages": [], "validation": []}
+    record.write_json(tmp_path / "results" / "published" / "23_LKDN_training.json", training)
+    tables.regenerate(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| this repository | not measured | not measured |" in text
+    assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
+
+
+def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
+    failed = copy.deepcopy(a_run())
+    failed["failed"] = ["b: broken"]
+    record.write_json(tmp_path / "failed.json", failed)
+    record.write_json(tmp_path / "foreign.json", [1])
+    (tmp_path / "text.json").write_text("{")
+    for name in ("failed", "foreign", "text", "absent"):
+        with pytest.raises(tables.PublishError, match=name):
+            tables.publish([tmp_path / f"{name}.json"], tmp_path)
+    assert not (tmp_path / "results").exists()
