@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -62,18 +62,19 @@ class Run:
     max_minutes: float
 
 
-def train(run: Run, state: checkpoint.State) -> bool:
+def train(run: Run, state: checkpoint.State) -> Literal["finished", "time is up", "stopped"]:
     """Train until the stage's last step, a signal, or the time limit; save and log as asked.
 
     `state` is changed in place. Interrupts never bend the schedule: a resumed run takes the same
     steps as one that was never stopped.
 
     Returns:
-        Whether the last step of the stage is done.
+        Why it ended: the stage is done, max_minutes are over, or a signal came.
 
     Raises:
         Diverged: the loss or a gradient is not finite. Nothing is saved after that.
     """
+    outcome: Literal["finished", "time is up", "stopped"] = "finished"
     stage, device, lead = run.stage, run.world.device, run.world.rank == 0
     forward = make_forward(state.net, stage, device)
     weights = dict(state.net.named_parameters())
@@ -87,7 +88,11 @@ def train(run: Run, state: checkpoint.State) -> bool:
         total=stage.steps, initial=state.step, desc=stage.name, unit="step", disable=not lead
     ) as bar:
         while state.step < stage.steps:
-            if _agree(run.world, stopped() or time.monotonic() - began > 60 * run.max_minutes):
+            if _agree(run.world, stopped()):
+                outcome = "stopped"
+                break
+            if _agree(run.world, time.monotonic() - began > 60 * run.max_minutes):
+                outcome = "time is up"
                 break
             rate = learning_rate(stage, state.step)
             set_learning_rate(state.optimizers, rate)
@@ -117,7 +122,7 @@ def train(run: Run, state: checkpoint.State) -> bool:
                 _save(run, state, work, began)
         _checked(unseen, state.step - 1, stage)
         _save(run, state, work, began)
-    return state.step == stage.steps
+    return outcome
 
 
 def make_forward(form: LKDN, stage: Stage, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
             devices.DeviceError) as error:
         logger.error("%s", error)
         return 2
-    except (loop.Diverged, OSError) as error:
+    except torch.OutOfMemoryError as error:
+        logger.error("expected the patches to fit in memory: lower --batch or --patch (%s)", error)
+        return 1
+    except (FloatingPointError, OSError) as error:
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
@@ -156,12 +159,15 @@ def work(args: argparse.Namespace, world: loop.World) -> int:
     )
     logger.info("%s; %d images; %s on %d x %s", stage, len(data.images), stage.precision,
                 world.size, world.device)
-    done = loop.train(run, state)
+    if state.step == stage.steps:
+        logger.info("this stage is finished already: %s", file)
+        return 0
+    outcome = loop.train(run, state)
     if world.rank == 0:
         log.plot(args.out / "log.jsonl", args.out / "curves.png")
-        logger.info("%s at step %d of %d, saved in %s", "finished" if done else
-                    "stopped (--resume continues)", state.step, stage.steps, file)
-    return 0 if done or args.max_minutes != float("inf") else 1
+        logger.info("%s at step %d of %d, saved in %s%s", outcome, state.step, stage.steps, file,
+                    "" if outcome == "finished" else "; --resume continues")
+    return 1 if outcome == "stopped" else 0
 
 
 def initial_state(

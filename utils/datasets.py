@@ -57,20 +57,20 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
     """
     if name == "demo":
         return _demo()
-    data_dir = Path(data_dir)
-    bases = [data_dir] if name in BENCHMARKS + CHALLENGE else [data_dir, Path.cwd()]
-    hr_folders = [base / f.format(name=name) for base in bases for f in HR_FOLDERS]
-    lr_folders = [base / f.format(name=name) for base in bases for f in LR_FOLDERS]
-    flat_folders = [base / name for base in bases]
-    hr_folder = _first_with_images(hr_folders)
-    lr_folder = _first_with_images(lr_folders)
-    if not hr_folder and not lr_folder:
-        hr_folder = _first_with_images(flat_folders)
-    if not hr_folder and not lr_folder:
-        looked = "\n  ".join(map(str, dict.fromkeys(hr_folders + lr_folders + flat_folders)))
-        raise DatasetError(f"expected images of {name}, found none in any of\n  {looked}")
-    label = Path(name).resolve().name if name not in BENCHMARKS + CHALLENGE else name
-    return ImageSet(label, tuple(_pair_up(hr_folder, lr_folder)))
+    known = name in BENCHMARKS + CHALLENGE
+    looked: list[Path] = []
+    for base in [Path(data_dir)] if known else [Path(data_dir), Path.cwd()]:
+        hr_folders = [base / folder.format(name=name) for folder in HR_FOLDERS]
+        lr_folders = [base / folder.format(name=name) for folder in LR_FOLDERS]
+        hr_folder, lr_folder = _first_with_images(hr_folders), _first_with_images(lr_folders)
+        if not hr_folder and not lr_folder:
+            hr_folder = _first_with_images([base / name])
+        if hr_folder or lr_folder:
+            label = name if known else Path(name).resolve().name
+            return ImageSet(label, tuple(_pair_up(hr_folder, lr_folder)))
+        looked += [*hr_folders, *lr_folders, base / name]
+    places = "\n  ".join(map(str, dict.fromkeys(looked)))
+    raise DatasetError(f"expected images of {name}, found none in any of\n  {places}")
 
 
 def _demo() -> ImageSet:
@@ -83,24 +83,19 @@ def _demo() -> ImageSet:
 
 
 def _first_with_images(folders: Iterable[Path]) -> Path | None:
-    return next((f for f in folders if f.is_dir() and _images_in(f)), None)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """The images right in a folder, not below it."""
-    return [path for path in find_images(folder) if path.parent == folder]
+    return next((f for f in folders if f.is_dir() and find_images(f, recursive=False)), None)
 
 
 def _pair_up(hr_folder: Path | None, lr_folder: Path | None) -> Iterable[Pair]:
     """Pairs by file name: LR is named like HR, with or without x4 behind it."""
     lr_files = {
         path.stem.removesuffix(f"x{SCALE}"): path
-        for path in (_images_in(lr_folder) if lr_folder else [])
+        for path in (find_images(lr_folder, recursive=False) if lr_folder else [])
     }
     if hr_folder is None:
         yield from (Pair(name, None, path) for name, path in sorted(lr_files.items()))
         return
-    for path in _images_in(hr_folder):
+    for path in find_images(hr_folder, recursive=False):
         lr = None
         if lr_folder:  # one that is missing among others is an error of that pair, not bicubic
             lr = lr_files.get(path.stem, lr_folder / f"{path.stem}x{SCALE}.png")

@@ -1,8 +1,10 @@
 """Image files to uint8 RGB arrays to network tensors and back, the challenge's way."""
 
-import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -63,19 +65,24 @@ def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file under a temporary name beside `path`, then rename it into place."""
+    """Write a file that appears whole or not at all."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file under a temporary name beside `path`, renamed into place at the end; after an
+    exception nothing remains of it, and `path` is what it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600
-        os.replace(temporary, path)
+        with temporary.open("xb") as file:
+            yield file
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -111,8 +118,9 @@ def mod_crop(rgb: NDArray[np.uint8], multiple: int = 4) -> NDArray[np.uint8]:
     return rgb[:height, :width]
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """Image files in a folder tree, sorted by path; hidden files and folders are left out.
+def find_images(folder: str | Path, recursive: bool = True) -> list[Path]:
+    """Image files in a folder, and below it if `recursive`, sorted by path; hidden files and
+    folders are left out.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -122,7 +130,7 @@ def find_images(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"expected a folder of images, got none: {folder}")
     return sorted(
         path
-        for path in folder.rglob("*")
+        for path in (folder.rglob("*") if recursive else folder.iterdir())
         if path.suffix.lower() in EXTENSIONS
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.bicubic import downscale
-from utils.images import ImageError, find_images, mod_crop, read_rgb, write_bytes
+from utils.images import ImageError, find_images, mod_crop, read_rgb, whole_file, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -124,27 +123,20 @@ def _write(
 ) -> None:
     """Write pixels, then the index: a pack with an index is whole."""
     images, skipped, offset, total = [], [], 0, hashlib.sha256()
-    pixels_path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=pixels_path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for path, loaded in tqdm(_load_all(pairs), "pack", len(pairs), unit="image"):
-                if isinstance(loaded, str):
-                    skipped.append(loaded)
-                    continue
-                lr, hr = loaded
-                for part in (lr, hr):
-                    file.write(part.tobytes())
-                    total.update(str(part.shape).encode() + part.tobytes())
-                height, width = lr.shape[:2]
-                digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()
-                hr_offset = offset + height * width
-                images.append(PackedImage(path.name, height, width, offset, hr_offset, digest))
-                offset = hr_offset + height * width * SCALE**2
-        os.replace(temporary, pixels_path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(pixels_path) as file:
+        for path, loaded in tqdm(_load_all(pairs), "pack", len(pairs), unit="image"):
+            if isinstance(loaded, str):
+                skipped.append(loaded)
+                continue
+            lr, hr = loaded
+            for part in (lr, hr):
+                file.write(part.tobytes())
+                total.update(str(part.shape).encode() + part.tobytes())
+            height, width = lr.shape[:2]
+            digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()
+            hr_offset = offset + height * width
+            images.append(PackedImage(path.name, height, width, offset, hr_offset, digest))
+            offset = hr_offset + height * width * SCALE**2
     index = {
         "fingerprint": total.hexdigest(),
         "images": [asdict(image) for image in images],

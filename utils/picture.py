@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except (DatasetError, ImageError) as error:
         parser.error(str(error))
     x, y, width, height = args.crop
-    if not (0 <= x and 0 <= y and 0 < width <= sr.shape[1] - x and 0 < height <= sr.shape[0] - y):
+    if min(args.crop) < 0 or not (0 < width <= sr.shape[1] - x and 0 < height <= sr.shape[0] - y):
         parser.error(f"expected a crop inside {sr.shape[1]}x{sr.shape[0]}, got {args.crop}")
     views = {"bicubic x4": upscale(sample.lr), "LKDN x4": sr}
     if sample.hr is not None:
