@@ -66,8 +66,9 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
         CheckpointError: unreadable, or of a run with another stage, seed or data.
     """
     saved = read_checkpoint(path)
-    if missing := {"params", "params_ema", "optimizers", "step", "stage"} - set(saved):
-        raise CheckpointError(f"expected a training state, got none of {sorted(missing)}: {path}")
+    needed = ("params", "params_ema", "optimizers", "step", "stage", "seed", "data", "history")
+    if missing := [key for key in needed if key not in saved]:
+        raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
     now = {**asdict(stage), "seed": seed, "data": fingerprint}
     then = {**saved["stage"], "seed": saved["seed"], "data": saved["data"]}
     differing = [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]
@@ -76,9 +77,10 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
             f"expected to continue the run of {path}, got other settings ({'; '.join(differing)}): "
             "give the same options as before, or another --out"
         )
-    load_state(state.net, saved["params"], path)
-    for name, value in saved["params_ema"].items():
+    load_state(state.net, saved["params_ema"], path)  # which checks it
+    for name, value in state.net.state_dict().items():
         state.ema[name].copy_(value)
+    load_state(state.net, saved["params"], path)
     for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(content)
     state.step, state.history = saved["step"], saved["history"]

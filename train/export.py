@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # running this file put train/ there, where `train` is a module
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
 
 from models.team23_LKDN import LKDN  # noqa: E402
 from train import log  # noqa: E402

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,17 +18,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from models.team23_LKDN import LKDN
+from models.team23_LKDN import LKDN, PixelNorm
 from train import checkpoint, log
 from train.optim import learning_rate, set_learning_rate, update_ema
 from train.patches import Sampler, sample
 from train.reparam import fused_parameters, plain_like
 from train.stages import Stage
 from utils import evaluate
-from utils.record import environment
+from utils.record import environment, finite
 
 logger = logging.getLogger(__name__)
 
+OUTCOMES = ("finished", "time is up", "stopped")
+FINISHED, TIME_IS_UP, STOPPED = range(3)
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
@@ -62,25 +64,22 @@ class Run:
     max_minutes: float
 
 
-def train(run: Run, state: checkpoint.State) -> Literal["finished", "time is up", "stopped"]:
+def train(run: Run, state: checkpoint.State) -> str:
     """Train until the stage's last step, a signal, or the time limit; save and log as asked.
 
     `state` is changed in place. Interrupts never bend the schedule: a resumed run takes the same
     steps as one that was never stopped.
 
     Returns:
-        Why it ended: the stage is done, max_minutes are over, or a signal came.
+        Why it ended: one of OUTCOMES.
 
     Raises:
         Diverged: the loss or a gradient is not finite. Nothing is saved after that.
     """
-    outcome: Literal["finished", "time is up", "stopped"] = "finished"
     stage, device, lead = run.stage, run.world.device, run.world.rank == 0
     forward = make_forward(state.net, stage, device)
     weights = dict(state.net.named_parameters())
-    began, work = time.monotonic(), _begin_work(run, state)
-    # On a CPU a look at each loss costs nothing; on a GPU it would stall the queue of kernels.
-    check_every = 1 if device.type == "cpu" else run.log_every
+    began, work, outcome = time.monotonic(), _begin_work(run, state), FINISHED
     unseen: list[Tensor] = []  # (loss, gradient norm) of the steps not looked at yet
     logged: list[list[float]] = []
     since = time.monotonic()
@@ -88,41 +87,41 @@ def train(run: Run, state: checkpoint.State) -> Literal["finished", "time is up"
         total=stage.steps, initial=state.step, desc=stage.name, unit="step", disable=not lead
     ) as bar:
         while state.step < stage.steps:
-            if _agree(run.world, stopped()):
-                outcome = "stopped"
-                break
-            if _agree(run.world, time.monotonic() - began > 60 * run.max_minutes):
-                outcome = "time is up"
+            late = time.monotonic() - began > 60 * run.max_minutes
+            wish = STOPPED if stopped() else TIME_IS_UP if late else FINISHED
+            outcome = _agree(run.world, wish, state.step)
+            if outcome != FINISHED:
                 break
             rate = learning_rate(stage, state.step)
             set_learning_rate(state.optimizers, rate)
             unseen.append(_gradients(run, state, forward))
-            if len(unseen) == check_every or state.step + 1 == stage.steps:
+            step = state.step + 1
+            last = step == stage.steps
+            to_log, to_save = step % run.log_every == 0 or last, step % run.save_every == 0
+            # On a CPU a look at each loss costs nothing; on a GPU it stalls the queue of kernels.
+            if device.type == "cpu" or to_log or to_save:
                 logged += _checked(unseen, state.step, stage)
                 unseen = []
             for optimizer in state.optimizers:
                 optimizer.step()
             update_ema(state.ema, weights, stage.ema, state.step)
-            state.step += 1
+            state.step = step
             bar.update()
-            last = state.step == stage.steps
-            if logged and (state.step % run.log_every == 0 or last):
+            if to_log:
                 speed = len(logged) * stage.batch / (time.monotonic() - since)
                 loss, norm = torch.tensor(logged, dtype=torch.float64).mean(0).tolist()
                 bar.set_postfix_str(f"loss {loss:.5f}, {speed:.0f} images/s")
                 line = {"loss": loss, "gradient_norm": norm, "lr": rate, "images_per_s": speed}
                 _log(run, state, line)
                 logged, since = [], time.monotonic()
-            if run.samples and (state.step % run.val_every == 0 or last):
+            if run.samples and (step % run.val_every == 0 or last):
                 _validate(run, state)
                 since = time.monotonic()
-            if state.step % run.save_every == 0 and not last:
-                logged += _checked(unseen, state.step - 1, stage)
-                unseen = []
+            if to_save and not last:
                 _save(run, state, work, began)
         _checked(unseen, state.step - 1, stage)
         _save(run, state, work, began)
-    return outcome
+    return OUTCOMES[outcome]
 
 
 def make_forward(form: LKDN, stage: Stage, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -149,11 +148,19 @@ class _Float32Conv2d(nn.Conv2d):
             return super().forward(x.float())
 
 
+class _Float32PixelNorm(PixelNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 def _keep_float32(plain: LKDN) -> None:
-    """Take the dilated depthwise out of autocast: in bfloat16 and channels_last on a CPU, torch
-    2.13 computes its weight gradient wrongly."""
+    """Take out of autocast what torch 2.13 computes wrongly on a CPU in bfloat16: the weight
+    gradient of the dilated depthwise in channels_last (garbage), and those of LayerNorm (sums over
+    all pixels that stall at eight bits)."""
     for name in plain.blocks:
         plain.get_submodule(f"{name}.atten.depthwise_dilated").__class__ = _Float32Conv2d
+        plain.get_submodule(f"{name}.pixel_norm").__class__ = _Float32PixelNorm
 
 
 def _gradients(
@@ -164,7 +171,7 @@ def _gradients(
     part = slice(world.rank, None, world.size)
     dtype = torch.float64 if stage.precision == "fp64" else torch.float32
     lr, hr = (
-        patches.to(dtype=dtype, memory_format=torch.channels_last) / 255
+        patches.to(world.device, dtype, memory_format=torch.channels_last) / 255
         for patches in sample(run.source, run.seed, state.step, stage.batch, part)
     )
     state.net.zero_grad()
@@ -210,7 +217,7 @@ def _validate(run: Run, state: checkpoint.State) -> None:
 
 def _log(run: Run, state: checkpoint.State, line: dict[str, Any]) -> None:
     if run.world.rank == 0:
-        line = {"stage": run.stage.name, "step": state.step, **line}
+        line = finite({"stage": run.stage.name, "step": state.step, **line})
         log.append(run.file.parent / "log.jsonl", line)
 
 
@@ -228,13 +235,15 @@ def _save(run: Run, state: checkpoint.State, work: dict[str, Any], began: float)
         checkpoint.save(run.file, state, run.stage, run.seed, run.fingerprint)
 
 
-def _agree(world: World, stop: bool) -> bool:
-    """Whether any process wants to stop: all must leave the loop at the same step."""
+def _agree(world: World, outcome: int, step: int) -> int:
+    """The most urgent outcome of any process: all must leave the loop at the same step."""
     if world.size == 1:
-        return stop
-    flag = torch.tensor(float(stop), device=world.device)
-    dist.all_reduce(flag)
-    return bool(flag > 0)
+        return outcome
+    if world.device.type == "cuda" and step % 10:  # each answer stalls the queue of kernels
+        return FINISHED
+    urgency = torch.tensor(outcome, device=world.device)
+    dist.all_reduce(urgency, dist.ReduceOp.MAX)
+    return int(urgency)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ class Sampler:
 def sampler(pack: Pack, patch: int, device: str | torch.device = "cpu") -> Sampler:
     """Prepare crops of `patch` LR pixels a side from every image that is large enough.
 
-    Smaller images are reported by name and left out. On a GPU the whole pack is copied there.
+    Smaller images are reported by name and left out. The pack is copied to a CUDA device if it
+    takes no more than half of the memory free there; else crops are made on the CPU.
 
     Raises:
         ImageError: no image is large enough.
@@ -52,9 +53,10 @@ def sampler(pack: Pack, patch: int, device: str | torch.device = "cpu") -> Sampl
         )
     columns = [[i.width, i.lr_offset, i.hr_offset, i.width - patch + 1] for i in fit]
     positions = [(i.height - patch + 1) * (i.width - patch + 1) for i in fit]
-    return Sampler(
-        pack.pixels.to(device), np.array(columns, np.int64), np.cumsum(positions), patch
-    )
+    pixels, device = pack.pixels, torch.device(device)
+    if device.type == "cuda" and pixels.numel() <= torch.cuda.mem_get_info(device)[0] / 2:
+        pixels = pixels.to(device)
+    return Sampler(pixels, np.array(columns, np.int64), np.cumsum(positions), patch)
 
 
 def sample(

@@ -125,7 +125,7 @@ def fused_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 plain[name] = value + F.pad(form[f"{parent}.rep1x1.weight"] + 1, (1, 1, 1, 1))
             else:
                 plain[name] = value + form[f"{parent}.rep1x1.bias"]
-        elif parent != "upsampler":
+        elif parent != "upsampler" or branch == "0":
             plain[name] = value
     if "upsampler.conv3.weight" in form:
         kernel, bias = _fused_upsampler(form)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import sys
 from dataclasses import fields, replace
@@ -12,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # running this file put train/ there, where `train` is this very file
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # was train/, where `train` would be this very file
 
 from models.team23_LKDN import LKDB, LKDN  # noqa: E402
 from train import checkpoint, log, loop  # noqa: E402
@@ -83,7 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="decides first weights and patches")
     add("--device", choices=devices.NAMES, default="auto", help="where to train")
     add("--threads", type=int, metavar="N", help="CPU threads")
-    add("--max_minutes", type=float, default=float("inf"), metavar="M",
+    add("--max_minutes", type=float, default=math.inf, metavar="M",
         help="save and stop after M minutes; --resume goes on with the same schedule")
     add("--log_every", type=int, default=50, metavar="N", help="steps between log lines")
     add("--val_every", type=int, default=5000, metavar="N", help="steps between scores")
@@ -108,8 +110,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"expected --{name} of at least 1, got {value}")
-    if getattr(args, "patch", SCALE) % SCALE or getattr(args, "patch", SCALE) < SCALE:
-        parser.error(f"expected --patch in HR pixels, a multiple of {SCALE}, got {args.patch}")
+    patch = getattr(args, "patch", SCALE)
+    if patch < SCALE or patch % SCALE:
+        parser.error(f"expected --patch in HR pixels, a multiple of {SCALE}, got {patch}")
+    if getattr(args, "ema", 0) > 1:
+        parser.error(f"expected --ema of at most 1, got {args.ema}")
+    for name in ("lr", "warmup", "ema", "norm_start", "max_minutes"):
+        value = float(getattr(args, name, 0))
+        if not value >= 0 or (value == math.inf and name != "max_minutes"):
+            parser.error(f"expected --{name} of a number from 0 up, got {value}")
     return args
 
 
@@ -135,7 +144,13 @@ def work(args: argparse.Namespace, world: loop.World) -> int:
     if file.exists() and not args.resume:
         raise UsageError(f"expected a new run, got one in {file}: give --resume to continue it, "
                          "or another --out")
-    state = initial_state(args, stage, world)
+    samples = []
+    if args.val:
+        samples = [evaluate.load(pair) for pair in find(args.val, ROOT / "data").pairs]
+        if blind := [sample.name for sample in samples if sample.hr is None]:
+            raise UsageError(f"expected HR images to validate on in {args.val}, got none for "
+                             f"{', '.join(blind[:3])}")
+    state = initial_state(args, stage, world, resuming=file.exists())
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
@@ -145,6 +160,8 @@ def work(args: argparse.Namespace, world: loop.World) -> int:
         checkpoint.resume(file, state, stage, args.seed, data.fingerprint)
         logger.info("continuing at step %d of %d", state.step, stage.steps)
     if world.rank == 0:
+        for leftover in args.out.glob(f".{file.name}.*.tmp"):  # of a run killed while saving
+            leftover.unlink()
         log.trim(args.out / "log.jsonl", stage.name, state.step)
         write_json(args.out / f"{stage.name}_data.json", {
             "folders": [folder.resolve().name for folder in args.data], "first": args.first,
@@ -153,8 +170,7 @@ def work(args: argparse.Namespace, world: loop.World) -> int:
         })
     run = loop.Run(
         stage, args.seed, file, sampler(data, stage.patch // SCALE, world.device),
-        data.fingerprint, [evaluate.load(p) for p in find(args.val, ROOT / "data").pairs]
-        if args.val else [], world, args.log_every, args.val_every, args.save_every,
+        data.fingerprint, samples, world, args.log_every, args.val_every, args.save_every,
         args.max_minutes,
     )
     logger.info("%s; %d images; %s on %d x %s", stage, len(data.images), stage.precision,
@@ -166,22 +182,23 @@ def work(args: argparse.Namespace, world: loop.World) -> int:
     if world.rank == 0:
         log.plot(args.out / "log.jsonl", args.out / "curves.png")
         logger.info("%s at step %d of %d, saved in %s%s", outcome, state.step, stage.steps, file,
-                    "" if outcome == "finished" else "; --resume continues")
-    return 1 if outcome == "stopped" else 0
+                    "" if state.step == stage.steps else "; --resume continues")
+    return 1 if outcome == loop.OUTCOMES[loop.STOPPED] else 0
 
 
 def initial_state(
-    args: argparse.Namespace, stage: Stage, world: loop.World
+    args: argparse.Namespace, stage: Stage, world: loop.World, resuming: bool
 ) -> checkpoint.State:
-    """Seeded first weights, or those of --init; stage 2 starts from stage 1's average."""
+    """Seeded first weights, or those of --init; stage 2 starts from stage 1's average. A run that
+    resumes brings its own weights."""
     torch.manual_seed(args.seed)
     net = LKDN()
     for block in net.modules():
         if isinstance(block, LKDB):
             torch.nn.init.constant_(block.pixel_norm.weight, stage.norm_start)
     net = training_form(net)
-    init = args.init
-    if init is None and args.stage == 2:
+    init = None if resuming else args.init
+    if init is None and args.stage == 2 and not resuming:
         init = args.out / f"{STAGES[1].name}.pt"
         if not init.exists():
             raise UsageError(f"expected stage 1's weights in {init}, found no such file: train "
@@ -191,6 +208,9 @@ def initial_state(
         saved = read_checkpoint(init)
         load_state(net, state_dict_of(saved, init), init)
         before = checkpoint.training_records(saved)
+        if before and before[-1]["step"] < before[-1]["stage"]["steps"]:
+            logger.warning("%s is not finished: step %d of %d", init, before[-1]["step"],
+                           before[-1]["stage"]["steps"])
     net = net.to(world.device, torch.float64 if stage.precision == "fp64" else torch.float32)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
     return checkpoint.State(net, ema, make_optimizers(net, stage), before=before)

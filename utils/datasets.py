@@ -88,15 +88,13 @@ def _first_with_images(folders: Iterable[Path]) -> Path | None:
 
 def _pair_up(hr_folder: Path | None, lr_folder: Path | None) -> Iterable[Pair]:
     """Pairs by file name: LR is named like HR, with or without x4 behind it."""
-    lr_files = {
-        path.stem.removesuffix(f"x{SCALE}"): path
-        for path in (find_images(lr_folder, recursive=False) if lr_folder else [])
-    }
+    lr_paths = find_images(lr_folder, recursive=False) if lr_folder else []
     if hr_folder is None:
-        yield from (Pair(name, None, path) for name, path in sorted(lr_files.items()))
+        yield from (Pair(path.stem.removesuffix(f"x{SCALE}"), None, path) for path in lr_paths)
         return
+    lr_files = {path.stem: path for path in lr_paths}
     for path in find_images(hr_folder, recursive=False):
-        lr = None
-        if lr_folder:  # one that is missing among others is an error of that pair, not bicubic
-            lr = lr_files.get(path.stem, lr_folder / f"{path.stem}x{SCALE}.png")
+        lr = lr_files.get(f"{path.stem}x{SCALE}") or lr_files.get(path.stem)
+        if lr_folder and not lr:  # one missing among others is an error of that pair, not bicubic
+            lr = lr_folder / f"{path.stem}x{SCALE}.png"
         yield Pair(path.stem, path, lr)

@@ -43,7 +43,7 @@ def load(pair: Pair, convention: Convention = "double") -> Sample:
     Raises:
         ImageError: unreadable, too small to score, or LR and HR that do not fit.
     """
-    hr = None if pair.hr is None else mod_crop(read_rgb(pair.hr), SCALE)
+    hr = None if pair.hr is None else mod_crop(read_rgb(pair.hr), SCALE, pair.hr)
     if pair.lr is not None:
         lr = read_rgb(pair.lr)
     elif hr is not None:

@@ -104,16 +104,19 @@ def to_uint8(tensor: Tensor) -> NDArray[np.uint8]:
     return pixels.permute(1, 2, 0).cpu().numpy()
 
 
-def mod_crop(rgb: NDArray[np.uint8], multiple: int = 4) -> NDArray[np.uint8]:
+def mod_crop(
+    rgb: NDArray[np.uint8], multiple: int = 4, path: str | Path = "the image"
+) -> NDArray[np.uint8]:
     """Cut right and bottom so that height and width are multiples of `multiple`.
 
     Raises:
-        ImageError: the image is smaller than `multiple`.
+        ImageError: the image, which `path` names, is smaller than `multiple`.
     """
     height, width = (size - size % multiple for size in rgb.shape[:2])
     if not height or not width:
         raise ImageError(
-            f"expected at least {multiple}x{multiple} pixels, got {rgb.shape[1]}x{rgb.shape[0]}"
+            f"expected at least {multiple}x{multiple} pixels, got "
+            f"{rgb.shape[1]}x{rgb.shape[0]}: {path}"
         )
     return rgb[:height, :width]
 

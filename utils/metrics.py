@@ -30,8 +30,6 @@ def psnr(sr: NDArray, hr: NDArray, border: int = 4) -> float:
     """
     sr, hr = _inside(sr, hr, border)
     error = float(np.mean((sr - hr) ** 2))
-    if not math.isfinite(error):
-        raise ValueError("expected finite pixels, got NaN or infinity: the restoration failed")
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
@@ -66,4 +64,7 @@ def _inside(
     if min(height, width) <= 2 * border:
         raise ImageError(f"expected more than {2 * border} pixels a side, got {width}x{height}")
     inside = (slice(border, height - border), slice(border, width - border))
-    return sr[inside].astype(np.float64), hr[inside].astype(np.float64)
+    sr, hr = sr[inside].astype(np.float64), hr[inside].astype(np.float64)
+    if not (np.isfinite(sr).all() and np.isfinite(hr).all()):
+        raise ValueError("expected finite pixels, got NaN or infinity: the restoration failed")
+    return sr, hr

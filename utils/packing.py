@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 SCALE = 4
+HELD_OUT = re.compile(r"_(valid|test)_[HL]R")  # DIV2K_valid_HR, LSDIR_DIV2K_test_LR, ..
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     key = hashlib.sha256(json.dumps([FORMAT, [_stamp(pair) for pair in pairs]]).encode())
     stem = Path(cache) / key.hexdigest()[:16]
     index_path, pixels_path = stem.with_suffix(".json"), stem.with_suffix(".bin")
-    if not index_path.exists():
+    if not _is_whole(index_path, pixels_path):
         _write(pairs, pixels_path, index_path)
     index = json.loads(index_path.read_text())
     if not index["images"]:
@@ -94,22 +96,43 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     return Pack(pixels, images, index["fingerprint"], tuple(index["skipped"]))
 
 
+def _is_whole(index_path: Path, pixels_path: Path) -> bool:
+    """Whether a pack is there with all of its pixels."""
+    try:
+        images = json.loads(index_path.read_text())["images"]
+        pixels = sum(i["height"] * i["width"] * (1 + SCALE**2) for i in images)
+        return pixels_path.stat().st_size == 3 * pixels
+    except (OSError, ValueError, LookupError):
+        return False
+
+
 def _find_pairs(folder: Path, first: int | None) -> list[tuple[Path, Path | None]]:
     """(HR file, LR file or None) of one folder."""
-    lr_files: dict[str, Path] = {}
+    lr_files: dict[tuple[Path, str], Path] = {}
     hr_files, held_out = [], set()
     for path in find_images(folder):
         below = path.relative_to(folder.parent).parts[:-1]
-        if forbidden := [p for p in below if "_valid_" in f"{p}_" or "_test_" in f"{p}_"]:
+        if forbidden := [part for part in below if HELD_OUT.search(part)]:
             held_out.add(forbidden[0])
         elif any("_LR" in part or part == "LR" for part in below):
             if path.stem.endswith(f"x{SCALE}"):
-                lr_files[path.stem.removesuffix(f"x{SCALE}")] = path
+                lr_files[_set_of(path), path.stem.removesuffix(f"x{SCALE}")] = path
         else:
             hr_files.append(path)
     for name in sorted(held_out):
         log.warning("left out %s: validation and test images are not for training", name)
-    return [(path, lr_files.get(path.stem)) for path in hr_files[:first]]
+    return [(path, lr_files.get((_set_of(path), path.stem))) for path in hr_files[:first]]
+
+
+def _set_of(path: Path) -> Path:
+    """What HR and LR folders of one set have in common: a/X of a/X_HR and a/X_LR_bicubic/X4, a of
+    a/HR, a/LR and of HR images in a itself."""
+    for folder in path.parents:
+        if folder.name in ("HR", "LR"):
+            return folder.parent
+        if match := re.search(r"(.*)_[HL]R", folder.name):
+            return folder.with_name(match[1] or "_")
+    return path.parent
 
 
 def _stamp(pair: tuple[Path, Path | None]) -> list[list[str | int]]:
@@ -163,7 +186,7 @@ def _load(pair: tuple[Path, Path | None]) -> Loaded:
     """(LR, HR) pixels, or why this pair cannot be used."""
     hr_path, lr_path = pair
     try:
-        hr = mod_crop(read_rgb(hr_path), SCALE)
+        hr = mod_crop(read_rgb(hr_path), SCALE, hr_path)
         lr = read_rgb(lr_path) if lr_path else downscale(hr, SCALE)
     except ImageError as error:
         return str(error)

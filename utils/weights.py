@@ -1,6 +1,7 @@
 """Checkpoint files into networks: strict, weights only, with errors that name the misfit."""
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"expected a checkpoint, found no file: {path}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError,
-            pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+            AssertionError, struct.error, pickle.UnpicklingError) as error:  # as damage has it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"expected a PyTorch checkpoint, got {path}: {reason}") from error
     if not isinstance(content, dict):
