@@ -1,0 +1,113 @@
+"""Sets are found in every layout in which people have them, and absence names the places."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage import data as photos
+
+from utils.datasets import DatasetError, find
+from utils.images import read_rgb
+
+# (set, an HR file, its LR file), as the organisers' template reads them, as DIV2K's archives
+# unpack, and as the benchmark sets circulate.
+LAYOUTS = [
+    ("DIV2K_valid", "DIV2K_valid_HR/0801.png", "DIV2K_valid_LR/0801x4.png"),
+    ("DIV2K_valid", "DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png"),
+    ("DIV2K_valid", "DIV2K/DIV2K_valid_HR/0801.png", "DIV2K/DIV2K_valid_LR/0801x4.png"),
+    ("DIV2K_valid", "DIV2K/DIV2K_valid_HR/0801.png",
+     "DIV2K/DIV2K_valid_LR_bicubic/X4/0801x4.png"),
+    ("DIV2K_test", "DIV2K_test_HR/0901.png", "DIV2K_test_LR/0901.png"),
+    ("DIV2K_test", None, "DIV2K_test_LR/0901.png"),
+    ("LSDIR_DIV2K_test", "LSDIR_DIV2K_test_HR/0000001.png", "LSDIR_DIV2K_test_LR/0000001x4.png"),
+    ("Set5", "Set5/HR/baby.png", "Set5/LR/babyx4.png"),
+    ("Set5", "Set5/GTmod12/baby.png", "Set5/LRbicx4/baby.png"),
+    ("Set14", "Set14/GTmod4/zebra.png", "Set14/LRbicx4/zebra.png"),
+    ("Urban100", "Urban100/HR/img_001.png", "Urban100/LR_bicubic/X4/img_001x4.png"),
+    ("B100", "B100/original/3096.jpg", None),
+    ("Manga109", "Manga109/ARMS.png", None),
+    ("my photos", "my photos/HR/a.JPG", "my photos/LR/ax4.png"),
+    ("my photos", None, "my photos/LR/ax4.png"),
+    ("my photos", "my photos/a.webp", None),
+]  # fmt: skip
+
+
+def touch(folder: Path, *names: str | None) -> list[Path | None]:
+    """Empty files: finding reads no pixel."""
+    paths = [folder / name if name else None for name in names]
+    for path in paths:
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return paths
+
+
+@pytest.mark.parametrize(("name", "hr", "lr"), LAYOUTS)
+def test_layout_is_found(tmp_path: Path, name: str, hr: str | None, lr: str | None) -> None:
+    hr_path, lr_path = touch(tmp_path, hr, lr)
+    touch(tmp_path, f"{name}/readme.txt", "Other_HR/x.png", "Set99/HR/x.png")
+    found = find(name, tmp_path)
+    assert found.name == name
+    (pair,) = found.pairs
+    assert (pair.hr, pair.lr) == (hr_path, lr_path)
+    assert pair.name == Path(hr or lr or "").stem.removesuffix("x4")
+
+
+@pytest.mark.parametrize("given", ["relative", "absolute"])
+def test_folder_is_found_by_its_own_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    touch(tmp_path, "sets/mine/HR/a.png", "sets/mine/LR/ax4.png")
+    monkeypatch.chdir(tmp_path)
+    name = "sets/mine" if given == "relative" else str(tmp_path / "sets" / "mine")
+    found = find(name, tmp_path / "nothing here")
+    assert found.name == "mine"
+    (pair,) = found.pairs
+    assert pair.hr == tmp_path / "sets/mine/HR/a.png"
+    assert pair.lr == tmp_path / "sets/mine/LR/ax4.png"
+
+
+def test_pairs_match_by_name_in_order_and_a_missing_lr_is_not_made_up(tmp_path: Path) -> None:
+    for number in (3, 1, 2, 10):
+        touch(tmp_path, f"DIV2K_valid_HR/080{number}.png")
+    touch(tmp_path, "DIV2K_valid_LR/0803x4.png", "DIV2K_valid_LR/0801x4.png",
+          "DIV2K_valid_LR/08010x4.png", "DIV2K_valid_LR/0899x4.png")  # fmt: skip
+    pairs = find("DIV2K_valid", tmp_path).pairs
+    assert [pair.name for pair in pairs] == ["0801", "08010", "0802", "0803"]
+    for pair in pairs:  # 0802 too: the path where it should be, so that reading it fails by name
+        assert pair.lr == tmp_path / f"DIV2K_valid_LR/{pair.name}x4.png"
+
+
+@pytest.mark.parametrize("name", ["DIV2K_valid", "Set5", "my photos"])
+def test_absent_set_names_every_place(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, f"{name}/HR/notes.txt")
+    with pytest.raises(DatasetError) as caught:
+        find(name, tmp_path)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert name in lines[0]
+    for folder in (f"{name}_HR", f"DIV2K/{name}_HR", f"{name}/HR", f"{name}/GTmod4",
+                   f"{name}/GTmod12", f"{name}/original", name, f"{name}_LR",
+                   f"{name}_LR_bicubic/X4", f"DIV2K/{name}_LR_bicubic/X4", f"{name}/LR",
+                   f"{name}/LRbicx4", f"{name}/LR_bicubic/X4"):  # fmt: skip
+        assert str(tmp_path / folder) in lines
+    assert len(lines) == len(set(lines))
+
+
+def test_folder_below_the_working_directory_is_not_taken_for_a_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "Set5/HR/mine.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError):
+        find("Set5", tmp_path / "data")
+
+
+def test_demo_set_is_four_colour_photographs(tmp_path: Path) -> None:
+    found = find("demo", tmp_path)
+    assert [pair.name for pair in found.pairs] == ["astronaut", "chelsea", "coffee", "rocket"]
+    for pair in found.pairs:
+        assert pair.hr is not None and pair.lr is None
+        theirs = getattr(photos, pair.name)()
+        # Two JPEG decoders may differ by a level or two; PNGs are equal.
+        limit = 4 if pair.hr.suffix == ".jpg" else 0
+        assert np.abs(read_rgb(pair.hr).astype(int) - theirs).max() <= limit

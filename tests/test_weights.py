@@ -1,0 +1,144 @@
+"""Checkpoints load whole or not at all, and say why not."""
+
+import os
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.team23_LKDN import LKDN
+from train.reparam import training_form
+from utils.weights import CheckpointError, load_weights, read_checkpoint
+
+
+def net() -> LKDN:
+    return LKDN(channels=4, blocks=1)
+
+
+def state(seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return net().state_dict()
+
+
+def write(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (state(1), 1),
+        (OrderedDict(state(1)), 1),
+        ({"params": state(1)}, 1),
+        ({"state_dict": state(1), "epoch": 3}, 1),
+        ({"params": state(1), "params_ema": state(2)}, 2),
+        ({"params": state(1), "params_ema": state(2), "step": 5, "history": [{"a": "b"}]}, 2),
+    ],
+    ids=["bare", "ordered", "params", "state_dict", "average first", "training state"],
+)
+def test_weights_load_from_where_programs_put_them(
+    tmp_path: Path, content: object, expected: int
+) -> None:
+    loaded = net()
+    load_weights(loaded, write(tmp_path / "w.pth", content))
+    for name, value in state(expected).items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def failure(path: Path) -> str:
+    """What loading says; the network must be as it was before."""
+    target = net()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(target, path)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_unexpected_and_misshapen_keys_are_named(tmp_path: Path) -> None:
+    weights: dict[str, Any] = state(0)
+    del weights["c1.weight"]
+    weights["extra.bias"] = torch.zeros(1)
+    weights["c2.dw.bias"] = torch.zeros(9)
+    message = failure(write(tmp_path / "w.pth", weights))
+    assert re.search(r"missing:? c1\.weight", message)
+    assert re.search(r"unexpected:? extra\.bias", message)
+    assert re.search(r"c2\.dw\.bias.*\(9,\), expected \(4,\)", message)
+
+
+def test_training_form_is_recognised(tmp_path: Path) -> None:
+    weights = training_form(net()).state_dict()
+    assert "train/export.py" in failure(write(tmp_path / "w.pth", {"params_ema": weights}))
+    assert "train/export.py" not in failure(write(tmp_path / "v.pth", {"c1.weight": torch.ones(1)}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_values_are_named(tmp_path: Path, value: float) -> None:
+    weights = state(0)
+    weights["B1.c5.bias"][1] = value
+    assert "B1.c5.bias" in failure(write(tmp_path / "w.pth", weights))
+
+
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [1, 2], {"params": 3}, {"params": {"a": 1}}, {"step": 7}],
+    ids=["tensor", "list", "number in params", "numbers in params", "other keys"],
+)  # fmt: skip
+def test_content_without_a_state_dict_is_an_error(tmp_path: Path, content: object) -> None:
+    failure(write(tmp_path / "w.pth", content))
+
+
+@pytest.mark.parametrize("name", ["empty", "text", "html", "pointer", "png", "zip"])
+def test_file_that_is_no_checkpoint_is_an_error(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.pth"
+    path.write_bytes(
+        {
+            "empty": b"",
+            "text": b"hello\n",
+            "html": b"<!DOCTYPE html>\n<html></html>\n",
+            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+            "zip": b"PK\x03\x04" + bytes(100),
+        }[name]
+    )
+    failure(path)
+
+
+def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
+    failure(tmp_path / "missing.pth")
+    failure(tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_truncated_checkpoint_is_an_error_at_any_length(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"params": state(0)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    # The last bytes of the legacy format are a tensor's, so it may end anywhere before.
+    for length in [*range(0, 400, 7), *range(400, len(whole) - 8, len(whole) // 60)]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, writer: str) -> None:
+    trace = tmp_path / "code was run"
+
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(trace),)
+
+    path = tmp_path / "w.pth"
+    if writer == "torch":
+        torch.save({"params": Harmful()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"params": Harmful()}, protocol=2))
+    failure(path)
+    assert not trace.exists()
