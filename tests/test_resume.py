@@ -1,0 +1,156 @@
+"""A run that is killed, stopped or out of time, and resumed, ends as if nothing had happened."""
+
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from utils.weights import read_checkpoint
+
+Train = Callable[..., CompletedProcess[str]]
+Logged = Callable[[Path], list[dict[str, Any]]]
+Accident = Callable[[str, int], list[object]]
+
+# Runs train.py and lets something happen to it at the given call of one of its functions: what
+# a kill from outside does at a moment that cannot be chosen, at moments that can.
+ACCIDENT = """
+import json, os, runpy, signal, sys, time
+root, moment, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sys.argv = [root + "/train/train.py", *sys.argv[4:]]
+sys.path.insert(0, root)
+import train.log, train.loop
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def cut_line(path, line):
+    with open(path, "a") as file:
+        file.write(json.dumps(line)[:25])
+    kill()
+
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+def interrupt_twice(*_):
+    interrupt()
+    interrupt()
+
+def terminate(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def pass_time(*_):
+    clock = time.monotonic
+    time.monotonic = lambda: clock() + 3600
+
+def at_call(module, name, happens, concerned=lambda *_: True):
+    original, calls = getattr(module, name), 0
+    def call(*arguments, **options):
+        nonlocal calls
+        calls += concerned(*arguments)
+        if calls == count and concerned(*arguments):
+            happens(*arguments)
+        return original(*arguments, **options)
+    setattr(module, name, call)
+
+if moment == "killed before the rename of a checkpoint":
+    at_call(os, "replace", kill, lambda source, target: str(target).endswith(".pt"))
+elif moment == "killed in the middle of a log line":
+    at_call(train.log, "append", cut_line)
+else:  # between the optimiser's step and the average's
+    at_call(train.loop, "update_ema", {
+        "killed between weights and average": kill, "interrupted": interrupt,
+        "interrupted twice": interrupt_twice, "terminated": terminate, "late": pass_time,
+    }[moment])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture()
+def accident(place: Path, root: Path) -> Accident:
+    """The script that runs train.py until `moment` comes for the `count`th time."""
+    (place / "accident.py").write_text(ACCIDENT)
+    return lambda moment, count: [place / "accident.py", root, moment, count]
+
+
+def assert_equal_runs(run: Path, expected: Path, logged: Logged) -> None:
+    """Weights, average and optimisers bit for bit, and every logged value once."""
+    ours, theirs = (read_checkpoint(folder / "stage1.pt") for folder in (run, expected))
+    assert ours["step"] == theirs["step"]
+
+    def assert_equal(a: Any, b: Any) -> None:
+        if isinstance(a, Tensor):
+            assert torch.equal(a, b)
+        elif isinstance(a, dict):
+            assert a.keys() == b.keys()
+            for key in a:
+                assert_equal(a[key], b[key])
+        elif isinstance(a, list):
+            for x, y in zip(a, b, strict=True):
+                assert_equal(x, y)
+        else:
+            assert a == b
+
+    for key in ("params", "params_ema", "optimizers"):
+        assert_equal(ours[key], theirs[key])
+    assert logged(run) == logged(expected)
+
+
+def test_run_killed_again_and_again_ends_bit_for_bit_equal(
+    place: Path, train: Train, accident: Accident, uninterrupted: Path, logged: Logged
+) -> None:
+    rng = random.Random(20)
+    accidents = [
+        ("killed between weights and average", rng.randint(1, 3)),  # nothing saved yet
+        ("killed before the rename of a checkpoint", rng.randint(2, 3)),
+        ("killed between weights and average", rng.randint(1, 5)),
+        ("killed in the middle of a log line", rng.randint(1, 3)),
+    ]
+    arguments = ("killed", "--resume", "--val", "held out")
+    for moment, count in accidents:
+        done = train(*arguments, script=accident(moment, count))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    # Otherwise the accidents did not hit what they were meant to.
+    assert not (place / "killed" / "log.jsonl").read_text().endswith("\n")
+    assert read_checkpoint(place / "killed" / "stage1.pt")["step"] in (3, 6, 9)
+    done = train(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(place / "killed", uninterrupted, logged)
+
+
+def test_run_stopped_by_signals_and_by_time_ends_bit_for_bit_equal(
+    place: Path, train: Train, accident: Accident, uninterrupted: Path, logged: Logged
+) -> None:
+    def saved_step() -> int:
+        return read_checkpoint(place / "stopped" / "stage1.pt")["step"]
+
+    arguments = ("stopped", "--resume", "--val", "held out")
+    done = train(*arguments, script=accident("interrupted", 2))
+    assert done.returncode == 1 and "--resume" in done.stderr
+    assert saved_step() == 2  # the step in progress was done
+    done = train(*arguments, script=accident("interrupted twice", 1))
+    assert done.returncode == 1 and "--resume" in done.stderr
+    assert saved_step() == 2  # stopped at once
+    done = train(*arguments, script=accident("terminated", 3))
+    assert done.returncode == 1
+    assert saved_step() == 5
+    done = train(*arguments, "--max_minutes", 30, script=accident("late", 2))
+    assert done.returncode == 0 and "--resume" in done.stderr
+    assert saved_step() == 7
+    done = train(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(place / "stopped", uninterrupted, logged)
+
+
+def test_finished_run_is_left_as_it_is(
+    place: Path, train: Train, uninterrupted: Path, logged: Logged
+) -> None:
+    shutil.copytree(uninterrupted, place / "finished")
+    assert train("finished", "--resume", "--val", "held out").returncode == 0
+    assert_equal_runs(place / "finished", uninterrupted, logged)
