@@ -92,8 +92,9 @@ def main(argv: list[str] | None = None) -> int:
                 run = run_set(args, model, counts, image_set, device)
                 failures += run["failed"]
                 if run["images"]:
-                    path = record.write_run(args.save_dir, run)
-                    print(summary.text(run, path))
+                    path = record.write_run(args.save_dir, run).resolve()
+                    near = path.is_relative_to(Path.cwd())
+                    print(summary.text(run, path.relative_to(Path.cwd()) if near else path))
     except KeyboardInterrupt:
         print(f"interrupted; finished images are in {args.save_dir}", file=sys.stderr)
         return 1

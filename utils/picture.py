@@ -1,6 +1,6 @@
 """A crop of one restored image as a picture: bicubic | SR | HR, side by side, with labels.
 
-python -m utils.picture chelsea --crop 160 90 120 100 -o results/published/chelsea.png
+python -m utils.picture astronaut --crop 352 150 104 92 -o results/published/astronaut.png
 """
 
 import argparse
