@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ LR_SOURCES = {
     "double": "bicubic x1/4 of HR, MATLAB imresize, one rounding at the end (im2double first)",
     "uint8": "bicubic x1/4 of HR, MATLAB imresize, rounded to 8 bit after each pass",
 }
+
+
+# What concerns one image and not the others; running out of memory is a RuntimeError on a CPU.
+BAD_IMAGE = (ImageError, FloatingPointError, MemoryError, RuntimeError)
 
 
 class UsageError(ValueError):
@@ -77,19 +81,22 @@ def main(argv: list[str] | None = None) -> int:
         if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
             raise UsageError("expected checkpoints and sets of different names, got two of one "
                              "name, whose results would overwrite each other: rename one")
-        args.save_dir.mkdir(parents=True, exist_ok=True)
+        make_save_dir(args.save_dir)
     except (UsageError, DatasetError, CheckpointError, devices.DeviceError) as error:
         print(f"test_demo.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"test_demo.py: cannot write to {args.save_dir}: {error.strerror}", file=sys.stderr)
+        print(f"test_demo.py: {error}", file=sys.stderr)
         return 2
     failures: list[str] = []
     try:
         for model in models:
-            counts = efficiency.count(model.net)
+            counts: dict[str, Any] = {}
             for image_set in sets:
-                run = run_set(args, model, counts, image_set, device)
+                run = run_set(args, model, image_set, device)
+                # Counted after the timing: it would warm the device up for the cold first image.
+                counts = counts or asdict(efficiency.count(model.net))
+                run |= counts
                 failures += run["failed"]
                 if run["images"]:
                     path = record.write_run(args.save_dir, run).resolve()
@@ -137,18 +144,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def make_save_dir(folder: Path) -> None:
+    """Create the folder of the results, or UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
+
+
 def find_sets(args: argparse.Namespace) -> list[ImageSet]:
     """The sets that were asked for, or the default one, saying which."""
     data_dir = args.data_dir or ROOT / "data"
     names = list(args.dataset or ["DIV2K_valid"])
     names += ["DIV2K_test"] * args.include_test + ["LSDIR_DIV2K_test"] * args.hybrid_test
-    if names == ["DIV2K_valid"] and not args.dataset and not args.data_dir:
+    if not args.dataset and not args.data_dir:
         try:
-            return [find("DIV2K_valid", data_dir)]
+            find("DIV2K_valid", data_dir)
         except DatasetError:
             print(f"DIV2K_valid is not under {data_dir}: measuring the demo photos instead. "
                   "data/README.md says how to get DIV2K.")
-            return [find("demo", data_dir)]
+            names[0] = "demo"
     sets = []
     for name in dict.fromkeys(names):
         if name == "benchmarks":
@@ -159,15 +174,14 @@ def find_sets(args: argparse.Namespace) -> list[ImageSet]:
 
 
 def _found_benchmarks(data_dir: Path) -> list[ImageSet]:
-    found, absent = [], []
+    found, absent = [], {}
     for name in BENCHMARKS:
         try:
             found.append(find(name, data_dir))
-        except DatasetError:
-            absent.append(name)
+        except DatasetError as error:
+            absent[name] = str(error)
     if not found:
-        raise DatasetError(f"expected some of {', '.join(BENCHMARKS)} in {data_dir}, found none; "
-                           f"looked for folders such as {data_dir / 'Set5' / 'HR'}")
+        raise DatasetError("\n".join(absent.values()))
     if absent:
         print(f"benchmark sets not in {data_dir}: {', '.join(absent)}")
     return found
@@ -176,11 +190,10 @@ def _found_benchmarks(data_dir: Path) -> list[ImageSet]:
 def run_set(
     args: argparse.Namespace,
     model: Model,
-    counts: efficiency.Counts,
     image_set: ImageSet,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Restore, time and score a set; the run's record, with a list of what failed."""
+    """Restore, time and score a set; the run's record but for the counters, and what failed."""
     images: list[dict[str, Any]] = []
     failed: list[str] = []
     again: list[Any] = []  # LR images for the passes after the first
@@ -192,7 +205,8 @@ def run_set(
         "lr_source": lr_source(image_set.pairs, args.bicubic),
         "backend": "eager",
         "precision": "fp32",
-        "environment": record.environment(device),
+        "environment": {**record.environment(device), "precision": "fp32"},
+        "flops_counter": efficiency.COUNTER,
     }
     efficiency.reset_peak_memory(device)
     folder = args.save_dir / model.name / image_set.name
@@ -207,7 +221,7 @@ def run_set(
                 image = evaluate.measured(sample, sr, runtime_ms, args.ssim, y_ssim)
                 if not args.no_images:
                     write_png(folder / f"{pair.name}.png", sr)
-            except (ImageError, FloatingPointError, torch.OutOfMemoryError) as error:
+            except BAD_IMAGE as error:
                 failed.append(f"{pair.name}: {error}")
                 logger.error("%s/%s", image_set.name, failed[-1])
             else:
@@ -221,7 +235,10 @@ def run_set(
         for _ in range(args.repeat - 1):
             passes.append([])
             for lr in again:
-                passes[-1].append(evaluate.restore(model.net, lr, device)[1])
+                try:
+                    passes[-1].append(evaluate.restore(model.net, lr, device)[1])
+                except BAD_IMAGE as error:
+                    failed.append(f"pass {len(passes)}: {error}")
                 bar.update()
     times = efficiency.runtime(passes)
     return run | {
@@ -237,11 +254,6 @@ def run_set(
         "p80_runtime_ms": times.p80,
         "repeat": args.repeat,
         "memory_mib": efficiency.peak_memory_mib(device),
-        "num_parameters": counts.num_parameters,
-        "flops": counts.flops,
-        "flops_counter": efficiency.COUNTER,
-        "activations": counts.activations,
-        "num_conv": counts.num_conv,
         "images": images,
         "failed": failed,
     }
@@ -249,7 +261,7 @@ def run_set(
 
 def lr_source(pairs: Sequence[Pair], convention: str) -> str:
     """Where the LR images of a set come from, in words for the record."""
-    folders = sorted({pair.lr.parent.name for pair in pairs if pair.lr})
+    folders = sorted({"/".join(pair.lr.parent.parts[-2:]) for pair in pairs if pair.lr})
     return f"files in {', '.join(folders)}" if folders else LR_SOURCES[convention]
 
 

@@ -1,5 +1,6 @@
 """Sets are found in every layout in which people have them, and absence names the places."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ LAYOUTS = [
     ("Urban100", "Urban100/HR/img_001.png", "Urban100/LR_bicubic/X4/img_001x4.png"),
     ("B100", "B100/original/3096.jpg", None),
     ("Manga109", "Manga109/ARMS.png", None),
+    ("Set5", "Set5/baby.png", "Set5/LR/babyx4.png"),
     ("my photos", "my photos/HR/a.JPG", "my photos/LR/ax4.png"),
     ("my photos", None, "my photos/LR/ax4.png"),
     ("my photos", "my photos/a.webp", None),
@@ -111,3 +113,12 @@ def test_demo_set_is_four_colour_photographs(tmp_path: Path) -> None:
         # Two JPEG decoders may differ by a level or two; PNGs are equal.
         limit = 4 if pair.hr.suffix == ".jpg" else 0
         assert np.abs(read_rgb(pair.hr).astype(int) - theirs).max() <= limit
+
+
+def test_equal_names_of_two_formats_stay_apart(
+    tmp_path: Path, save: Callable[..., Path]
+) -> None:
+    for name in ("a.png", "a.jpg", "b.png"):
+        save(tmp_path / "set" / "HR" / name, np.zeros((8, 8, 3), np.uint8))
+    pairs = find(str(tmp_path / "set"), tmp_path).pairs
+    assert [pair.name for pair in pairs] == ["a_jpg", "a_png", "b"]

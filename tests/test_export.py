@@ -48,7 +48,7 @@ def a_run(folder: Path) -> checkpoint.State:
 def test_a_run_is_shipped_with_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = a_run(tmp_path / "run")
     weights, training = tmp_path / "zoo" / "w.pth", tmp_path / "training.json"
-    monkeypatch.setattr("train.export.SHIPPED", weights)
+    monkeypatch.setattr("train.export.WEIGHTS", weights)
     monkeypatch.setattr("train.export.TRAINING_RECORD", training)
     regenerated: list[bool] = []
     monkeypatch.setattr(tables, "regenerate", lambda: regenerated.append(True))
@@ -64,6 +64,9 @@ def test_a_run_is_shipped_with_its_record(tmp_path: Path, monkeypatch: pytest.Mo
     said = json.loads(training.read_text())
     assert said["sha256"] == record.sha256(weights)
     assert said["stages"][0]["step"] == 3 and said["stages"][0]["data"] == "fingerprint"
+    assert said["commands"] == [
+        "python train/train.py --stage 1 --data DIR --val VAL --out RUN --steps 3"
+    ]
     assert said["validation"][-1]["val_psnr_y"] == 32.25
     assert regenerated
 

@@ -192,3 +192,18 @@ def test_images_are_found_in_trees_without_hidden_or_other_files(
     assert found == ["a/c.JPG", "a/d/e.webp", "b.png"]
     with pytest.raises(FileNotFoundError, match="absent"):
         find_images(tmp_path / "absent")
+
+
+def test_jpeg_with_a_film_behind_it_is_whole(tmp_path: Path, noise: MakeImage, save: Save) -> None:
+    path = save(tmp_path / "motion.jpg", noise(16, 24))
+    path.write_bytes(path.read_bytes() + bytes(9000))
+    assert read_rgb(path).shape == (16, 24, 3)
+
+
+def test_linked_folders_are_entered_once(tmp_path: Path, noise: MakeImage, save: Save) -> None:
+    save(tmp_path / "elsewhere" / "a.png", noise(4, 4))
+    save(tmp_path / "tree" / ".hidden" / "b.png", noise(4, 4))
+    (tmp_path / "tree" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "tree")
+    assert find_images(tmp_path / "tree") == [tmp_path / "tree" / "link" / "a.png"]
+    assert find_images(tmp_path / "tree", recursive=False) == []

@@ -127,7 +127,7 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
     [
         (["--dataset", "Set5"], "Set5/HR"),
         ([], "DIV2K_valid_LR_bicubic/X4"),
-        (["--dataset", "benchmarks"], "expected some of Set5, Set14"),
+        (["--dataset", "benchmarks"], "Manga109/GTmod4"),
         (["--dataset", "demo", "--model_id", "7"], "expected a --model_id of 23"),
         (["--dataset", "demo", "--checkpoint", "no.pth"], "found no file: no.pth"),
         (["--dataset", "demo", "--checkpoint", "other.pth"],

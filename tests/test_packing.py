@@ -147,6 +147,17 @@ def test_equal_names_in_two_sets_keep_their_own_lr(
         assert np.array_equal(lr, expected)
 
 
+def test_lr_of_another_degradation_is_not_taken(
+    tmp_path: Path, noise: MakeImage, save: Save
+) -> None:
+    save(tmp_path / "DIV2K_train_HR" / "1.png", noise(16, 16))
+    save(tmp_path / "DIV2K_train_LR_bicubic" / "X4" / "1x4.png", noise(4, 4, 1))
+    save(tmp_path / "DIV2K_train_LR_unknown" / "X4" / "1x4.png", noise(4, 4, 2))
+    packed = pack([tmp_path], tmp_path / "cache")
+    assert [image.name for image in packed.images] == ["1.png"]
+    assert np.array_equal(packed.pixels[:16].view(4, 4, 3), noise(4, 4, 1))
+
+
 def test_damaged_pack_is_packed_again(tree: Path, tmp_path: Path) -> None:
     whole = pack([tree], tmp_path / "cache")
     before = whole.pixels.clone()

@@ -95,12 +95,19 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
     assert "PSNR (RGB)           30.00 dB, bicubic 28.00 dB, gain +2.00 dB" in text
     assert tables.regenerated(text, tmp_path) == text
 
-    training = {"sha256": "1" * 64, "stages": [], "validation": []}
+    stage = {"stage": {"name": "stage1", "steps": 7}, "step": 7, "seed": 0, "data": "f" * 64,
+             "history": [{"minutes": 90.4, "environment": {"device": "a chip", "threads": 2}}],
+             "data_summary": {"images": 3, "megapixels": 12.3}}  # fmt: skip
+    training = {"sha256": "1" * 64, "stages": [stage], "commands": ["python train/train.py"],
+                "validation": []}  # fmt: skip
     record.write_json(tmp_path / "results" / "published" / "23_LKDN_training.json", training)
     tables.regenerate(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "| this repository | not measured | not measured |" in text
     assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
+    assert "| minutes | 90 |" in text and "3 images, 12 megapixels" in text
+    with pytest.raises(tables.PublishError, match="others"):
+        tables.publish(files[:1], tmp_path)
 
 
 def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ Accident = Callable[[str, int], list[object]]
 # Runs train.py and lets something happen to it at the given call of one of its functions: what
 # a kill from outside does at a moment that cannot be chosen, at moments that can.
 ACCIDENT = """
-import json, os, runpy, signal, sys, time
+import json, os, runpy, signal, sys, threading, time
 root, moment, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sys.argv = [root + "/train/train.py", *sys.argv[4:]]
 sys.path.insert(0, root)
@@ -61,6 +61,9 @@ def at_call(module, name, happens, concerned=lambda *_: True):
 
 if moment == "killed before the rename of a checkpoint":
     at_call(os, "replace", kill, lambda source, target: str(target).endswith(".pt"))
+elif moment == "killed at some millisecond":
+    delay, count = count / 1000, 1
+    at_call(train.loop, "_gradients", lambda *_: threading.Timer(delay, kill).start())
 elif moment == "killed in the middle of a log line":
     at_call(train.log, "append", cut_line)
 else:  # between the optimiser's step and the average's
@@ -122,6 +125,21 @@ def test_run_killed_again_and_again_ends_bit_for_bit_equal(
     done = train(*arguments)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(place / "killed", uninterrupted, logged)
+
+
+def test_run_killed_at_three_random_times_ends_bit_for_bit_equal(
+    place: Path, train: Train, accident: Accident, uninterrupted: Path, logged: Logged
+) -> None:
+    rng = random.Random(23)
+    arguments = ("killed at random", "--resume", "--val", "held out", "--save_every", 1)
+    codes = []
+    for _ in range(3):  # milliseconds after the first step began, wherever that hits
+        script = accident("killed at some millisecond", rng.randint(20, 250))
+        codes.append(train(*arguments, script=script).returncode)
+    assert codes[0] == -signal.SIGKILL
+    assert set(codes) <= {-signal.SIGKILL, 0}  # a fast machine may have finished
+    assert train(*arguments).returncode == 0
+    assert_equal_runs(place / "killed at random", uninterrupted, logged)
 
 
 def test_run_stopped_by_signals_and_by_time_ends_bit_for_bit_equal(

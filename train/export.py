@@ -5,10 +5,12 @@ Averaged weights -> inference form -> compared with the training form in float64
 
 import argparse
 import io
+import json
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from models.team23_LKDN import LKDN  # noqa: E402
 from train import log  # noqa: E402
 from train.checkpoint import training_records  # noqa: E402
 from train.reparam import fuse, training_form  # noqa: E402
+from train.stages import STAGES  # noqa: E402
 from utils import record, tables  # noqa: E402
 from utils.images import write_bytes  # noqa: E402
 from utils.weights import (  # noqa: E402
@@ -30,8 +33,8 @@ from utils.weights import (  # noqa: E402
     state_dict_of,
 )
 
-SHIPPED = ROOT / "model_zoo" / "team23_LKDN.pth"
-TRAINING_RECORD = ROOT / "results" / "published" / "23_LKDN_training.json"
+WEIGHTS = ROOT / "model_zoo" / "team23_LKDN.pth"
+TRAINING_RECORD = ROOT / "results" / "published" / f"{tables.SHIPPED}_training.json"
 # Both forms computed in float64 differ by rounding alone: some 1e-14 at values near 1.
 TOLERANCE = 1e-10
 SIZES = ((1, 1), (5, 3), (48, 64))  # 1 pixel and narrow: all border, where a wrong fuse shows
@@ -83,7 +86,7 @@ def export(source: Path, output: Path | None = None) -> None:
     if not difference <= TOLERANCE:
         raise ArithmeticError(f"expected both forms equal to {TOLERANCE:g}, got a difference of "
                               f"{difference:g}: {file} was not written")
-    target = output or SHIPPED
+    target = output or WEIGHTS
     buffer = io.BytesIO()
     torch.save({name: value.float() for name, value in plain.state_dict().items()}, buffer)
     write_bytes(target, buffer.getvalue())
@@ -92,14 +95,17 @@ def export(source: Path, output: Path | None = None) -> None:
     if output is None:
         scores = [{key: line[key] for key in ("stage", "step", "val_psnr", "val_psnr_y")}
                   for line in log.read(file.parent / "log.jsonl") if "val_psnr" in line]
+        for trained in records:
+            trained["data_summary"] = _data_summary(file.parent, trained)
         record.write_json(TRAINING_RECORD, {
-            "training_of": "23_LKDN", "sha256": record.sha256(target), "stages": records,
-            "validation": scores, "float64_difference": difference,
+            "training_of": tables.SHIPPED, "sha256": record.sha256(target), "stages": records,
+            "commands": [command(trained) for trained in records], "validation": scores,
+            "float64_difference": difference,
         })
         tables.regenerate()
-        logger.info("%s and the model card are up to date; test_demo.py measures the new weights, "
-                    "python -m utils.record --publish FILE puts that in the tables",
-                    TRAINING_RECORD)
+        logger.info("%s and the tables are up to date; next: measure the new weights with "
+                    "test_demo.py, python -m utils.record --publish FILE, and see whether the "
+                    "model card's words on the data are still true", TRAINING_RECORD)
 
 
 def _last_stage(run: Path) -> Path:
@@ -107,6 +113,25 @@ def _last_stage(run: Path) -> Path:
     if file := next((file for file in files if file.exists()), None):
         return file
     raise CheckpointError(f"expected {' or '.join(map(str, files))}, found neither")
+
+
+def _data_summary(run: Path, trained: dict[str, Any]) -> dict[str, Any] | None:
+    """What train.py noted of a stage's data beside its checkpoint."""
+    try:
+        noted = json.loads((run / f"{trained['stage']['name']}_data.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return noted if noted.get("fingerprint") == trained["data"] else None
+
+
+def command(trained: dict[str, Any]) -> str:
+    """The train.py command of a stage's record, without the numbers that are the factsheet's."""
+    number, default = next((n, s) for n, s in STAGES.items() if s.name == trained["stage"]["name"])
+    options = [f"--{name} {value}" for name, value in trained["stage"].items()
+               if value != getattr(default, name)]
+    options += [f"--seed {trained['seed']}"] * bool(trained["seed"])
+    return " ".join((f"python train/train.py --stage {number} --data DIR --val VAL --out RUN",
+                     *options))
 
 
 def load_form(state: Mapping[str, Tensor], file: Path) -> LKDN:

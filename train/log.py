@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.images import write_bytes
+from utils.images import whole_file, write_bytes
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
@@ -52,5 +52,5 @@ def plot(path: Path, picture: Path) -> None:
         axes.grid(alpha=0.3)
         if lines:
             axes.legend()
-    picture.unlink(missing_ok=True)
-    figure.savefig(picture)
+    with whole_file(picture) as file:
+        figure.savefig(file, format="png")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from models.team23_LKDN import LKDN, PixelNorm
+from models.team23_LKDN import LKDN
 from train import checkpoint, log
 from train.optim import learning_rate, set_learning_rate, update_ema
 from train.patches import Sampler, sample
@@ -30,7 +30,7 @@ from utils.record import environment, finite
 logger = logging.getLogger(__name__)
 
 OUTCOMES = ("finished", "time is up", "stopped")
-FINISHED, TIME_IS_UP, STOPPED = range(3)
+GO_ON, TIME_IS_UP, STOPPED = range(3)  # to go on to the end is to finish
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
@@ -49,7 +49,11 @@ class World:
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop needs besides its state. fingerprint is the data's; times are in steps."""
+    """What the loop needs besides its state.
+
+    fingerprint is the data's; log_every, val_every and save_every count steps; stop_at is a time
+    of time.monotonic().
+    """
 
     stage: Stage
     seed: int
@@ -61,7 +65,7 @@ class Run:
     log_every: int
     val_every: int
     save_every: int
-    max_minutes: float
+    stop_at: float
 
 
 def train(run: Run, state: checkpoint.State) -> str:
@@ -71,7 +75,7 @@ def train(run: Run, state: checkpoint.State) -> str:
     steps as one that was never stopped.
 
     Returns:
-        Why it ended: one of OUTCOMES.
+        Why it ended, one of OUTCOMES: the stage is done, it is `run.stop_at`, or a signal came.
 
     Raises:
         Diverged: the loss or a gradient is not finite. Nothing is saved after that.
@@ -79,7 +83,7 @@ def train(run: Run, state: checkpoint.State) -> str:
     stage, device, lead = run.stage, run.world.device, run.world.rank == 0
     forward = make_forward(state.net, stage, device)
     weights = dict(state.net.named_parameters())
-    began, work, outcome = time.monotonic(), _begin_work(run, state), FINISHED
+    began, work, outcome = time.monotonic(), _begin_work(run, state), GO_ON
     unseen: list[Tensor] = []  # (loss, gradient norm) of the steps not looked at yet
     logged: list[list[float]] = []
     since = time.monotonic()
@@ -87,10 +91,10 @@ def train(run: Run, state: checkpoint.State) -> str:
         total=stage.steps, initial=state.step, desc=stage.name, unit="step", disable=not lead
     ) as bar:
         while state.step < stage.steps:
-            late = time.monotonic() - began > 60 * run.max_minutes
-            wish = STOPPED if stopped() else TIME_IS_UP if late else FINISHED
+            late = time.monotonic() > run.stop_at
+            wish = STOPPED if stopped() else TIME_IS_UP if late else GO_ON
             outcome = _agree(run.world, wish, state.step)
-            if outcome != FINISHED:
+            if outcome != GO_ON:
                 break
             rate = learning_rate(stage, state.step)
             set_learning_rate(state.optimizers, rate)
@@ -115,8 +119,9 @@ def train(run: Run, state: checkpoint.State) -> str:
                 _log(run, state, line)
                 logged, since = [], time.monotonic()
             if run.samples and (step % run.val_every == 0 or last):
+                paused = time.monotonic()
                 _validate(run, state)
-                since = time.monotonic()
+                since += time.monotonic() - paused
             if to_save and not last:
                 _save(run, state, work, began)
         _checked(unseen, state.step - 1, stage)
@@ -132,7 +137,11 @@ def make_forward(form: LKDN, stage: Stage, device: torch.device) -> Callable[[Te
     """
     plain = plain_like(form).to(device)
     if stage.precision == "bf16":
-        _keep_float32(plain)
+        # On a CPU torch 2.13 computes in bfloat16 garbage as the weight gradient of the dilated
+        # depthwise in channels_last, and those of LayerNorm as sums that stall at eight bits.
+        for name in plain.blocks:
+            _keep_float32(plain.get_submodule(f"{name}.atten.depthwise_dilated"))
+            _keep_float32(plain.get_submodule(f"{name}.pixel_norm"))
 
     def forward(x: Tensor) -> Tensor:
         kernels = fused_parameters(dict(form.named_parameters()))
@@ -142,25 +151,15 @@ def make_forward(form: LKDN, stage: Stage, device: torch.device) -> Callable[[Te
     return forward
 
 
-class _Float32Conv2d(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
+def _keep_float32(module: nn.Module) -> None:
+    """Take a module of (B, C, H, W) -> (B, C, H, W) out of autocast."""
+    inner = module.forward
+
+    def forward(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+            return inner(x.float())
 
-
-class _Float32PixelNorm(PixelNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
-
-
-def _keep_float32(plain: LKDN) -> None:
-    """Take out of autocast what torch 2.13 computes wrongly on a CPU in bfloat16: the weight
-    gradient of the dilated depthwise in channels_last (garbage), and those of LayerNorm (sums over
-    all pixels that stall at eight bits)."""
-    for name in plain.blocks:
-        plain.get_submodule(f"{name}.atten.depthwise_dilated").__class__ = _Float32Conv2d
-        plain.get_submodule(f"{name}.pixel_norm").__class__ = _Float32PixelNorm
+    module.forward = forward
 
 
 def _gradients(
@@ -205,8 +204,6 @@ def _checked(unseen: list[Tensor], step: int, stage: Stage) -> list[list[float]]
 
 def _validate(run: Run, state: checkpoint.State) -> None:
     """Score what would be exported: the fused average."""
-    if run.world.rank:
-        return
     average = plain_like(state.net).to(run.world.device)
     average.load_state_dict(fused_parameters(state.ema))
     average.float()
@@ -240,7 +237,7 @@ def _agree(world: World, outcome: int, step: int) -> int:
     if world.size == 1:
         return outcome
     if world.device.type == "cuda" and step % 10:  # each answer stalls the queue of kernels
-        return FINISHED
+        return GO_ON
     urgency = torch.tensor(outcome, device=world.device)
     dist.all_reduce(urgency, dist.ReduceOp.MAX)
     return int(urgency)

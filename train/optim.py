@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from train.stages import Stage
 
-# Share of the learning rate for what Muon leaves to Adam; measured in train/README.md.
+# Share of the learning rate for what Muon leaves to Adam, as the shipped weights were trained.
 ADAM_SHARE = 0.2
 
 

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from utils.datasets import SCALE
 from utils.images import ImageError
-from utils.packing import SCALE, Pack
+from utils.packing import Pack
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ def sampler(pack: Pack, patch: int, device: str | torch.device = "cpu") -> Sampl
     fit = [image for image in pack.images if min(image.height, image.width) >= patch]
     small = [image for image in pack.images if min(image.height, image.width) < patch]
     for image in small:
-        log.warning("skipped: %s is %dx%d LR pixels, below the patch of %d",
+        logger.warning("skipped: %s is %dx%d LR pixels, below the patch of %d",
                     image.name, image.width, image.height, patch)
     if small:
-        log.warning("%d of %d images are too small", len(small), len(pack.images))
+        logger.warning("%d of %d images are too small", len(small), len(pack.images))
     if not fit:
         raise ImageError(
             f"expected images of at least {patch * SCALE} HR pixels a side for this patch, "

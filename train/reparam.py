@@ -114,11 +114,10 @@ def fused_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in form.items():
         module, _, leaf = name.rpartition(".")
         parent, _, branch = module.rpartition(".")
+        if branch == "rep1x1":
+            continue
         if f"{parent}.rep1x1.weight" in form:
-            plain[name] = value
-            if branch == "rep1x1":
-                del plain[name]
-            elif name == f"{parent}.pw.weight":
+            if name == f"{parent}.pw.weight":
                 eye = torch.eye(len(value), dtype=value.dtype, device=value.device)
                 plain[name] = value + eye[:, :, None, None]
             elif leaf == "weight":

@@ -5,7 +5,9 @@ import logging
 import math
 import os
 import sys
+import time
 from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ from train.patches import sampler  # noqa: E402
 from train.reparam import training_form  # noqa: E402
 from train.stages import STAGES, Stage  # noqa: E402
 from utils import devices, evaluate  # noqa: E402
-from utils.datasets import DatasetError, find  # noqa: E402
+from utils.datasets import SCALE, DatasetError, find  # noqa: E402
 from utils.images import ImageError  # noqa: E402
-from utils.packing import SCALE, pack  # noqa: E402
+from utils.packing import pack  # noqa: E402
 from utils.record import write_json  # noqa: E402
 from utils.weights import (  # noqa: E402
     CheckpointError,
@@ -37,19 +39,24 @@ from utils.weights import (  # noqa: E402
 logger = logging.getLogger("train")
 
 
+# The first process may pack a large data set for hours while the others wait.
+PATIENCE = timedelta(hours=12)
+
+
 class UsageError(ValueError):
     """Options that do not go together; the message says what to do."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    started = time.monotonic()
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
         world = join_world(args.device)
-        logger.setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
-        return work(args, world)
+        logging.getLogger().setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
+        return work(args, world, stop_at=started + 60 * args.max_minutes)
     except (UsageError, CheckpointError, DatasetError, ImageError, FileNotFoundError,
             devices.DeviceError) as error:
         logger.error("%s", error)
@@ -110,6 +117,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"expected --{name} of at least 1, got {value}")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"expected --seed from 0 to below 2**63, got {args.seed}")
     patch = getattr(args, "patch", SCALE)
     if patch < SCALE or patch % SCALE:
         parser.error(f"expected --patch in HR pixels, a multiple of {SCALE}, got {patch}")
@@ -127,13 +136,18 @@ def join_world(device_name: str) -> loop.World:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = devices.select_device(device_name)
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= gpus:
+            raise UsageError(f"expected a GPU for each process, got {gpus} for process "
+                             f"{number + 1}: lower --nproc_per_node")
+        torch.cuda.set_device(number)
     if size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return loop.World(rank, size, device)
 
 
-def work(args: argparse.Namespace, world: loop.World) -> int:
+def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
+    """Prepare a run and train; the exit code."""
     given = {f.name: getattr(args, f.name) for f in fields(Stage) if f.name in args}
     stage = replace(STAGES[args.stage], **given)
     if stage.batch < world.size:
@@ -145,7 +159,7 @@ def work(args: argparse.Namespace, world: loop.World) -> int:
         raise UsageError(f"expected a new run, got one in {file}: give --resume to continue it, "
                          "or another --out")
     samples = []
-    if args.val:
+    if args.val and world.rank == 0:
         samples = [evaluate.load(pair) for pair in find(args.val, ROOT / "data").pairs]
         if blind := [sample.name for sample in samples if sample.hr is None]:
             raise UsageError(f"expected HR images to validate on in {args.val}, got none for "
@@ -171,7 +185,7 @@ def work(args: argparse.Namespace, world: loop.World) -> int:
     run = loop.Run(
         stage, args.seed, file, sampler(data, stage.patch // SCALE, world.device),
         data.fingerprint, samples, world, args.log_every, args.val_every, args.save_every,
-        args.max_minutes,
+        stop_at,
     )
     logger.info("%s; %d images; %s on %d x %s", stage, len(data.images), stage.precision,
                 world.size, world.device)

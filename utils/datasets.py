@@ -1,7 +1,8 @@
 """Where the LR and HR images of a test set lie, in the layouts in which people have them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import skimage
@@ -62,13 +63,12 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
     for base in [Path(data_dir)] if known else [Path(data_dir), Path.cwd()]:
         hr_folders = [base / folder.format(name=name) for folder in HR_FOLDERS]
         lr_folders = [base / folder.format(name=name) for folder in LR_FOLDERS]
+        hr_folders.append(base / name)
         hr_folder, lr_folder = _first_with_images(hr_folders), _first_with_images(lr_folders)
-        if not hr_folder and not lr_folder:
-            hr_folder = _first_with_images([base / name])
         if hr_folder or lr_folder:
             label = name if known else Path(name).resolve().name
-            return ImageSet(label, tuple(_pair_up(hr_folder, lr_folder)))
-        looked += [*hr_folders, *lr_folders, base / name]
+            return ImageSet(label, tuple(_unique(_pair_up(hr_folder, lr_folder))))
+        looked += [*hr_folders, *lr_folders]
     places = "\n  ".join(map(str, dict.fromkeys(looked)))
     raise DatasetError(f"expected images of {name}, found none in any of\n  {places}")
 
@@ -98,3 +98,14 @@ def _pair_up(hr_folder: Path | None, lr_folder: Path | None) -> Iterable[Pair]:
         if lr_folder and not lr:  # one missing among others is an error of that pair, not bicubic
             lr = lr_folder / f"{path.stem}x{SCALE}.png"
         yield Pair(path.stem, path, lr)
+
+
+def _unique(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """The same pairs; a.png and a.jpg go by a_png and a_jpg, or one would overwrite the other."""
+    pairs = list(pairs)
+    times = Counter(pair.name for pair in pairs)
+    for pair in pairs:
+        path = pair.hr or pair.lr
+        if times[pair.name] > 1 and path:
+            pair = replace(pair, name=path.name.replace(".", "_"))
+        yield pair

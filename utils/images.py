@@ -1,5 +1,6 @@
 """Image files to uint8 RGB arrays to network tensors and back, the challenge's way."""
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,9 +48,12 @@ def _is_complete(data: bytes) -> bool:
     """Whether the end marker is there: some OpenCV versions return half-read images."""
     if data.startswith(b"\x89PNG"):
         return b"IEND" in data[-4096:]
-    if data.startswith(b"\xff\xd8"):
-        return b"\xff\xd9" in data[-4096:]
-    return True
+    if not data.startswith(b"\xff\xd8"):
+        return True
+    at = 2  # JPEG: behind the segments, one of which may hold a thumbnail with an end of its own
+    while data[at : at + 1] == b"\xff" and data[at + 1] != 0xDA:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(b"\xff\xd9", at) >= 0
 
 
 def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
@@ -123,7 +127,7 @@ def mod_crop(
 
 def find_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     """Image files in a folder, and below it if `recursive`, sorted by path; hidden files and
-    folders are left out.
+    folders are left out, linked folders entered once.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -131,10 +135,12 @@ def find_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images, got none: {folder}")
-    return sorted(
-        path
-        for path in (folder.rglob("*") if recursive else folder.iterdir())
-        if path.suffix.lower() in EXTENSIONS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    found, seen = [], set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        visited = (real := os.path.realpath(root)) in seen
+        seen.add(real)
+        folders[:] = [f for f in sorted(folders) if recursive and not visited and f[0] != "."]
+        if not visited:
+            paths = [Path(root, file) for file in files if file[0] != "."]
+            found += [p for p in paths if p.suffix.lower() in EXTENSIONS and p.is_file()]
+    return sorted(found)

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,13 +18,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.bicubic import downscale
+from utils.datasets import BENCHMARKS, SCALE
 from utils.images import ImageError, find_images, mod_crop, read_rgb, whole_file, write_bytes
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
-SCALE = 4
 HELD_OUT = re.compile(r"_(valid|test)_[HL]R")  # DIV2K_valid_HR, LSDIR_DIV2K_test_LR, ..
+LR_FOLDER = re.compile(r"LR|.*_LR(_bicubic)?")
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Pack:
 def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack:
     """Pack every HR image below `folders`, or open the pack made of the same files before.
 
-    A file `NAMEx4.png` below a folder whose name contains "_LR" or is "LR" is the LR image of
-    `NAME.png`; where there is none, LR is made from the whole HR image by the MATLAB-equal
-    bicubic. Folders of validation or test images (DIV2K_valid_HR, ..) are left out, with a
-    warning: the challenge forbids training on them.
+    LR images are those in folders called LR, NAME_LR or NAME_LR_bicubic (and X4 in them), with or
+    without x4 behind the name; where there is none, LR is made from the whole HR image by the
+    MATLAB-equal bicubic. Folders of validation or test images (DIV2K_valid_HR, ..) and of the
+    benchmark sets are left out, with a warning: they are not for training.
 
     Args:
         folders: trees of HR images, with or without LR images.
@@ -87,9 +89,9 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
         raise ImageError(f"expected training images in {', '.join(map(str, folders))}, got none "
                          f"that can be used{': ' + reasons if reasons else ''}")
     for reason in index["skipped"]:
-        log.warning("skipped: %s", reason)
+        logger.warning("skipped: %s", reason)
     if index["skipped"]:
-        log.warning("skipped %d of %d images", len(index["skipped"]), len(pairs))
+        logger.warning("skipped %d of %d images", len(index["skipped"]), len(pairs))
     # Copy-on-write, not read-only: torch warns of arrays that it could not write to.
     pixels = torch.from_numpy(np.memmap(pixels_path, np.uint8, mode="c").reshape(-1, 3))
     images = tuple(PackedImage(**image) for image in index["images"])
@@ -108,31 +110,27 @@ def _is_whole(index_path: Path, pixels_path: Path) -> bool:
 
 def _find_pairs(folder: Path, first: int | None) -> list[tuple[Path, Path | None]]:
     """(HR file, LR file or None) of one folder."""
-    lr_files: dict[tuple[Path, str], Path] = {}
+    lr_files: dict[tuple[str, ...], Path] = {}
     hr_files, held_out = [], set()
     for path in find_images(folder):
         below = path.relative_to(folder.parent).parts[:-1]
-        if forbidden := [part for part in below if HELD_OUT.search(part)]:
+        if forbidden := [p for p in below if HELD_OUT.search(p) or p in BENCHMARKS]:
             held_out.add(forbidden[0])
-        elif any("_LR" in part or part == "LR" for part in below):
-            if path.stem.endswith(f"x{SCALE}"):
-                lr_files[_set_of(path), path.stem.removesuffix(f"x{SCALE}")] = path
-        else:
+        elif any(LR_FOLDER.fullmatch(part) for part in below):
+            lr_files[_identity(path)] = path
+        elif not any("_LR" in part for part in below):  # other degradations and scales
             hr_files.append(path)
     for name in sorted(held_out):
-        log.warning("left out %s: validation and test images are not for training", name)
-    return [(path, lr_files.get((_set_of(path), path.stem))) for path in hr_files[:first]]
+        logger.warning("left out %s: validation and test images are not for training", name)
+    return [(path, lr_files.get(_identity(path))) for path in hr_files[:first]]
 
 
-def _set_of(path: Path) -> Path:
-    """What HR and LR folders of one set have in common: a/X of a/X_HR and a/X_LR_bicubic/X4, a of
-    a/HR, a/LR and of HR images in a itself."""
-    for folder in path.parents:
-        if folder.name in ("HR", "LR"):
-            return folder.parent
-        if match := re.search(r"(.*)_[HL]R", folder.name):
-            return folder.with_name(match[1] or "_")
-    return path.parent
+def _identity(path: Path) -> tuple[str, ...]:
+    """What an HR image and its LR image have in common: folders without _HR, _LR_bicubic, X4, ..
+    and the name without x4."""
+    folders = [re.sub(r"_?(HR|LR)(_bicubic)?$", "", part) for part in path.parent.parts]
+    kept = [part for part in folders if part not in ("", f"X{SCALE}")]
+    return (*kept, path.stem.removesuffix(f"x{SCALE}"))
 
 
 def _stamp(pair: tuple[Path, Path | None]) -> list[list[str | int]]:
@@ -146,6 +144,9 @@ def _write(
 ) -> None:
     """Write pixels, then the index: a pack with an index is whole."""
     images, skipped, offset, total = [], [], 0, hashlib.sha256()
+    for leftover in pixels_path.parent.glob(f".{pixels_path.name}.*.tmp"):
+        if leftover.stat().st_mtime < time.time() - 3600:  # of a process that was killed
+            leftover.unlink()
     with whole_file(pixels_path) as file:
         for path, loaded in tqdm(_load_all(pairs), "pack", len(pairs), unit="image"):
             if isinstance(loaded, str):

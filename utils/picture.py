@@ -16,6 +16,7 @@ from utils.bicubic import upscale
 from utils.datasets import DatasetError, find
 from utils.images import ImageError, read_rgb, write_png
 from utils.record import ROOT
+from utils.tables import SHIPPED
 
 ZOOM = 3
 GAP = 6
@@ -30,17 +31,18 @@ def main(argv: list[str] | None = None) -> int:
     add("--dataset", default="demo", help="the set, as for test_demo.py")
     add("--data_dir", type=Path, default=ROOT / "data")
     add("--save_dir", type=Path, default=ROOT / "results", help="that of test_demo.py")
-    add("--model", default="23_LKDN", help="name of the results")
+    add("--model", default=SHIPPED, help="name of the results")
     add("--crop", type=int, nargs=4, metavar=("X", "Y", "WIDTH", "HEIGHT"), required=True,
         help="HR pixels")
     add("-o", "--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
     try:
-        pairs = {pair.name: pair for pair in find(args.dataset, args.data_dir).pairs}
+        image_set = find(args.dataset, args.data_dir)
+        pairs = {pair.name: pair for pair in image_set.pairs}
         if args.name not in pairs:
             parser.error(f"expected one of {', '.join(pairs)}, got {args.name}")
         sample = evaluate.load(pairs[args.name])
-        sr = read_rgb(args.save_dir / args.model / args.dataset / f"{args.name}.png")
+        sr = read_rgb(args.save_dir / args.model / image_set.name / f"{args.name}.png")
     except (DatasetError, ImageError) as error:
         parser.error(str(error))
     x, y, width, height = args.crop

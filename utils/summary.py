@@ -23,12 +23,12 @@ def text(run: dict[str, Any], path: Path | str) -> str:
         f"{environment['device']}, {environment['threads']} threads",
         f"LR images            {run['lr_source']}",
     ]
-    if run["ave_psnr"] is None:
+    ours, bicubic = run["ave_psnr"], run["ave_psnr_bicubic"]
+    if ours is None:
         lines.append("PSNR                 not measured: no HR images")
     else:
-        gain = run["ave_psnr"] - run["ave_psnr_bicubic"]
-        lines.append(f"PSNR (RGB)           {_db(run['ave_psnr'])}, bicubic "
-                     f"{_db(run['ave_psnr_bicubic'])}, gain {gain:+.2f} dB")
+        gain = f", gain {ours - bicubic:+.2f} dB" if _is_finite(ours, bicubic) else ""
+        lines.append(f"PSNR (RGB)           {_db(ours)}, bicubic {_db(bicubic)}{gain}")
     if run["ave_ssim_y"] is not None:
         lines.append(f"PSNR, SSIM (Y)       {_db(run['ave_psnr_y'], 3)}, {run['ave_ssim_y']:.4f}; "
                      f"bicubic {_db(run['ave_psnr_y_bicubic'], 3)}")
@@ -40,7 +40,7 @@ def text(run: dict[str, Any], path: Path | str) -> str:
                 f"80th {run['p80_runtime_ms']:.2f})")
     lines += [
         f"Runtime, challenge   {number(run['ave_runtime_ms'], 2)} ms, mean of {n} images, the "
-        "cold first one included",
+        "first, cold one included",
         f"Runtime, warm median {warm}",
         f"Memory               {number(run['memory_mib'], 2)} MiB, "
         + ("allocated on the GPU at most" if cuda else "resident at most, the whole process"),
@@ -66,8 +66,13 @@ def row(run: dict[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _db(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f} dB" if math.isfinite(value) else "infinite (equal images)"
+def _db(value: float | None, digits: int = 2) -> str:
+    return f"{value:.{digits}f} dB" if _is_finite(value) else "infinite (equal images)"
+
+
+def _is_finite(*values: float | None) -> bool:
+    """Whether all are numbers; JSON has null for the infinite PSNR of equal images."""
+    return all(value is not None and math.isfinite(value) for value in values)
 
 
 def number(value: float | None, digits: int, missing: str = "not measured") -> str:

@@ -32,7 +32,9 @@ class PublishError(ValueError):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m utils.record", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.record", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--publish", nargs="*", type=Path, metavar="FILE", required=True,
                         help="runs to copy to results/published/; none: only make the tables")
     args = parser.parse_args(argv)
@@ -53,17 +55,21 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
     Raises:
         PublishError: a file holds no run, or one in which images failed; nothing is copied then.
     """
+    published = root / "results" / "published"
     for file in files:
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
-        if not isinstance(run, dict) or not {"model", "dataset", "images"} <= set(run):
+        needed = {"model", "dataset", "images", "checkpoint"}
+        if not isinstance(run, dict) or not needed <= set(run):
             raise PublishError(f"expected the JSON of a run of test_demo.py, got {file}")
-        if run["failed"]:
-            raise PublishError(f"expected a run without failures, got {len(run['failed'])} failed "
-                               f"images in {file}")
-    published = root / "results" / "published"
+        if failed := run.get("failed", ["nobody knows"]):
+            raise PublishError(f"expected a run without failures, got {len(failed)} failed images "
+                               f"in {file}")
+        if _is_stale(run, _training(published)):
+            raise PublishError(f"expected a run of the weights in model_zoo/, got one of others "
+                               f"in {file}: run test_demo.py again")
     published.mkdir(parents=True, exist_ok=True)
     for file in files:
         if file.resolve().parent != published.resolve():
@@ -87,7 +93,7 @@ def regenerated(document: str, root: Path = ROOT) -> str:
     """
     folder = root / "results" / "published"
     training = _training(folder)
-    runs = [r for r in read_runs(folder) if not training or not _is_stale(r, training)]
+    runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
 
     def part(match: re.Match[str]) -> str:
         return f"{match[1]}\n{PARTS[match[2]](runs, training)}\n{match[4]}"
@@ -103,7 +109,8 @@ def _training(folder: Path) -> dict[str, Any]:
 
 def _is_stale(run: dict[str, Any], training: dict[str, Any]) -> bool:
     """Whether a run is of weights that were shipped before: its figures are not of these."""
-    return run["model"] == SHIPPED and run["checkpoint"]["sha256"] != training["sha256"]
+    sha256 = run["checkpoint"]["sha256"]
+    return run["model"] == SHIPPED and sha256 != training.get("sha256", sha256)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -125,7 +132,7 @@ def _quality(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
     """Table 1 of the factsheet with every published benchmark run below it."""
     cells: dict[str, dict[str, str]] = {"factsheet (published)": FACTSHEET_TABLE1}
     for run in sorted(runs, key=lambda run: run["model"]):
-        if run["dataset"] in BENCHMARKS and run["ave_ssim_y"] is not None:
+        if run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"]:
             name = "this repository" if run["model"] == SHIPPED else run["checkpoint"]["name"]
             scores = f"{run['ave_psnr_y']:.3f} / {run['ave_ssim_y']:.4f}"
             cells.setdefault(name, {})[run["dataset"]] = scores
@@ -155,27 +162,44 @@ def _efficiency(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
 
 
 def _training_table(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
-    """How the shipped weights came about."""
+    """How the shipped weights came about: every number of every stage."""
     if not training:
         return "not trained yet"
-    rows = [["stage", "steps", "batch", "HR patch", "loss", "optimiser", "learning rate", "seed",
-             "data (fingerprint)", "minutes", "device"]]  # fmt: skip
-    for record in training["stages"]:
-        stage = record["stage"]
-        devices = {work["environment"]["device"]: None for work in record["history"]}
-        minutes = sum(work["minutes"] for work in record["history"])
-        rows.append([
-            stage["name"], f"{record['step']} of {stage['steps']}", str(stage["batch"]),
-            str(stage["patch"]), stage["loss"].upper(), stage["optimizer"],
-            f"{stage['lr']:g} {stage['schedule']}", str(record["seed"]), record["data"][:12],
-            f"{minutes:.0f}", "; ".join(devices),
-        ])  # fmt: skip
+    stages = training["stages"]
+    rows = [["", *(record["stage"]["name"] for record in stages)]]
+    rows += [[name.replace("_", " "), *(str(record["stage"][name]) for record in stages)]
+             for name in stages[0]["stage"] if name != "name"]
+    for name, told in (
+        ("steps done", lambda record: str(record["step"])),
+        ("seed", lambda record: str(record["seed"])),
+        ("data", _data),
+        ("minutes", lambda record: f"{sum(w['minutes'] for w in record['history']):.0f}"),
+        ("device", _devices),
+    ):
+        rows.append([name, *(told(record) for record in stages)])
     lines = [_markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
     if training["validation"]:
         last = training["validation"][-1]
         lines.append(f"\nValidation images, none of them in the training data: "
                      f"{last['val_psnr']:.3f} dB on RGB, {last['val_psnr_y']:.3f} dB on Y.")
     return "\n".join(lines)
+
+
+def _data(record: dict[str, Any]) -> str:
+    told = f"fingerprint {record['data'][:12]}"
+    if data := record.get("data_summary"):
+        told = f"{data['images']} images, {data['megapixels']:.0f} megapixels, {told}"
+    return told
+
+
+def _devices(record: dict[str, Any]) -> str:
+    environments = [work["environment"] for work in record["history"]]
+    return "; ".join(dict.fromkeys(f"{e['device']}, {e['threads']} threads" for e in environments))
+
+
+def _commands(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+    """The commands that trained the shipped weights."""
+    return "\n".join(f"    {line}" for line in training.get("commands", ["not trained yet"]))
 
 
 def _validation(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
@@ -192,4 +216,5 @@ PARTS: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], str]] = {
     "efficiency": _efficiency,
     "training": _training_table,
     "validation": _validation,
+    "commands": _commands,
 }
