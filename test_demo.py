@@ -82,10 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError("expected checkpoints and sets of different names, got two of one "
                              "name, whose results would overwrite each other: rename one")
         make_save_dir(args.save_dir)
-    except (UsageError, DatasetError, CheckpointError, devices.DeviceError) as error:
-        print(f"test_demo.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (UsageError, DatasetError, CheckpointError, devices.DeviceError, OSError) as error:
         print(f"test_demo.py: {error}", file=sys.stderr)
         return 2
     failures: list[str] = []
