@@ -171,11 +171,12 @@ def test_shipped_weights_beat_bicubic_on_the_demo_photos(tmp_path: Path) -> None
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> None:
-    for i in range(200):
+    for i in range(30):
         write_png(tmp_path / "set" / "HR" / f"{i:03}.png", photo(64, 64, i))
     process = subprocess.Popen(
         [sys.executable, SCRIPT, "--dataset", "set", "--checkpoint", str(random_weights),
-         "--save_dir", "out"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+         "--save_dir", "out", "--repeat", "100000"], cwd=tmp_path, stderr=subprocess.PIPE,
+        text=True,
     )  # fmt: skip
     images = tmp_path / "out" / STEM / "set"
     while not images.exists() or len(list(images.glob("*.png"))) < 3:
