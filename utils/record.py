@@ -138,6 +138,12 @@ def _run_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if path.name != "results.json")
 
 
+def is_run(content: Any) -> bool:
+    """Whether the content of a JSON file is a run of test_demo.py."""
+    needed = {"model", "dataset", "images", "checkpoint"}
+    return isinstance(content, dict) and needed <= set(content)
+
+
 def read_runs(folder: Path) -> list[dict[str, Any]]:
     """The runs recorded in a folder, by file name; other JSON files are left out."""
     runs = []
@@ -146,7 +152,7 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(content, dict) and {"model", "dataset", "images"} <= set(content):
+        if is_run(content):
             runs.append(content)
     return runs
 

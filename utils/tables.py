@@ -15,7 +15,7 @@ from typing import Any
 from utils import summary
 from utils.datasets import BENCHMARKS
 from utils.images import write_bytes
-from utils.record import ROOT, read_runs
+from utils.record import ROOT, is_run, read_runs, run_stem
 from utils.summary import number
 
 DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/README.md")
@@ -61,8 +61,7 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
-        needed = {"model", "dataset", "images", "checkpoint"}
-        if not isinstance(run, dict) or not needed <= set(run):
+        if not is_run(run):
             raise PublishError(f"expected the JSON of a run of test_demo.py, got {file}")
         if failed := run.get("failed", ["nobody knows"]):
             raise PublishError(f"expected a run without failures, got {len(failed)} failed images "
@@ -123,9 +122,7 @@ def _output(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
     run = next((r for r in runs if (r["model"], r["dataset"]) == (SHIPPED, "demo")), None)
     if run is None:
         return "not measured"
-    stem = f"{SHIPPED}_demo_{run['environment']['device_type']}_{run['backend']}"
-    path = f"results/{stem}_{run['precision']}.json"
-    return f"```\n{summary.text(run, path).strip()}\n```"
+    return f"```\n{summary.text(run, f'results/{run_stem(run)}.json').strip()}\n```"
 
 
 def _quality(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
@@ -180,8 +177,8 @@ def _training_table(runs: list[dict[str, Any]], training: dict[str, Any]) -> str
     lines = [_markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
     if training["validation"]:
         last = training["validation"][-1]
-        lines.append(f"\nValidation images, none of them in the training data: "
-                     f"{last['val_psnr']:.3f} dB on RGB, {last['val_psnr_y']:.3f} dB on Y.")
+        lines.append(f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
+                     f"{last['val_psnr_y']:.3f} dB on Y.")
     return "\n".join(lines)
 
 
