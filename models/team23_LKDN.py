@@ -75,11 +75,11 @@ class LKDB(nn.Module):
         self.pixel_norm = PixelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        distilled1, refined1 = F.gelu(self.c1_d(x)), F.gelu(self.c1_r(x))
-        distilled2, refined2 = F.gelu(self.c2_d(refined1)), F.gelu(self.c2_r(refined1))
-        distilled3, refined3 = F.gelu(self.c3_d(refined2)), F.gelu(self.c3_r(refined2))
-        distilled4 = F.gelu(self.c4(refined3))
-        y = self.c5(torch.cat((distilled1, distilled2, distilled3, distilled4), dim=1))
+        distilled1, refined1 = self.c1_d(x), F.gelu(self.c1_r(x))
+        distilled2, refined2 = self.c2_d(refined1), F.gelu(self.c2_r(refined1))
+        distilled3, refined3 = self.c3_d(refined2), F.gelu(self.c3_r(refined2))
+        distilled4 = self.c4(refined3)
+        y = self.c5(F.gelu(torch.cat((distilled1, distilled2, distilled3, distilled4), dim=1)))
         return self.pixel_norm(self.c6(self.atten(y))) + x
 
 
@@ -126,7 +126,8 @@ class LKDN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        shallow = self.fea_conv(x.repeat(1, self.copies, 1, 1))  # (B, C, H, W)
+        # cat, for repeat would lose channels_last and slow every later layer down
+        shallow = self.fea_conv(torch.cat([x] * self.copies, dim=1))  # (B, C, H, W)
         features, outputs = shallow, []
         for name in self.blocks:
             features = self.get_submodule(name)(features)

@@ -1,6 +1,8 @@
 """A device by name, or the reason why it cannot be had."""
 
+import ctypes
 import logging
+import platform
 import shutil
 
 import torch
@@ -47,3 +49,17 @@ def _cuda_works() -> bool:
         logger.warning("the CUDA device does not work with this torch: %s",
                        str(error).splitlines()[0])
         return False
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that tensors free, where the C library is glibc.
+
+    By default glibc hands every freed block of more than a few MiB back to the system, which then
+    has to map and clear the same pages again at the next step or image.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for parameter, value in ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20)):
+        # M_MMAP_THRESHOLD at its maximum, M_TRIM_THRESHOLD, M_TOP_PAD (malloc.h)
+        mallopt(parameter, value)
