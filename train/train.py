@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    devices.keep_freed_memory()
+    devices.prepare_cpu()
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
