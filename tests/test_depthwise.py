@@ -1,0 +1,74 @@
+"""The Triton depthwise convolution against float64, in Triton's interpreter or on a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+# Batch, channels, height, width; kernel size; dilation. The interpreter is slow: a large image is
+# checked with few channels.
+CASES = [
+    *(((1, 42, 1, 1), size, dilation) for size, dilation in ((3, 1), (5, 1), (5, 3))),
+    *(((2, 21, 7, 13), size, dilation) for size, dilation in ((3, 1), (5, 1), (5, 3))),
+    ((1, 2, 64, 64), 3, 1),
+    ((1, 5, 65, 127), 5, 3),
+]
+
+SCRIPT = """
+import sys
+import torch
+import torch.nn.functional as F
+from kernels.depthwise import depthwise, depthwise_plain
+
+device = sys.argv[1]
+for shape, size, dilation in {cases}:
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        x, upstream = (torch.randn(shape, device=device).to(dtype) for _ in "xu")
+        weight = torch.randn(shape[1], 1, size, size, device=device)
+        bias = torch.randn(shape[1], device=device)
+        if shape[0] == 2:  # the others are copied from NCHW
+            x = x.contiguous(memory_format=torch.channels_last)
+        leaves = [leaf.requires_grad_() for leaf in (x, weight, bias)]
+        y = depthwise(*leaves, dilation)
+        got = [y, *torch.autograd.grad(y, leaves, upstream)]
+        leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        exact = F.conv2d(*leaves, padding=size // 2 * dilation, dilation=dilation, groups=shape[1])
+        expected = [exact, *torch.autograd.grad(exact, leaves, upstream.double())]
+        twin = depthwise_plain(x, weight, bias, dilation)
+        assert y.dtype == twin.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+        for name, a, b in zip(("y", "x", "weight", "bias"), got, expected, strict=True):
+            error = float((a.double() - b).norm() / b.norm())
+            # Float32 sums; images of bfloat16 are rounded once, at the end, to 8 bits, which
+            # Triton's interpreter does by cutting off.
+            rounded = dtype == torch.bfloat16 and name in ("y", "x")
+            assert error < (8e-3 if rounded else 2e-6), (shape, size, dtype, name, error)
+        assert (twin.double() - exact).norm() / exact.norm() < 4e-3
+small = torch.randn(1, 3, 2, 5, device=device, requires_grad=True)
+weight = torch.randn(3, 1, 3, 3, device=device, requires_grad=True)
+torch.library.opcheck(torch.ops.lkdn.depthwise, (small, weight, None, 1))
+print("right")
+"""
+
+
+def check(root: Path, device: str, environment: dict[str, str]) -> None:
+    """In a process of its own, for triton reads TRITON_INTERPRET when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(cases=CASES), device],
+        cwd=root, env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.endswith("right\n"), done.stderr
+
+
+def test_values_and_gradients_in_the_interpreter(root: Path) -> None:
+    check(root, "cpu", {**os.environ, "TRITON_INTERPRET": "1"})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_values_and_gradients_on_the_gpu(root: Path) -> None:
+    check(root, "cuda", {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
