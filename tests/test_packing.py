@@ -4,13 +4,14 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from utils import packing
+from utils import packing, parts
 from utils.bicubic import downscale
 from utils.images import ImageError
 from utils.packing import Pack, pack
@@ -18,6 +19,7 @@ from utils.packing import Pack, pack
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]
 Save = Callable[[Path, Image], Path]
+Run = Callable[..., CompletedProcess[str]]
 
 
 def unpacked(packed: Pack) -> dict[str, tuple[Image, Image]]:
@@ -235,3 +237,46 @@ def test_interrupted_packing_leaves_nothing_and_is_done_again(
         pack([tree], cache)
     assert list(cache.iterdir()) == []
     assert len(pack([tree], cache).images) == 3
+
+
+def test_a_pack_moves_in_parts(tree: Path, tmp_path: Path) -> None:
+    original = pack([tree], tmp_path / "cache")
+    (index,) = (tmp_path / "cache").glob("*.json")
+    size = index.with_suffix(".bin").stat().st_size
+    *paths, copied = parts.split(index, tmp_path / "parts", 1000)
+    assert len(paths) == -(-size // 1000) > 3
+    assert max(path.stat().st_size for path in paths) == 1000
+
+    whole = paths[2].read_bytes()
+    paths[2].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ImageError, match="fingerprint"):
+        parts.join(tmp_path / "parts")
+    paths[2].unlink()
+    with pytest.raises(ImageError, match="cut short"):
+        parts.join(tmp_path / "parts")
+    with pytest.raises(ImageError, match="cut short"):  # nothing half was left behind
+        pack([copied], tmp_path)
+    paths[2].write_bytes(whole)
+
+    assert parts.join(tmp_path / "parts") == copied
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(
+        [copied.name, copied.with_suffix(".bin").name]
+    )
+    moved = pack([parts.join(tmp_path / "parts")], tmp_path / "unused")
+    assert torch.equal(moved.pixels, original.pixels)
+    assert (moved.images, moved.fingerprint) == (original.images, original.fingerprint)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        pack([tmp_path / "absent.json"], tmp_path)
+
+
+def test_the_command_of_parts_says_what_is_wrong(tree: Path, tmp_path: Path, python: Run) -> None:
+    pack([tree], tmp_path / "cache")
+    (index,) = (tmp_path / "cache").glob("*.json")
+    root = Path(packing.__file__).parent.parent
+    done = python(root, "-m", "utils.parts", "split", index, "--mib", 1, "-o", tmp_path / "parts")
+    assert done.returncode == 0, done.stderr
+    done = python(root, "-m", "utils.parts", "join", tmp_path / "parts")
+    assert done.returncode == 0 and str(tmp_path / "parts" / index.name) in done.stderr
+    for wrong in (["split", tmp_path / "no.json", "-o", tmp_path], ["join", tmp_path / "photos"]):
+        done = python(root, "-m", "utils.parts", *wrong)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr

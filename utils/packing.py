@@ -68,7 +68,8 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     benchmark sets are left out, with a warning: they are not for training.
 
     Args:
-        folders: trees of HR images, with or without LR images.
+        folders: trees of HR images, with or without LR images; or alone the .json of a pack,
+            which is opened as it is.
         cache: where packs are kept; needs about 3.2 bytes a HR pixel.
         first: take only the first so many HR images, by path, of each folder.
 
@@ -76,26 +77,46 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
         FileNotFoundError: a folder does not exist.
         ImageError: no usable image was found.
     """
+    if [Path(folder).suffix for folder in folders] == [".json"]:
+        return open_pack(Path(folders[0]))
     pairs = [pair for folder in folders for pair in _find_pairs(Path(folder), first)]
     key = hashlib.sha256(json.dumps([FORMAT, [_stamp(pair) for pair in pairs]]).encode())
     stem = Path(cache) / key.hexdigest()[:16]
     index_path, pixels_path = stem.with_suffix(".json"), stem.with_suffix(".bin")
     if not _is_whole(index_path, pixels_path):
         _write(pairs, pixels_path, index_path)
-    index = json.loads(index_path.read_text())
-    if not index["images"]:
+    pack = open_pack(index_path)
+    if not pack.images:
         index_path.unlink()
-        reasons = "; ".join(index["skipped"][:3])
+        reasons = "; ".join(pack.skipped[:3])
         raise ImageError(f"expected training images in {', '.join(map(str, folders))}, got none "
                          f"that can be used{': ' + reasons if reasons else ''}")
-    for reason in index["skipped"]:
+    for reason in pack.skipped:
         logger.warning("skipped: %s", reason)
-    if index["skipped"]:
-        logger.warning("skipped %d of %d images", len(index["skipped"]), len(pairs))
+    if pack.skipped:
+        logger.warning("skipped %d of %d images", len(pack.skipped), len(pairs))
+    return pack
+
+
+def open_pack(index_path: Path) -> Pack:
+    """A pack from its .json and the .bin beside it.
+
+    Raises:
+        FileNotFoundError, ImageError: it is not there, or not whole.
+    """
+    pixels_path = index_path.with_suffix(".bin")
+    if not index_path.exists():
+        raise FileNotFoundError(f"expected a pack, found no file {index_path}")
+    if not _is_whole(index_path, pixels_path):
+        raise ImageError(f"expected a whole pack, got one cut short or without its pixels in "
+                         f"{pixels_path}: pack the images again, or join its parts")
+    index = json.loads(index_path.read_text())
     # Copy-on-write, not read-only: torch warns of arrays that it could not write to.
-    pixels = torch.from_numpy(np.memmap(pixels_path, np.uint8, mode="c").reshape(-1, 3))
+    pixels = np.zeros((0, 3), np.uint8)
+    if index["images"]:
+        pixels = np.memmap(pixels_path, np.uint8, mode="c").reshape(-1, 3)
     images = tuple(PackedImage(**image) for image in index["images"])
-    return Pack(pixels, images, index["fingerprint"], tuple(index["skipped"]))
+    return Pack(torch.from_numpy(pixels), images, index["fingerprint"], tuple(index["skipped"]))
 
 
 def _is_whole(index_path: Path, pixels_path: Path) -> bool:
@@ -114,8 +135,8 @@ def _find_pairs(folder: Path, first: int | None) -> list[tuple[Path, Path | None
     hr_files, held_out = [], set()
     for path in find_images(folder):
         below = path.relative_to(folder.parent).parts[:-1]
-        if forbidden := [p for p in below if HELD_OUT.search(p) or p in BENCHMARKS]:
-            held_out.add(forbidden[0])
+        if forbidden := _held_out(below):
+            held_out.add(forbidden)
         elif any(LR_FOLDER.fullmatch(part) for part in below):
             lr_files[_identity(path)] = path
         elif not any("_LR" in part for part in below):  # other degradations and scales
@@ -123,6 +144,40 @@ def _find_pairs(folder: Path, first: int | None) -> list[tuple[Path, Path | None
     for name in sorted(held_out):
         logger.warning("left out %s: validation and test images are not for training", name)
     return [(path, lr_files.get(_identity(path))) for path in hr_files[:first]]
+
+
+def _held_out(folders: Sequence[str]) -> str | None:
+    """The first of an image's folders that is a validation, test or benchmark set's."""
+    return next((f for f in folders if HELD_OUT.search(f) or f in BENCHMARKS), None)
+
+
+def held_out_digests(folders: Sequence[Path]) -> dict[str, str]:
+    """Digest of the pixels -> file, of all images of validation, test and benchmark sets below
+    `folders`, HR and LR. Unreadable ones are reported and left out.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+    """
+    files = [path for folder in folders for path in find_images(folder)
+             if _held_out(path.absolute().parts[:-1])]
+    digests = {}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for path, digest in zip(files, pool.map(_digest_of, files), strict=True):
+            if digest:
+                digests[digest] = str(path)
+    return digests
+
+
+def _digest_of(path: Path) -> str | None:
+    try:
+        return _digest(mod_crop(read_rgb(path), SCALE, path))
+    except ImageError as error:
+        logger.warning("not compared: %s", error)
+        return None
+
+
+def _digest(hr: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()
 
 
 def _identity(path: Path) -> tuple[str, ...]:
@@ -157,9 +212,8 @@ def _write(
                 file.write(part.tobytes())
                 total.update(str(part.shape).encode() + part.tobytes())
             height, width = lr.shape[:2]
-            digest = hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()
             hr_offset = offset + height * width
-            images.append(PackedImage(path.name, height, width, offset, hr_offset, digest))
+            images.append(PackedImage(path.name, height, width, offset, hr_offset, _digest(hr)))
             offset = hr_offset + height * width * SCALE**2
     index = {
         "fingerprint": total.hexdigest(),
