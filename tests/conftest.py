@@ -113,9 +113,10 @@ def train(place: Path, python: Callable) -> Callable[..., subprocess.CompletedPr
     ) -> subprocess.CompletedProcess[str]:
         done = python(
             place, *script, "--data", "images", "--packed", "packed", "--out", out,
-            "--steps", 12, "--batch", 2, "--patch", 32, "--optimizer", "muon", "--lr", 0.01,
-            "--schedule", "cosine", "--warmup", 2, "--ema", 0.9, "--seed", 4, "--threads", 1,
-            "--device", "cpu", "--log_every", 1, "--save_every", 3, "--val_every", 4, *options,
+            "--stage", 1, "--steps", 12, "--batch", 2, "--patch", 32, "--optimizer", "muon",
+            "--lr", 0.01, "--schedule", "cosine", "--warmup", 2, "--ema", 0.9, "--seed", 4,
+            "--threads", 1, "--device", "cpu", "--log_every", 1, "--save_every", 3,
+            "--val_every", 4, *options,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         return done

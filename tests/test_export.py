@@ -3,25 +3,30 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
 from train import checkpoint
-from train.export import export, load_form
+from train.export import commands, export, load_form
 from train.optim import make_optimizers
 from train.reparam import fuse, training_form
-from train.stages import STAGES
+from train.stages import RECIPES, STAGES, Stage
 from utils import evaluate, picture, record, tables
 from utils.datasets import find
 from utils.images import read_rgb
 from utils.metrics import psnr, ssim, to_y
+from utils.packing import Pack, pack
 from utils.weights import CheckpointError, load_weights
 
+Image = NDArray[np.uint8]
 REFERENCE = record.ROOT.parent / "shared" / "reference"
 BENCH = record.ROOT.parent / "shared" / "data" / "bench"
 needs_reference = pytest.mark.skipif(
@@ -29,31 +34,45 @@ needs_reference = pytest.mark.skipif(
     reason=f"the authors' weights and the benchmark images are not in {REFERENCE.parent}",
 )
 
+NO_DATA = Pack(torch.empty(0, 3, dtype=torch.uint8), (), "fingerprint", ())
 
-def a_run(folder: Path) -> checkpoint.State:
+
+def a_run(
+    folder: Path, data: Pack = NO_DATA, form: Literal["training", "inference"] = "training"
+) -> checkpoint.State:
     """A finished run of one stage, its average unlike its last weights."""
     torch.manual_seed(1)
-    net, average = training_form(LKDN()), training_form(LKDN())
-    ema = {name: p.detach() for name, p in average.named_parameters()}
-    stage = replace(STAGES[1], steps=3)
-    state = checkpoint.State(net, ema, make_optimizers(net, stage), step=3)
+    nets = [training_form(LKDN()) if form == "training" else LKDN() for _ in range(2)]
+    ema = {name: p.detach() for name, p in nets[1].named_parameters()}
+    stage = replace(STAGES[1], steps=3, form=form)
+    state = checkpoint.State(nets[0], ema, make_optimizers(nets[0], stage), step=3)
     folder.mkdir()
-    checkpoint.save(folder / "stage1.pt", state, stage, 0, "fingerprint")
+    checkpoint.save(folder / "stage1.pt", state, stage, 0, data.fingerprint)
+    checkpoint.note_data(folder, stage, [Path("images")], None, data)
     (folder / "log.jsonl").write_text(
         '{"stage": "stage1", "step": 3, "val_psnr": 30.5, "val_psnr_y": 32.25}\n'
     )
     return state
 
 
-def test_a_run_is_shipped_with_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = a_run(tmp_path / "run")
+@pytest.fixture()
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Where weights are shipped to and where their training record is, for a test."""
     weights, training = tmp_path / "zoo" / "w.pth", tmp_path / "training.json"
     monkeypatch.setattr("train.export.WEIGHTS", weights)
     monkeypatch.setattr("train.export.TRAINING_RECORD", training)
+    return weights, training
+
+
+def test_a_run_is_shipped_with_its_record(
+    tmp_path: Path, zoo: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = a_run(tmp_path / "run")
+    weights, training = zoo
     regenerated: list[bool] = []
     monkeypatch.setattr(tables, "regenerate", lambda: regenerated.append(True))
 
-    export(tmp_path / "run")
+    export(tmp_path / "run", held_out=[])
 
     form = training_form(LKDN())
     form.load_state_dict(state.ema)
@@ -69,6 +88,64 @@ def test_a_run_is_shipped_with_its_record(tmp_path: Path, monkeypatch: pytest.Mo
     ]
     assert said["validation"][-1]["val_psnr_y"] == 32.25
     assert regenerated
+
+
+def test_a_run_without_branches_is_shipped_as_it_is(
+    tmp_path: Path, zoo: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = a_run(tmp_path / "run", form="inference")
+    monkeypatch.setattr(tables, "regenerate", lambda: None)
+    export(tmp_path / "run", held_out=[])
+    shipped = torch.load(zoo[0], weights_only=True)
+    assert all(torch.equal(shipped[name], value) for name, value in state.ema.items())
+
+
+def test_a_run_that_saw_a_held_out_image_is_refused(
+    tmp_path: Path, zoo: tuple[Path, Path], noise: Callable[..., Image],
+    save: Callable[[Path, Image], Path],
+) -> None:  # fmt: skip
+    # The same pixels under another name, in another format, cut to a multiple of 4 or not.
+    for folder in ("mine", "sets/Set5/HR"):
+        save(tmp_path / folder / "free.png", noise(24, 20, seed=len(folder)))
+    save(tmp_path / "mine" / "copied.png", noise(31, 33, seed=5))
+    save(tmp_path / "sets" / "Set5" / "original" / "baby.bmp", noise(31, 33, seed=5)[:28, :32])
+    a_run(tmp_path / "run", pack([tmp_path / "mine"], tmp_path / "packed"))
+    with pytest.raises(CheckpointError, match=r"saw 1: .*baby\.bmp"):
+        export(tmp_path / "run", held_out=[tmp_path / "sets"])
+    with pytest.raises(CheckpointError, match=r"baby\.bmp"):
+        export(tmp_path / "run", held_out=[tmp_path / "sets" / "Set5" / "original"])
+    assert not zoo[0].exists() and not zoo[1].exists()
+    export(tmp_path / "run", tmp_path / "mine.pth", held_out=[tmp_path / "sets"])  # not shipped
+
+    # An earlier stage's images count as well, in whatever folder it was trained ..
+    saved = torch.load(tmp_path / "run" / "stage1.pt", weights_only=False)
+    a_run(tmp_path / "later")
+    later = torch.load(tmp_path / "later" / "stage1.pt", weights_only=False)
+    later["before"] = checkpoint.training_records(saved, tmp_path / "run")
+    torch.save(later, tmp_path / "later" / "stage1.pt")
+    with pytest.raises(CheckpointError, match=r"baby\.bmp"):
+        export(tmp_path / "later", held_out=[tmp_path / "sets"])
+    # .. and data nobody knows are refused too.
+    (tmp_path / "run" / "stage1_data.json").unlink()
+    with pytest.raises(CheckpointError, match=r"stage1_data\.json .*--resume"):
+        export(tmp_path / "run", held_out=[])
+    assert not zoo[0].exists()
+
+
+def test_commands_of_stages_and_recipes() -> None:
+    def trained(stage: Stage, seed: int = 0) -> dict[str, object]:
+        return {"stage": asdict(stage), "seed": seed}
+
+    start = "python train/train.py --stage {} --data DIR --val VAL --out {}"
+    first, second = start.format(1, "RUN"), start.format(2, "RUN")
+    assert commands([trained(STAGES[1]), trained(STAGES[2])]) == [first, second]
+    cpu = RECIPES["cpu"].stages[1]
+    longer = replace(STAGES[1], steps=5)
+    assert commands([trained(cpu, 3), trained(longer), trained(RECIPES["fast"].stages[2])]) == [
+        f"{first} --recipe cpu --seed 3",
+        f"{start.format(1, 'RUN2')} --steps 5 --init RUN/stage1.pt",
+        f"{start.format(2, 'RUN2')} --recipe fast",
+    ]
 
 
 def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path) -> None:

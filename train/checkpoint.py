@@ -1,7 +1,8 @@
 """The state of a training run: one file that a run continues from, bit for bit."""
 
 import io
-from dataclasses import asdict, dataclass, field
+import json
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.stages import Stage
+from utils.datasets import SCALE
 from utils.images import write_bytes
+from utils.packing import Pack
+from utils.record import write_json
 from utils.weights import CheckpointError, load_state, read_checkpoint
 
 
@@ -51,12 +55,36 @@ def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) ->
     write_bytes(path, buffer.getvalue())
 
 
-def training_records(saved: dict[str, Any]) -> list[dict[str, Any]]:
-    """How the weights of a checkpoint came about, a record a stage; empty for foreign files."""
+def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
+    """How the weights of a checkpoint in folder `run` came about, a record a stage; empty for
+    foreign files."""
     if not {"stage", "step", "history"} <= set(saved):
         return []
     own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    own["data_summary"] = _data_note(run, saved["stage"]["name"], saved["data"])
     return [*saved.get("before", []), own]
+
+
+def note_data(
+    run: Path, stage: Stage, folders: list[Path], first: int | None, data: Pack
+) -> None:
+    """Write what a stage was trained on beside its checkpoint, with the digest of each image."""
+    write_json(run / f"{stage.name}_data.json", {
+        "folders": [folder.resolve().name for folder in folders], "first": first,
+        "images": len(data.images), "skipped": list(data.skipped),
+        "fingerprint": data.fingerprint,
+        "megapixels": SCALE**2 * sum(i.height * i.width for i in data.images) / 1e6,
+        "sha256": [image.sha256 for image in data.images],
+    })  # fmt: skip
+
+
+def _data_note(run: Path, stage: str, fingerprint: str) -> dict[str, Any] | None:
+    """What `note_data` wrote of a stage, if it is about these data."""
+    try:
+        note = json.loads((run / f"{stage}_data.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return note if note.get("fingerprint") == fingerprint else None
 
 
 def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
@@ -70,7 +98,9 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     if missing := [key for key in needed if key not in saved]:
         raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
     now = {**asdict(stage), "seed": seed, "data": fingerprint}
-    then = {**saved["stage"], "seed": saved["seed"], "data": saved["data"]}
+    # A number that this state's stage did not have yet was the default.
+    defaults = {f.name: f.default for f in fields(Stage) if f.default is not MISSING}
+    then = {**defaults, **saved["stage"], "seed": saved["seed"], "data": saved["data"]}
     differing = [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]
     if differing:
         raise CheckpointError(

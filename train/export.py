@@ -5,10 +5,10 @@ Averaged weights -> inference form -> compared with the training form in float64
 
 import argparse
 import io
-import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from models.team23_LKDN import LKDN  # noqa: E402
 from train import log  # noqa: E402
 from train.checkpoint import training_records  # noqa: E402
 from train.reparam import fuse, training_form  # noqa: E402
-from train.stages import STAGES  # noqa: E402
+from train.stages import RECIPES  # noqa: E402
 from utils import record, tables  # noqa: E402
 from utils.images import write_bytes  # noqa: E402
+from utils.packing import held_out_digests  # noqa: E402
 from utils.weights import (  # noqa: E402
     CheckpointError,
     load_state,
@@ -48,13 +49,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT",
                         help="folder of a run (its last stage is taken), or a training-form file")
+    parser.add_argument("--held_out", type=Path, nargs="+", default=[], metavar="DIR",
+                        help="folders of validation, test and benchmark sets, besides data/: a "
+                        "run that saw one of their images is not shipped")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE",
                         help="write there instead of model_zoo/, and leave the model card alone")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        export(args.source, args.output)
-    except CheckpointError as error:
+        export(args.source, args.output, [ROOT / "data", *args.held_out])
+    except (CheckpointError, FileNotFoundError) as error:
         logger.error("%s", error)
         return 2
     except (ArithmeticError, OSError) as error:
@@ -63,24 +67,33 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def export(source: Path, output: Path | None = None) -> None:
+def export(
+    source: Path, output: Path | None = None, held_out: Sequence[Path] = (ROOT / "data",)
+) -> None:
     """Fuse a checkpoint's averaged weights, check them, and write a plain state dict.
 
     Without `output` the weights are shipped: model_zoo/, the training record in
-    results/published/ and the model card are replaced.
+    results/published/ and the model card are replaced. That is refused for a run that saw an
+    image of a validation, test or benchmark set found in the folders `held_out`.
 
     Raises:
-        CheckpointError: no training-form LKDN there, or, to be shipped, no training record.
+        CheckpointError: no LKDN in the form that train.py trains is there, or, to be shipped, no
+            record of its training, or a held-out image among its data.
         ArithmeticError: the two forms differ.
         OSError: a file cannot be written.
     """
-    file = _last_stage(source) if source.is_dir() else source
+    file = last_stage(source) if source.is_dir() else source
     saved = read_checkpoint(file)
-    records = training_records(saved)
-    if output is None and not records:
-        raise CheckpointError(f"expected a checkpoint of train/train.py to ship, got weights "
-                              f"without a training record: {file}; give -o FILE to only fuse them")
-    form = load_form(state_dict_of(saved, file), file).double()
+    records = training_records(saved, file.parent)
+    compared = 0
+    if output is None:
+        if not records:
+            raise CheckpointError(f"expected a checkpoint of train/train.py to ship, got weights "
+                                  f"without a training record: {file}; give -o FILE to only fuse "
+                                  "them")
+        compared = check_data(records, held_out, file)
+    form_name = records[-1]["stage"].get("form", "training") if records else "training"
+    form = load_form(state_dict_of(saved, file), file, form_name).double()
     plain = fuse(form)
     difference = largest_difference(form, plain)
     if not difference <= TOLERANCE:
@@ -93,61 +106,113 @@ def export(source: Path, output: Path | None = None) -> None:
     logger.info("%s: %d parameters, forms differ by %.1e in float64, sha256 %s", target,
                 sum(p.numel() for p in plain.parameters()), difference, record.sha256(target))
     if output is None:
-        scores = [{key: line[key] for key in ("stage", "step", "val_psnr", "val_psnr_y")}
-                  for line in log.read(file.parent / "log.jsonl") if "val_psnr" in line]
-        for trained in records:
-            trained["data_summary"] = _data_summary(file.parent, trained)
-        record.write_json(TRAINING_RECORD, {
-            "training_of": tables.SHIPPED, "sha256": record.sha256(target), "stages": records,
-            "commands": [command(trained) for trained in records], "validation": scores,
-            "float64_difference": difference,
-        })
-        tables.regenerate()
-        logger.info("%s and the tables are up to date; next: measure the new weights with "
-                    "test_demo.py, python -m utils.record --publish FILE, and see whether the "
-                    "model card's words on the data are still true", TRAINING_RECORD)
+        _publish(file, records, difference, compared)
 
 
-def _last_stage(run: Path) -> Path:
+def _publish(
+    file: Path, records: list[dict[str, Any]], difference: float, compared: int
+) -> None:
+    """Write the training record of shipped weights and the documents made of it."""
+    scores = [{key: line[key] for key in ("stage", "step", "val_psnr", "val_psnr_y")}
+              for line in log.read(file.parent / "log.jsonl") if "val_psnr" in line]
+    for trained in records:
+        trained["data_summary"] = {key: value for key, value in trained["data_summary"].items()
+                                   if key != "sha256"}
+    record.write_json(TRAINING_RECORD, {
+        "training_of": tables.SHIPPED, "sha256": record.sha256(WEIGHTS), "stages": records,
+        "commands": commands(records), "validation": scores, "float64_difference": difference,
+        "held_out_images_compared": compared,
+    })  # fmt: skip
+    tables.regenerate()
+    logger.info("%s and the tables are up to date; next: measure the new weights with "
+                "test_demo.py, python -m utils.record --publish FILE, and see whether the "
+                "model card's words on the data are still true", TRAINING_RECORD)
+
+
+def check_data(records: list[dict[str, Any]], folders: Sequence[Path], file: Path) -> int:
+    """Compare all images of every stage with the held-out ones in `folders`, by their pixels.
+
+    Returns:
+        The number of held-out images there.
+
+    Raises:
+        CheckpointError: one of them was trained on, or a stage's images are not known.
+    """
+    held_out = held_out_digests(folders)
+    for trained in records:
+        digests = (trained.get("data_summary") or {}).get("sha256")
+        if digests is None:
+            raise CheckpointError(
+                f"expected the digests of the images that {trained['stage']['name']} of {file} was "
+                f"trained on in {trained['stage']['name']}_data.json beside its checkpoint: repeat "
+                "its train.py command with --resume, which writes them"
+            )
+        if seen := [name for digest, name in held_out.items() if digest in digests]:
+            raise CheckpointError(
+                f"expected weights trained without validation, test and benchmark images, but "
+                f"{trained['stage']['name']} of {file} saw {len(seen)}: {', '.join(seen[:3])}"
+            )
+    logger.info("no image of the data is among the %d held-out images in %s", len(held_out),
+                ", ".join(map(str, folders)))
+    return len(held_out)
+
+
+def last_stage(run: Path) -> Path:
+    """The checkpoint of the last stage in the folder of a run, or CheckpointError."""
     files = [run / name for name in ("stage2.pt", "stage1.pt")]
     if file := next((file for file in files if file.exists()), None):
         return file
     raise CheckpointError(f"expected {' or '.join(map(str, files))}, found neither")
 
 
-def _data_summary(run: Path, trained: dict[str, Any]) -> dict[str, Any] | None:
-    """What train.py noted of a stage's data beside its checkpoint."""
-    try:
-        noted = json.loads((run / f"{trained['stage']['name']}_data.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return noted if noted.get("fingerprint") == trained["data"] else None
+def commands(records: list[dict[str, Any]]) -> list[str]:
+    """The train.py command of each stage, without the numbers that are a recipe's."""
+    lines: list[str] = []
+    run, runs, before = "RUN", 1, 0
+    for index, trained in enumerate(records):
+        stage = trained["stage"]
+        number = int(stage["name"].removeprefix("stage"))
+        options = options_of(stage, number)
+        options += [f"--seed {trained['seed']}"] * bool(trained["seed"])
+        if index and number <= before:  # not the stage that follows by itself
+            options.append(f"--init {run}/{records[index - 1]['stage']['name']}.pt")
+            runs += 1
+            run = f"RUN{runs}"
+        start = f"python train/train.py --stage {number} --data DIR --val VAL --out {run}"
+        lines.append(" ".join((start, *options)))
+        before = number
+    return lines
 
 
-def command(trained: dict[str, Any]) -> str:
-    """The train.py command of a stage's record, without the numbers that are the factsheet's."""
-    number, default = next((n, s) for n, s in STAGES.items() if s.name == trained["stage"]["name"])
-    options = [f"--{name} {value}" for name, value in trained["stage"].items()
-               if value != getattr(default, name)]
-    options += [f"--seed {trained['seed']}"] * bool(trained["seed"])
-    return " ".join((f"python train/train.py --stage {number} --data DIR --val VAL --out RUN",
-                     *options))
+def options_of(stage: dict[str, Any], number: int) -> list[str]:
+    """What to give train.py for this stage: a recipe that has it, or numbers."""
+    differing = {}
+    for recipe, content in RECIPES.items():
+        if number in content.stages:
+            default = asdict(content.stages[number])
+            differing[recipe] = [f"--{n} {v}" for n, v in stage.items() if v != default.get(n)]
+    exact = [recipe for recipe, numbers in differing.items() if not numbers]
+    recipe = exact[0] if exact else "factsheet"
+    return [f"--recipe {recipe}"] * (recipe != "factsheet") + differing[recipe]
 
 
-def load_form(state: Mapping[str, Tensor], file: Path) -> LKDN:
-    """The training-form network that a state dict belongs to, of whatever size.
+def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "training") -> LKDN:
+    """The network that a state dict belongs to, of whatever size, in the form that was trained.
 
     Raises:
         CheckpointError: it is none of LKDN's.
     """
-    needed = ("fea_conv.pw.weight", "upsampler.conv3.weight")
+    last = "upsampler.conv3" if form_name == "training" else "upsampler.0"
+    needed = ("fea_conv.pw.weight", f"{last}.weight")
     if missing := [key for key in needed if key not in state]:
-        raise CheckpointError(f"expected LKDN's training form, found no {', '.join(missing)} in "
+        raise CheckpointError(f"expected LKDN's {form_name} form, found no {', '.join(missing)} in "
                               f"{file}; weights in inference form need no export")
     blocks = sum(name.endswith(".pixel_norm.weight") for name in state)
     channels = len(state["fea_conv.pw.weight"])
-    scale = round((len(state["upsampler.conv3.weight"]) / 3) ** 0.5)
-    form = training_form(LKDN(channels, blocks, scale))
+    scale = round((len(state[f"{last}.weight"]) / 3) ** 0.5)
+    form = LKDN(channels, blocks, scale)
+    if form_name == "training":
+        form = training_form(form)
     load_state(form, state, file)
     return form
 

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +23,7 @@ from train import checkpoint, log
 from train.optim import learning_rate, set_learning_rate, update_ema
 from train.patches import Sampler, sample
 from train.reparam import fused_parameters, plain_like
-from train.stages import Stage
+from train.stages import Engine, Stage
 from utils import evaluate
 from utils.record import environment, finite
 
@@ -56,6 +56,7 @@ class Run:
     """
 
     stage: Stage
+    engine: Engine
     seed: int
     file: Path
     source: Sampler
@@ -81,7 +82,7 @@ def train(run: Run, state: checkpoint.State) -> str:
         Diverged: the loss or a gradient is not finite. Nothing is saved after that.
     """
     stage, device, lead = run.stage, run.world.device, run.world.rank == 0
-    forward = make_forward(state.net, stage, device)
+    forward = make_forward(state.net, stage, device, run.engine)
     weights = dict(state.net.named_parameters())
     began, work, outcome = time.monotonic(), _begin_work(run, state), GO_ON
     unseen: list[Tensor] = []  # (loss, gradient norm) of the steps not looked at yet
@@ -96,6 +97,8 @@ def train(run: Run, state: checkpoint.State) -> str:
             outcome = _agree(run.world, wish, state.step)
             if outcome != GO_ON:
                 break
+            if run.engine.compile == "graphs":
+                torch.compiler.cudagraph_mark_step_begin()
             rate = learning_rate(stage, state.step)
             set_learning_rate(state.optimizers, rate)
             unseen.append(_gradients(run, state, forward))
@@ -116,6 +119,8 @@ def train(run: Run, state: checkpoint.State) -> str:
                 loss, norm = torch.tensor(logged, dtype=torch.float64).mean(0).tolist()
                 bar.set_postfix_str(f"loss {loss:.5f}, {speed:.0f} images/s")
                 line = {"loss": loss, "gradient_norm": norm, "lr": rate, "images_per_s": speed}
+                if device.type == "cuda":
+                    line["memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
                 _log(run, state, line)
                 logged, since = [], time.monotonic()
             if run.samples and (step % run.val_every == 0 or last):
@@ -129,26 +134,46 @@ def train(run: Run, state: checkpoint.State) -> str:
     return OUTCOMES[outcome]
 
 
-def make_forward(form: LKDN, stage: Stage, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The training form as a function of (B, 3, H, W), gradients reaching `form`'s parameters.
+def make_forward(
+    form: LKDN, stage: Stage, device: torch.device, engine: Engine
+) -> Callable[[Tensor], Tensor]:
+    """The network to train as a function of (B, 3, H, W), gradients reaching `form`'s parameters.
 
     Folding the branches into the plain network's kernels at every step is the same function with
     the same gradients as running the branches, at the inference form's cost.
     """
-    plain = plain_like(form).to(device)
-    if stage.precision == "bf16":
+    network = plain_like(form).to(device) if engine.fold else form
+    if engine.depthwise == "triton":
+        from kernels.depthwise import depthwise  # Triton is not everywhere
+
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                module.forward = _with_kernel(depthwise, module)  # type: ignore[assignment]
+    if stage.precision == "bf16" and device.type == "cpu":
         # On a CPU torch 2.13 computes in bfloat16 garbage as the weight gradient of the dilated
         # depthwise in channels_last, and those of LayerNorm as sums that stall at eight bits.
-        for name in plain.blocks:
-            _keep_float32(plain.get_submodule(f"{name}.atten.depthwise_dilated"))
-            _keep_float32(plain.get_submodule(f"{name}.pixel_norm"))
+        for name in network.blocks:
+            _keep_float32(network.get_submodule(f"{name}.atten.depthwise_dilated"))
+            _keep_float32(network.get_submodule(f"{name}.pixel_norm"))
 
     def forward(x: Tensor) -> Tensor:
-        kernels = fused_parameters(dict(form.named_parameters()))
+        kernels: dict[str, Tensor] = dict(form.named_parameters())
+        if engine.fold:
+            kernels = fused_parameters(kernels)
         with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
-            return functional_call(plain, kernels, (x,))
+            return functional_call(network, kernels, (x,))
 
-    return forward
+    if engine.compile == "off":
+        return forward
+    graphs = engine.compile == "graphs"
+    return torch.compile(forward, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def _with_kernel(
+    depthwise: Callable[..., Tensor], conv: nn.Conv2d
+) -> Callable[[Tensor], Tensor]:
+    """The forward of a depthwise convolution by another kernel."""
+    return lambda x: depthwise(x, conv.weight, conv.bias, conv.dilation[0])
 
 
 def _keep_float32(module: nn.Module) -> None:
@@ -169,8 +194,9 @@ def _gradients(
     stage, world = run.stage, run.world
     part = slice(world.rank, None, world.size)
     dtype = torch.float64 if stage.precision == "fp64" else torch.float32
+    layout = torch.channels_last if run.engine.channels_last else torch.contiguous_format
     lr, hr = (
-        patches.to(world.device, dtype, memory_format=torch.channels_last) / 255
+        patches.to(world.device, dtype, memory_format=layout) / 255
         for patches in sample(run.source, run.seed, state.step, stage.batch, part)
     )
     state.net.zero_grad()
@@ -221,7 +247,8 @@ def _log(run: Run, state: checkpoint.State, line: dict[str, Any]) -> None:
 def _begin_work(run: Run, state: checkpoint.State) -> dict[str, Any]:
     """A new record at the end of the history, of what this process will have done."""
     work = {"from_step": state.step, "to_step": state.step, "minutes": 0.0,
-            "processes": run.world.size, "environment": environment(run.world.device)}
+            "processes": run.world.size, "engine": asdict(run.engine),
+            "environment": environment(run.world.device)}
     state.history.append(work)
     return work
 

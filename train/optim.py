@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from train.stages import Stage
 
-# Share of the learning rate for what Muon leaves to Adam, as the shipped weights were trained.
-ADAM_SHARE = 0.2
+# Part of the steps over which a trapezoid falls to zero.
+COOLDOWN = 0.3
 
 
 class Muon(torch.optim.Optimizer):
@@ -66,14 +66,16 @@ def make_optimizers(net: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]
     """The factsheet's Adam for everything, or Muon for the kernels that mix channels and Adam
     for depthwise kernels, biases and normalisation. No weight decay."""
     params = list(net.parameters())
+    fused = params[0].is_cuda  # one kernel for all parameters
     if stage.optimizer == "adam":
-        return [torch.optim.Adam(params, lr=stage.lr, betas=(0.9, 0.99), eps=1e-8)]
+        return [torch.optim.Adam(params, stage.lr, betas=(0.9, 0.99), eps=1e-8, fused=fused)]
     mixing = [p for p in params if p.ndim == 4 and p.shape[1] > 1]
     others = [p for p in params if not (p.ndim == 4 and p.shape[1] > 1)]
-    adam = torch.optim.Adam(others, lr=stage.lr * ADAM_SHARE, betas=(0.9, 0.99), eps=1e-8)
+    adam = torch.optim.Adam(others, stage.lr * stage.adam_share, betas=(0.9, 0.99), eps=1e-8,
+                            fused=fused)  # fmt: skip
     for group in adam.param_groups:
-        group["share"] = ADAM_SHARE
-    return [Muon(mixing, lr=stage.lr), adam]
+        group["share"] = stage.adam_share
+    return [Muon(mixing, stage.lr, stage.momentum), adam]
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -81,6 +83,8 @@ def learning_rate(stage: Stage, step: int) -> float:
     rate = stage.lr * min(1.0, (step + 1) / (stage.warmup + 1))
     if stage.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+    if stage.schedule == "trapezoid":
+        rate *= min(1.0, (stage.steps - step) / (COOLDOWN * stage.steps))
     return rate
 
 

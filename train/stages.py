@@ -1,6 +1,7 @@
-"""The two stages of the LKDN factsheet (NTIRE 2023), as records of numbers."""
+"""Recipes, as records of numbers: the two stages of the LKDN factsheet (NTIRE 2023), and ours."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -10,8 +11,11 @@ class Stage:
 
     steps: optimiser steps. batch: patches a step, over all processes. patch: HR pixels a side.
     lr: learning rate of Adam, or of Muon's matrices. warmup: steps of linear rise.
-    schedule: constant, or a half cosine to zero over all steps. ema: decay of the averaged
-    weights, which are what is exported. norm_start: first value of the PixelNorm weights.
+    schedule: constant; a half cosine to zero over all steps; or a trapezoid, constant and then
+    a straight fall to zero over the last 30 % of the steps.
+    ema: decay of the averaged weights, which are what is exported. norm_start: first value of the
+    PixelNorm weights. momentum, adam_share: Muon's momentum, and the share of lr for what Muon
+    leaves to Adam. form: the network that is trained, with the extra branches or without.
     Precisions other than fp64 keep weights, loss, EMA and optimiser in float32.
     """
 
@@ -22,14 +26,66 @@ class Stage:
     loss: Literal["l1", "l2"]
     lr: float
     optimizer: Literal["adam", "muon"] = "adam"
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "trapezoid"] = "constant"
     warmup: int = 0
     ema: float = 0.999
     norm_start: float = 1.0
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    momentum: float = 0.95
+    adam_share: float = 0.2
+    form: Literal["training", "inference"] = "training"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the numbers of a stage are computed: how fast, not what, rounding excepted.
+
+    fold: run the plain network on kernels folded from the branches, not the branches.
+    channels_last: memory layout. depthwise: whose kernels for the depthwise convolutions.
+    compile: torch.compile for the network, alone or with CUDA graphs.
+    crops: where patches are cut, on the training device or on the CPU.
+    tuned_cpu: flush denormals and keep freed memory, see utils.devices.prepare_cpu.
+    """
+
+    fold: bool = True
+    channels_last: bool = True
+    depthwise: Literal["torch", "triton"] = "torch"
+    compile: Literal["off", "on", "graphs"] = "off"
+    crops: Literal["device", "cpu"] = "device"
+    tuned_cpu: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages by number, each starting from the average of the one before, and their engine."""
+
+    stages: Mapping[int, Stage]
+    engine: Engine = field(default_factory=Engine)
 
 
 STAGES = {
     1: Stage("stage1", steps=950_000, batch=128, patch=256, loss="l1", lr=1e-3),
     2: Stage("stage2", steps=50_000, batch=64, patch=480, loss="l2", lr=2e-5),
 }
+
+RECIPES = {
+    "factsheet": Recipe(STAGES),
+    # For one large GPU in minutes. Not run at length yet: no GPU was at hand.
+    "fast": Recipe(
+        {
+            1: Stage("stage1", steps=60_000, batch=128, patch=256, loss="l1", lr=2e-2,
+                     optimizer="muon", schedule="trapezoid", warmup=500, norm_start=0.1,
+                     precision="bf16"),
+            2: Stage("stage2", steps=4_000, batch=64, patch=480, loss="l2", lr=2e-3,
+                     optimizer="muon", schedule="cosine", warmup=100, precision="bf16"),
+        },
+        Engine(depthwise="triton", compile="on"),
+    ),
+    # For two CPU cores in about twenty minutes.
+    "cpu": Recipe(
+        {
+            1: Stage("stage1", steps=3_000, batch=12, patch=192, loss="l1", lr=2e-2,
+                     optimizer="muon", schedule="cosine", warmup=100, norm_start=0.1),
+        }
+    ),
+}  # fmt: skip

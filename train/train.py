@@ -1,12 +1,10 @@
-"""Train LKDN: python train/train.py --stage 1 --data DIR ... --val DIR --out runs/NAME"""
+"""Train LKDN: python train/train.py --data DIR ... --val DIR --out runs/NAME"""
 
 import argparse
 import logging
-import math
 import os
 import sys
 import time
-from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,14 @@ if __name__ == "__main__":
 from models.team23_LKDN import LKDB, LKDN  # noqa: E402
 from train import checkpoint, log, loop  # noqa: E402
 from train.optim import make_optimizers  # noqa: E402
+from train.options import UsageError, engine_of, parse, stages_of  # noqa: E402
 from train.patches import sampler  # noqa: E402
 from train.reparam import training_form  # noqa: E402
-from train.stages import STAGES, Stage  # noqa: E402
+from train.stages import Stage  # noqa: E402
 from utils import devices, evaluate  # noqa: E402
 from utils.datasets import SCALE, DatasetError, find  # noqa: E402
 from utils.images import ImageError  # noqa: E402
-from utils.packing import pack  # noqa: E402
-from utils.record import write_json  # noqa: E402
+from utils.packing import Pack, pack  # noqa: E402
 from utils.weights import (  # noqa: E402
     CheckpointError,
     load_state,
@@ -43,15 +41,10 @@ logger = logging.getLogger("train")
 PATIENCE = timedelta(hours=12)
 
 
-class UsageError(ValueError):
-    """Options that do not go together; the message says what to do."""
-
-
 def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
-    args = parse(argv)
+    args = parse(argv, __doc__ or "", ROOT / "data" / "packed")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    devices.prepare_cpu()
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
@@ -76,62 +69,6 @@ def main(argv: list[str] | None = None) -> int:
             dist.destroy_process_group()
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument
-    add("--stage", type=int, choices=sorted(STAGES), default=1, help="the factsheet's stage")
-    add("--data", type=Path, nargs="+", required=True, metavar="DIR",
-        help="trees of HR images, with DIV2K's LR images or without")
-    add("--first", type=int, metavar="N", help="only the first N images of each DIR")
-    add("--val", metavar="DIR", help="images to score while training")
-    add("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    add("--init", type=Path, metavar="FILE",
-        help="start from these training-form weights; stage 2: stage 1's in RUN")
-    add("--resume", action="store_true", help="continue the run in RUN, if it has begun")
-    add("--seed", type=int, default=0, help="decides first weights and patches")
-    add("--device", choices=devices.NAMES, default="auto", help="where to train")
-    add("--threads", type=int, metavar="N", help="CPU threads")
-    add("--max_minutes", type=float, default=math.inf, metavar="M",
-        help="save and stop after M minutes; --resume goes on with the same schedule")
-    add("--log_every", type=int, default=50, metavar="N", help="steps between log lines")
-    add("--val_every", type=int, default=5000, metavar="N", help="steps between scores")
-    add("--save_every", type=int, default=1000, metavar="N", help="steps between checkpoints")
-    add("--packed", type=Path, default=ROOT / "data" / "packed", metavar="DIR",
-        help="where decoded images are kept")
-    numbers = parser.add_argument_group("numbers of the stage", "default: the factsheet's")
-    number = numbers.add_argument
-    number("--steps", type=int, default=argparse.SUPPRESS, help="optimiser steps")
-    number("--batch", type=int, default=argparse.SUPPRESS, help="patches a step")
-    number("--patch", type=int, default=argparse.SUPPRESS, help="HR pixels a side of a patch")
-    number("--lr", type=float, default=argparse.SUPPRESS, help="learning rate")
-    number("--loss", choices=("l1", "l2"), default=argparse.SUPPRESS)
-    number("--optimizer", choices=("adam", "muon"), default=argparse.SUPPRESS)
-    number("--schedule", choices=("constant", "cosine"), default=argparse.SUPPRESS)
-    number("--warmup", type=int, default=argparse.SUPPRESS, help="steps of linear rise")
-    number("--ema", type=float, default=argparse.SUPPRESS, help="decay of the averaged weights")
-    number("--norm_start", type=float, default=argparse.SUPPRESS,
-           help="first value of the PixelNorm weights")
-    number("--precision", choices=("fp32", "bf16", "fp64"), default=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    for name in ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch"):
-        if (value := getattr(args, name, None)) is not None and value < 1:
-            parser.error(f"expected --{name} of at least 1, got {value}")
-    if not 0 <= args.seed < 2**63:
-        parser.error(f"expected --seed from 0 to below 2**63, got {args.seed}")
-    patch = getattr(args, "patch", SCALE)
-    if patch < SCALE or patch % SCALE:
-        parser.error(f"expected --patch in HR pixels, a multiple of {SCALE}, got {patch}")
-    if getattr(args, "ema", 0) > 1:
-        parser.error(f"expected --ema of at most 1, got {args.ema}")
-    for name in ("lr", "warmup", "ema", "norm_start", "max_minutes"):
-        value = float(getattr(args, name, 0))
-        if not value >= 0 or (value == math.inf and name != "max_minutes"):
-            parser.error(f"expected --{name} of a number from 0 up, got {value}")
-    return args
-
-
 def join_world(device_name: str) -> loop.World:
     """This process's place: torchrun's variables, or alone."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -148,61 +85,85 @@ def join_world(device_name: str) -> loop.World:
 
 
 def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
-    """Prepare a run and train; the exit code."""
-    given = {f.name: getattr(args, f.name) for f in fields(Stage) if f.name in args}
-    stage = replace(STAGES[args.stage], **given)
-    if stage.batch < world.size:
-        raise UsageError(f"expected a batch of at least {world.size} for {world.size} processes, "
-                         f"got {stage.batch}")
+    """Prepare a run and train its stages, one after another; the exit code."""
+    stages, engine = stages_of(args), engine_of(args, world.device)
+    if engine.tuned_cpu:
+        devices.prepare_cpu()
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # read when compiling
+        os.environ.setdefault(variable, str(args.out.resolve() / "compiled"))
+    for stage in stages.values():
+        file = args.out / f"{stage.name}.pt"
+        if stage.batch < world.size:
+            raise UsageError(f"expected a batch of at least {world.size} for {world.size} "
+                             f"processes, got {stage.batch}")
+        if file.exists() and not args.resume:
+            raise UsageError(f"expected a new run, got one in {file}: give --resume to continue "
+                             "it, or another --out")
     args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"{stage.name}.pt"
-    if file.exists() and not args.resume:
-        raise UsageError(f"expected a new run, got one in {file}: give --resume to continue it, "
-                         "or another --out")
-    samples = []
-    if args.val and world.rank == 0:
-        samples = [evaluate.load(pair) for pair in find(args.val, ROOT / "data").pairs]
-        if blind := [sample.name for sample in samples if sample.hr is None]:
-            raise UsageError(f"expected HR images to validate on in {args.val}, got none for "
-                             f"{', '.join(blind[:3])}")
-    state = initial_state(args, stage, world, resuming=file.exists())
+    samples = validation_samples(args.val) if args.val and world.rank == 0 else []
+    # Weights that cannot be had are missed before the data are packed.
+    prepared = {n: initial_state(args, n, stages[n], world) for n in list(stages)[:1]}
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
     if world.size > 1 and world.rank == 0:
         dist.barrier()
-    if file.exists():
-        checkpoint.resume(file, state, stage, args.seed, data.fingerprint)
+    for number, stage in stages.items():
+        state = prepared.get(number) or initial_state(args, number, stage, world)
+        crops_on = world.device if engine.crops == "device" else torch.device("cpu")
+        run = loop.Run(
+            stage, engine, args.seed, args.out / f"{stage.name}.pt",
+            sampler(data, stage.patch // SCALE, crops_on), data.fingerprint, samples, world,
+            args.log_every, args.val_every, args.save_every, stop_at,
+        )  # fmt: skip
+        outcome = train_stage(run, state, args, data)
+        if outcome != loop.OUTCOMES[loop.GO_ON]:
+            return 1 if outcome == loop.OUTCOMES[loop.STOPPED] else 0
+    return 0
+
+
+def validation_samples(folder: str) -> list[evaluate.Sample]:
+    """The images to score while training; UsageError if one has no HR image."""
+    samples = [evaluate.load(pair) for pair in find(folder, ROOT / "data").pairs]
+    if blind := [sample.name for sample in samples if sample.hr is None]:
+        raise UsageError(f"expected HR images to validate on in {folder}, got none for "
+                         f"{', '.join(blind[:3])}")
+    return samples
+
+
+def train_stage(
+    run: loop.Run, state: checkpoint.State, args: argparse.Namespace, data: Pack
+) -> str:
+    """Train one stage from where it is to its end, a signal or the time limit; which it was."""
+    stage, lead, log_file = run.stage, run.world.rank == 0, args.out / "log.jsonl"
+    if run.file.exists():
+        checkpoint.resume(run.file, state, stage, run.seed, run.fingerprint)
         logger.info("continuing at step %d of %d", state.step, stage.steps)
-    if world.rank == 0:
-        for leftover in args.out.glob(f".{file.name}.*.tmp"):  # of a run killed while saving
+    if lead:
+        for leftover in args.out.glob(f".{run.file.name}.*.tmp"):  # of a run killed while saving
             leftover.unlink()
-        log.trim(args.out / "log.jsonl", stage.name, state.step)
-        write_json(args.out / f"{stage.name}_data.json", {
-            "folders": [folder.resolve().name for folder in args.data], "first": args.first,
-            "images": len(data.images), "skipped": data.skipped, "fingerprint": data.fingerprint,
-            "megapixels": SCALE**2 * sum(i.height * i.width for i in data.images) / 1e6,
-        })
-    run = loop.Run(
-        stage, args.seed, file, sampler(data, stage.patch // SCALE, world.device),
-        data.fingerprint, samples, world, args.log_every, args.val_every, args.save_every,
-        stop_at,
-    )
-    logger.info("%s; %d images; %s on %d x %s", stage, len(data.images), stage.precision,
-                world.size, world.device)
+        log.trim(log_file, stage.name, state.step)
+        checkpoint.note_data(args.out, stage, args.data, args.first, data)
+    logger.info("%s; %s; %d images on %d x %s", stage, run.engine, len(data.images),
+                run.world.size, run.world.device)
     if state.step == stage.steps:
-        logger.info("this stage is finished already: %s", file)
-        return 0
-    outcome = loop.train(run, state)
-    if world.rank == 0:
-        log.plot(args.out / "log.jsonl", args.out / "curves.png")
-        logger.info("%s at step %d of %d, saved in %s%s", outcome, state.step, stage.steps, file,
-                    "" if state.step == stage.steps else "; --resume continues")
-    return 1 if outcome == loop.OUTCOMES[loop.STOPPED] else 0
+        logger.info("this stage is finished already: %s", run.file)
+        return loop.OUTCOMES[loop.GO_ON]
+    try:
+        outcome = loop.train(run, state)
+    except loop.Diverged as error:
+        if lead:
+            log.append(log_file, {"stage": stage.name, "step": state.step, "failed": str(error)})
+        raise
+    if lead:
+        log.plot(log_file, args.out / "curves.png")
+        logger.info("%s at step %d of %d, saved in %s%s", outcome, state.step, stage.steps,
+                    run.file, "" if state.step == stage.steps else "; --resume continues")
+    return outcome
 
 
 def initial_state(
-    args: argparse.Namespace, stage: Stage, world: loop.World, resuming: bool
+    args: argparse.Namespace, number: int, stage: Stage, world: loop.World
 ) -> checkpoint.State:
     """Seeded first weights, or those of --init; stage 2 starts from stage 1's average. A run that
     resumes brings its own weights."""
@@ -211,18 +172,19 @@ def initial_state(
     for block in net.modules():
         if isinstance(block, LKDB):
             torch.nn.init.constant_(block.pixel_norm.weight, stage.norm_start)
-    net = training_form(net)
-    init = None if resuming else args.init
-    if init is None and args.stage == 2 and not resuming:
-        init = args.out / f"{STAGES[1].name}.pt"
-        if not init.exists():
-            raise UsageError(f"expected stage 1's weights in {init}, found no such file: train "
-                             "stage 1 with the same --out, or give --init FILE")
+    if stage.form == "training":
+        net = training_form(net)
     before: list[dict[str, Any]] = []
-    if init:
+    init = args.init if number == (args.stage or 1) else None
+    if init is None and number == 2:
+        init = args.out / "stage1.pt"
+    if init and not (args.out / f"{stage.name}.pt").exists():
+        if not init.exists():
+            raise UsageError(f"expected weights to start from in {init}, found no such file: "
+                             "train stage 1 with the same --out first, or give --init FILE")
         saved = read_checkpoint(init)
         load_state(net, state_dict_of(saved, init), init)
-        before = checkpoint.training_records(saved)
+        before = checkpoint.training_records(saved, init.parent)
         if before and before[-1]["step"] < before[-1]["stage"]["steps"]:
             logger.warning("%s is not finished: step %d of %d", init, before[-1]["step"],
                            before[-1]["stage"]["steps"])

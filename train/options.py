@@ -1,0 +1,132 @@
+"""The command line of train.py, and the stages and the engine that it asks for."""
+
+import argparse
+import math
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from train.stages import RECIPES, Engine, Stage
+from utils import devices
+from utils.datasets import SCALE
+
+
+class UsageError(ValueError):
+    """Options that do not go together; the message says what to do."""
+
+
+def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespace:
+    """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--recipe", choices=sorted(RECIPES), default="factsheet",
+        help="whose numbers: the factsheet's, or ours for one large GPU or two CPU cores")
+    add("--stage", type=int, choices=(1, 2), help="only this stage; None: all, one after another")
+    add("--data", type=Path, nargs="+", required=True, metavar="DIR",
+        help="trees of HR images, with DIV2K's LR images or without")
+    add("--first", type=int, metavar="N", help="only the first N images of each DIR")
+    add("--val", metavar="DIR", help="images to score while training")
+    add("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    add("--init", type=Path, metavar="FILE",
+        help="start from these training-form weights; stage 2: stage 1's in RUN")
+    add("--resume", action="store_true", help="continue the run in RUN, if it has begun")
+    add("--seed", type=int, default=0, help="decides first weights and patches")
+    add("--device", choices=devices.NAMES, default="auto", help="where to train")
+    add("--threads", type=int, metavar="N", help="CPU threads")
+    add("--max_minutes", type=float, default=math.inf, metavar="M",
+        help="save and stop after M minutes; --resume goes on with the same schedule")
+    add("--log_every", type=int, default=50, metavar="N", help="steps between log lines")
+    add("--val_every", type=int, default=5000, metavar="N", help="steps between scores")
+    add("--save_every", type=int, default=1000, metavar="N", help="steps between checkpoints")
+    add("--packed", type=Path, default=packed, metavar="DIR",
+        help="where decoded images are kept")
+    numbers = parser.add_argument_group("numbers of the stage", "default: the recipe's")
+    number = numbers.add_argument
+    number("--steps", type=int, default=argparse.SUPPRESS, help="optimiser steps")
+    number("--batch", type=int, default=argparse.SUPPRESS, help="patches a step")
+    number("--patch", type=int, default=argparse.SUPPRESS, help="HR pixels a side of a patch")
+    number("--lr", type=float, default=argparse.SUPPRESS, help="learning rate")
+    number("--loss", choices=("l1", "l2"), default=argparse.SUPPRESS)
+    number("--optimizer", choices=("adam", "muon"), default=argparse.SUPPRESS)
+    number("--schedule", choices=("constant", "cosine", "trapezoid"), default=argparse.SUPPRESS)
+    number("--warmup", type=int, default=argparse.SUPPRESS, help="steps of linear rise")
+    number("--ema", type=float, default=argparse.SUPPRESS, help="decay of the averaged weights")
+    number("--norm_start", type=float, default=argparse.SUPPRESS,
+           help="first value of the PixelNorm weights")
+    number("--precision", choices=("fp32", "bf16", "fp64"), default=argparse.SUPPRESS)
+    number("--momentum", type=float, default=argparse.SUPPRESS, help="Muon's")
+    number("--adam_share", type=float, default=argparse.SUPPRESS,
+           help="share of the learning rate for what Muon leaves to Adam")
+    number("--form", choices=("training", "inference"), default=argparse.SUPPRESS,
+           help="with the extra branches or without")
+    engine = parser.add_argument_group("how they are computed", "default: the recipe's")
+    switch = argparse.BooleanOptionalAction
+    how = engine.add_argument
+    how("--fold", action=switch, default=argparse.SUPPRESS, help="fold the branches at each step")
+    how("--channels_last", action=switch, default=argparse.SUPPRESS, help="memory layout")
+    how("--depthwise", choices=("torch", "triton"), default=argparse.SUPPRESS,
+        help="whose kernels for depthwise convolutions")
+    how("--compile", choices=("off", "on", "graphs"), default=argparse.SUPPRESS,
+        help="torch.compile, alone or with CUDA graphs")
+    how("--crops", choices=("device", "cpu"), default=argparse.SUPPRESS,
+        help="where patches are cut")
+    how("--tuned_cpu", action=switch, default=argparse.SUPPRESS,
+        help="flush denormals, keep freed memory")
+    args = parser.parse_args(argv)
+    for name in ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch"):
+        if (value := getattr(args, name, None)) is not None and value < 1:
+            parser.error(f"expected --{name} of at least 1, got {value}")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"expected --seed from 0 to below 2**63, got {args.seed}")
+    patch = getattr(args, "patch", SCALE)
+    if patch < SCALE or patch % SCALE:
+        parser.error(f"expected --patch in HR pixels, a multiple of {SCALE}, got {patch}")
+    for name in ("ema", "momentum"):
+        if getattr(args, name, 0) > 1:
+            parser.error(f"expected --{name} of at most 1, got {getattr(args, name)}")
+    for name in ("lr", "warmup", "ema", "norm_start", "momentum", "adam_share", "max_minutes"):
+        value = float(getattr(args, name, 0))
+        if not value >= 0 or (value == math.inf and name != "max_minutes"):
+            parser.error(f"expected --{name} of a number from 0 up, got {value}")
+    return args
+
+
+def stages_of(args: argparse.Namespace) -> dict[int, Stage]:
+    """The stages to train, by number, with the numbers that were given.
+
+    Raises:
+        UsageError: the recipe has no such stage, or numbers were given for several stages.
+    """
+    stages = RECIPES[args.recipe].stages
+    given = {f.name: getattr(args, f.name) for f in fields(Stage) if f.name in args}
+    if args.stage is not None and args.stage not in stages:
+        raise UsageError(f"expected a stage of the recipe {args.recipe}, which has "
+                         f"{', '.join(map(str, stages))}, got --stage {args.stage}")
+    numbers = [args.stage] if args.stage else list(stages)
+    if given and len(numbers) > 1:
+        raise UsageError(f"expected --stage with --{next(iter(given))}: the recipe {args.recipe} "
+                         f"has the stages {', '.join(map(str, stages))}")
+    return {number: replace(stages[number], **given) for number in numbers}
+
+
+def engine_of(args: argparse.Namespace, device: torch.device) -> Engine:
+    """How to compute on `device`: the recipe's way, as far as it goes there, and what was given.
+
+    Raises:
+        UsageError: something was asked for that the device cannot do.
+    """
+    given = {f.name: getattr(args, f.name) for f in fields(Engine) if f.name in args}
+    engine = replace(RECIPES[args.recipe].engine, **given)
+    if device.type == "cuda":
+        return engine
+    if engine.compile == "graphs":
+        raise UsageError(f"expected CUDA for --compile graphs, got {device}: give --compile on")
+    if engine.depthwise == "triton" and not os.environ.get("TRITON_INTERPRET"):
+        if "depthwise" in given:
+            raise UsageError(f"expected CUDA for --depthwise triton, got {device}: leave it out")
+        engine = replace(engine, depthwise="torch")
+    return engine
