@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,34 @@ def regenerated(document: str, root: Path = ROOT) -> str:
     Raises:
         KeyError: it asks for a part that is not in PARTS.
     """
-    folder = root / "results" / "published"
-    training = _training(folder)
-    runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
+    published = _read(root / "results" / "published")
 
     def part(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{PARTS[match[2]](runs, training)}\n{match[4]}"
+        return f"{match[1]}\n{PARTS[match[2]](published)}\n{match[4]}"
 
     pattern = r"(<!-- generated: (\w+) -->)\n(.*?\n)??(<!-- end -->)"
     return re.sub(pattern, part, document, flags=re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What results/published/ holds: runs of test_demo.py, the record of the shipped weights'
+    training, and the records of train/trial.py and train/throughput.py."""
+
+    runs: list[dict[str, Any]]
+    training: dict[str, Any]
+    trials: list[dict[str, Any]]
+    throughput: list[dict[str, Any]]
+
+
+def _read(folder: Path) -> Published:
+    training = _training(folder)
+    trials, throughput = (
+        [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        for files in (sorted((folder / k).glob("*.json")) for k in ("trials", "throughput"))
+    )
+    runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
+    return Published(runs, training, trials, throughput)
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -117,18 +137,18 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def _output(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+def _output(published: Published) -> str:
     """What `python test_demo.py` prints, from the demo run of the shipped weights."""
-    run = next((r for r in runs if (r["model"], r["dataset"]) == (SHIPPED, "demo")), None)
+    run = next((r for r in published.runs if (r["model"], r["dataset"]) == (SHIPPED, "demo")), None)
     if run is None:
         return "not measured"
     return f"```\n{summary.text(run, f'results/{run_stem(run)}.json').strip()}\n```"
 
 
-def _quality(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+def _quality(published: Published) -> str:
     """Table 1 of the factsheet with every published benchmark run below it."""
     cells: dict[str, dict[str, str]] = {"factsheet (published)": FACTSHEET_TABLE1}
-    for run in sorted(runs, key=lambda run: run["model"]):
+    for run in sorted(published.runs, key=lambda run: run["model"]):
         if run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"]:
             name = "this repository" if run["model"] == SHIPPED else run["checkpoint"]["name"]
             scores = f"{run['ave_psnr_y']:.3f} / {run['ave_ssim_y']:.4f}"
@@ -143,12 +163,12 @@ def _quality(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
     return _markdown(rows)
 
 
-def _efficiency(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+def _efficiency(published: Published) -> str:
     """Table 2 of the factsheet with every published run below it."""
     header = [*summary.COLUMNS, "warm median [ms]", "bicubic [dB]", "device", "threads", "commit",
               "date"]  # fmt: skip
     rows = [header, [*summary.FACTSHEET_ROW, "", "", "", "", "", "2023"]]
-    for run in runs:
+    for run in published.runs:
         environment = run["environment"]
         rows.append([
             *summary.row(run), number(run["median_runtime_ms"], 2),
@@ -158,8 +178,9 @@ def _efficiency(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
     return _markdown(rows)
 
 
-def _training_table(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+def _training_table(published: Published) -> str:
     """How the shipped weights came about: every number of every stage."""
+    training = published.training
     if not training:
         return "not trained yet"
     stages = training["stages"]
@@ -194,24 +215,65 @@ def _devices(record: dict[str, Any]) -> str:
     return "; ".join(dict.fromkeys(f"{e['device']}, {e['threads']} threads" for e in environments))
 
 
-def _commands(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+def _commands(published: Published) -> str:
     """The commands that trained the shipped weights."""
-    return "\n".join(f"    {line}" for line in training.get("commands", ["not trained yet"]))
+    lines = published.training.get("commands", ["not trained yet"])
+    return "\n".join(f"    {line}" for line in lines)
 
 
-def _validation(runs: list[dict[str, Any]], training: dict[str, Any]) -> str:
+def _validation(published: Published) -> str:
     """The score of the fused average on the validation images over the steps."""
     rows = [["stage", "step", "PSNR (RGB) [dB]", "PSNR (Y) [dB]"]]
     rows += [[line["stage"], str(line["step"]), f"{line['val_psnr']:.3f}",
-              f"{line['val_psnr_y']:.3f}"] for line in training.get("validation", [])]
+              f"{line['val_psnr_y']:.3f}"] for line in published.training.get("validation", [])]
     return _markdown(rows)
 
 
-PARTS: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], str]] = {
+def _trials(published: Published) -> str:
+    """Every recorded training run: its numbers, its price and its score."""
+    rows = [["trial", "step", "seed", "minutes", "device", "validation Y-PSNR [dB]", "note"]]
+    for trial in published.trials:
+        last = (trial["validation"] or [{}])[-1]
+        score = number(last.get("val_psnr_y"), 3)
+        rows.append([
+            trial["trial"], f"{trial['step']} of {trial['stage']['steps']}", str(trial["seed"]),
+            f"{trial['minutes']:.0f}", _devices(trial), f"{score} at {last.get('step', 0)}",
+            f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
+        ])  # fmt: skip
+    lines = [f"    {trial['trial']}: {trial['command']}" for trial in published.trials]
+    return "\n".join([_markdown(rows), "", *lines])
+
+
+def _throughput(published: Published) -> str:
+    """Training speed, a row a lever, for each machine that was measured."""
+    parts = []
+    for record in published.throughput:
+        environment = record["environment"]
+        rows = [["", "steps/s (20th, 80th percentile)", "patches/s", "loss"]]
+        for rung in record["rungs"]:
+            if "failed" in rung:
+                rows.append([rung["name"], f"failed: {rung['failed']}", "", ""])
+                continue
+            spread = f"({rung['steps_per_s_p20']:.3g}, {rung['steps_per_s_p80']:.3g})"
+            rows.append([rung["name"], f"{rung['steps_per_s']:.3g} {spread}",
+                         f"{rung['patches_per_s']:.3g}", f"{rung['loss']:.5f}"])
+        parts.append(
+            f"{record['batch']} patches of {record['patch']}x{record['patch']} HR a step, "
+            f"{environment['device']}, {environment['threads']} threads, torch "
+            f"{environment['torch']}, {environment['date'][:10]}, commit "
+            f"{str(environment['commit'])[:7]}; loss after {record['steps']} steps:\n\n"
+            + _markdown(rows)
+        )
+    return "\n\n".join(parts) or "not measured"
+
+
+PARTS: dict[str, Callable[[Published], str]] = {
     "output": _output,
     "quality": _quality,
     "efficiency": _efficiency,
     "training": _training_table,
     "validation": _validation,
     "commands": _commands,
+    "trials": _trials,
+    "throughput": _throughput,
 }

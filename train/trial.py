@@ -1,0 +1,75 @@
+"""Record a run as a row of the table of trials: python train/trial.py RUN NAME --note TEXT
+
+Every run that taught something gets one, failures included. What is recorded is in the run's own
+files: numbers, seed, steps, minutes, machine, and the scores on the validation images.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
+
+from train import log  # noqa: E402
+from train.checkpoint import training_records  # noqa: E402
+from train.export import commands, last_stage  # noqa: E402
+from utils import tables  # noqa: E402
+from utils.record import write_json  # noqa: E402
+from utils.weights import CheckpointError, read_checkpoint  # noqa: E402
+
+TRIALS = ROOT / "results" / "published" / "trials"
+
+logger = logging.getLogger("trial")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("name", metavar="NAME", help="file name of the row, without suffix")
+    parser.add_argument("--note", default="", metavar="TEXT", help="what was learnt, one line")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not args.name.replace("_", "").replace("-", "").isalnum():
+        parser.error(f"expected a NAME of letters, digits, _ and -, got {args.name}")
+    try:
+        write_json(TRIALS / f"{args.name}.json", trial(args.run, args.name, args.note))
+        tables.regenerate()
+    except CheckpointError as error:
+        logger.error("%s", error)
+        return 2
+    except OSError as error:
+        logger.error("%s", error)
+        return 1
+    logger.info("%s and the tables are up to date", TRIALS / f"{args.name}.json")
+    return 0
+
+
+def trial(run: Path, name: str, note: str) -> dict[str, Any]:
+    """The record of the last stage in the folder of a run.
+
+    Raises:
+        CheckpointError: there is no checkpoint of train.py.
+    """
+    file = last_stage(run)
+    records = training_records(read_checkpoint(file), run)
+    if not records:
+        raise CheckpointError(f"expected a checkpoint of train/train.py, got {file}")
+    own = records[-1]
+    own["data_summary"] = {key: value for key, value in (own["data_summary"] or {}).items()
+                           if key != "sha256"}  # fmt: skip
+    lines = [line for line in log.read(run / "log.jsonl") if line["stage"] == own["stage"]["name"]]
+    return {
+        "trial": name, "note": note, "command": commands(records)[-1], **own,
+        "minutes": sum(work["minutes"] for work in own["history"]),
+        "validation": [{key: line[key] for key in ("step", "val_psnr", "val_psnr_y")}
+                       for line in lines if "val_psnr" in line],
+        "failed": next((line["failed"] for line in lines if "failed" in line), None),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
