@@ -132,7 +132,7 @@ def _depthwise_backward(
         x, grad, partial, rows, height, width, channels, rows_a_program,
         size, dilation, triton.next_power_of_2(taps), GRADIENT_BLOCK,
     )  # fmt: skip
-    weight_gradient = partial.sum((0, 2)).t().reshape(weight.shape)
+    weight_gradient = partial.sum((0, 2)).t().contiguous().view(weight.shape)
     bias_gradient = grad.sum((0, 2, 3), dtype=torch.float32)
     return _run(grad, weight.flip(2, 3), None, dilation), weight_gradient, bias_gradient
 
@@ -158,7 +158,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
 def _(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x, memory_format=torch.channels_last),
-        torch.empty_like(weight, dtype=torch.float32),
+        weight.new_empty(weight.shape, dtype=torch.float32),
         weight.new_empty(len(weight), dtype=torch.float32),
     )
 

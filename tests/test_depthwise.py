@@ -52,6 +52,8 @@ for shape, size, dilation in {cases}:
 small = torch.randn(1, 3, 2, 5, device=device, requires_grad=True)
 weight = torch.randn(3, 1, 3, 3, device=device, requires_grad=True)
 torch.library.opcheck(torch.ops.lkdn.depthwise, (small, weight, None, 1))
+leaves = (small.detach(), small.detach(), weight.detach(), 1)
+torch.library.opcheck(torch.ops.lkdn.depthwise_backward, leaves)
 print("right")
 """
 

@@ -1,10 +1,13 @@
 """The log of a run: one JSON line per so many steps, and its curves as a picture."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from utils.images import whole_file, write_bytes
+
+logger = logging.getLogger(__name__)
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
@@ -22,15 +25,22 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def trim(path: Path, stage: str, step: int) -> None:
-    """Drop what a run logged of this stage after `step`: a resumed run writes it again."""
-    kept = [x for x in read(path) if x["stage"] != stage or x["step"] <= step]
+    """Drop what a run logged of this stage after `step`, and that it failed there: a resumed run
+    writes it again."""
+    kept = [x for x in read(path)
+            if x["stage"] != stage or (x["step"] <= step and "failed" not in x)]  # fmt: skip
     if path.exists():
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def plot(path: Path, picture: Path) -> None:
-    """Draw loss and validation PSNR of a log.jsonl over the steps, one colour a stage."""
-    from matplotlib.figure import Figure  # half a second: only for the picture
+    """Draw loss and validation PSNR of a log.jsonl over the steps, one colour a stage; without
+    matplotlib, say so."""
+    try:
+        from matplotlib.figure import Figure  # half a second: only for the picture
+    except ImportError:
+        logger.warning("no %s: matplotlib is not installed", picture.name)
+        return
 
     lines = read(path)
     figure = Figure(figsize=(9, 6), layout="constrained")
