@@ -23,7 +23,7 @@ from utils import evaluate, picture, record, tables
 from utils.datasets import find
 from utils.images import read_rgb
 from utils.metrics import psnr, ssim, to_y
-from utils.packing import Pack, pack
+from utils.packing import Pack, held_out_images, pack
 from utils.weights import CheckpointError, load_weights
 
 Image = NDArray[np.uint8]
@@ -72,7 +72,7 @@ def test_a_run_is_shipped_with_its_record(
     regenerated: list[bool] = []
     monkeypatch.setattr(tables, "regenerate", lambda: regenerated.append(True))
 
-    export(tmp_path / "run", held_out=[])
+    export(tmp_path / "run")
 
     form = training_form(LKDN())
     form.load_state_dict(state.ema)
@@ -95,7 +95,7 @@ def test_a_run_without_branches_is_shipped_as_it_is(
 ) -> None:
     state = a_run(tmp_path / "run", form="inference")
     monkeypatch.setattr(tables, "regenerate", lambda: None)
-    export(tmp_path / "run", held_out=[])
+    export(tmp_path / "run")
     shipped = torch.load(zoo[0], weights_only=True)
     assert all(torch.equal(shipped[name], value) for name, value in state.ema.items())
 
@@ -110,12 +110,17 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
     save(tmp_path / "mine" / "copied.png", noise(31, 33, seed=5))
     save(tmp_path / "sets" / "Set5" / "original" / "baby.bmp", noise(31, 33, seed=5)[:28, :32])
     a_run(tmp_path / "run", pack([tmp_path / "mine"], tmp_path / "packed"))
+    save(tmp_path / "sets" / "else" / "copied.png", noise(31, 33, seed=5))
+    held_out = held_out_images(tmp_path / "sets")
+    assert [file.name for file in held_out] == ["free.png", "baby.bmp"]
     with pytest.raises(CheckpointError, match=r"saw 1: .*baby\.bmp"):
-        export(tmp_path / "run", held_out=[tmp_path / "sets"])
-    with pytest.raises(CheckpointError, match=r"baby\.bmp"):
-        export(tmp_path / "run", held_out=[tmp_path / "sets" / "Set5" / "original"])
+        export(tmp_path / "run", held_out=held_out)
     assert not zoo[0].exists() and not zoo[1].exists()
-    export(tmp_path / "run", tmp_path / "mine.pth", held_out=[tmp_path / "sets"])  # not shipped
+    export(tmp_path / "run", tmp_path / "mine.pth", held_out=held_out)  # not shipped
+    script = str(record.ROOT / "train" / "export.py")  # a named folder counts whatever its name
+    done = subprocess.run([sys.executable, script, "run", "--held_out", "sets/else"], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 2 and "copied.png" in done.stderr
 
     # An earlier stage's images count as well, in whatever folder it was trained ..
     saved = torch.load(tmp_path / "run" / "stage1.pt", weights_only=False)
@@ -124,11 +129,15 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
     later["before"] = checkpoint.training_records(saved, tmp_path / "run")
     torch.save(later, tmp_path / "later" / "stage1.pt")
     with pytest.raises(CheckpointError, match=r"baby\.bmp"):
-        export(tmp_path / "later", held_out=[tmp_path / "sets"])
-    # .. and data nobody knows are refused too.
+        export(tmp_path / "later", held_out=held_out)
+    # .. weights from elsewhere and data nobody knows are refused too.
+    later["before"], later["init"] = [], {"name": "authors.pth", "sha256": "0"}
+    torch.save(later, tmp_path / "later" / "stage1.pt")
+    with pytest.raises(CheckpointError, match=r"began with authors\.pth"):
+        export(tmp_path / "later")
     (tmp_path / "run" / "stage1_data.json").unlink()
     with pytest.raises(CheckpointError, match=r"stage1_data\.json .*--resume"):
-        export(tmp_path / "run", held_out=[])
+        export(tmp_path / "run")
     assert not zoo[0].exists()
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from train.optim import (
     set_learning_rate,
     update_ema,
 )
+from train.options import parse, stages_of
 from train.reparam import training_form
-from train.stages import STAGES, Stage
+from train.stages import RECIPES, STAGES, Stage
 
 Array = NDArray[np.float64]
 
@@ -125,6 +127,10 @@ def test_muon_takes_the_kernels_that_mix_channels_and_adam_the_rest() -> None:
     set_learning_rate([muon, adam], 0.01)
     assert muon.param_groups[0]["lr"] == 0.01
     assert adam.param_groups[0]["lr"] == pytest.approx(0.002)  # a fifth
+    other = replace(STAGES[1], optimizer="muon", momentum=0.5, adam_share=0.1)
+    muon, adam = make_optimizers(net, other)
+    set_learning_rate([muon, adam], 0.01)
+    assert (muon.param_groups[0]["momentum"], adam.param_groups[0]["lr"]) == (0.5, 0.001)
 
 
 def rates(**numbers: object) -> list[float]:
@@ -136,6 +142,7 @@ def test_learning_rate_of_each_step() -> None:
     half = math.sqrt(0.5)
     assert rates() == [8, 8, 8, 8]
     assert rates(schedule="cosine") == pytest.approx([8, 4 + 4 * half, 4, 4 - 4 * half])
+    assert rates(schedule="trapezoid", steps=10) == pytest.approx([8] * 8 + [16 / 3, 8 / 3])
     assert rates(warmup=3) == pytest.approx([2, 4, 6, 8])
     assert rates(warmup=1, steps=6) == pytest.approx([4, 8, 8, 8, 8, 8])
     assert rates(schedule="cosine", warmup=1) == pytest.approx([4, 4 + 4 * half, 4, 4 - 4 * half])
@@ -163,7 +170,9 @@ def test_average_follows_the_weights_with_the_asked_decay_after_a_warm_start() -
     np.testing.assert_allclose(average["w"].numpy(), expected + 1e-3, rtol=0, atol=1e-12)
 
 
-def test_the_two_stages_are_the_factsheets() -> None:
+def test_the_two_stages_are_the_factsheets_and_the_default() -> None:
+    args = parse(["--data", "d", "--out", "o"], "", Path("packed"))
+    assert stages_of(args) == STAGES == RECIPES["factsheet"].stages
     assert sorted(STAGES) == [1, 2]
     first, second = STAGES[1], STAGES[2]
     assert (first.name, second.name) == ("stage1", "stage2")
@@ -174,3 +183,4 @@ def test_the_two_stages_are_the_factsheets() -> None:
     for stage in (first, second):
         assert (stage.optimizer, stage.schedule, stage.warmup) == ("adam", "constant", 0)
         assert (stage.ema, stage.norm_start, stage.precision) == (0.999, 1.0, "fp32")
+        assert stage.form == "training"

@@ -25,6 +25,7 @@ class State:
     net: training form. ema: its averaged weights by name. step: optimiser steps done.
     history: one record per process that worked on the run (steps, minutes, environment).
     before: one record per earlier stage whose weights this one started from.
+    init: name and sha256 of the file that the first weights came from, if that has no record.
     """
 
     net: LKDN
@@ -33,6 +34,7 @@ class State:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     before: list[dict[str, Any]] = field(default_factory=list)
+    init: dict[str, str] | None = None
 
 
 def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
@@ -49,6 +51,7 @@ def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) ->
             "data": fingerprint,
             "history": state.history,
             "before": state.before,
+            "init": state.init,
         },
         buffer,
     )
@@ -61,8 +64,18 @@ def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     if not {"stage", "step", "history"} <= set(saved):
         return []
     own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
-    own["data_summary"] = _data_note(run, saved["stage"]["name"], saved["data"])
-    return [*saved.get("before", []), own]
+    own["init"] = saved.get("init")
+    records = [*saved.get("before", []), own]
+    notes = _data_notes(run)
+    for record in records:
+        record["data_summary"] = record.get("data_summary") or notes.get(record["data"])
+    return records
+
+
+def without_digests(record: dict[str, Any]) -> dict[str, Any]:
+    """A training record without the digest of every image, to be read by people."""
+    summary = record["data_summary"] or {}
+    return {**record, "data_summary": {k: v for k, v in summary.items() if k != "sha256"}}
 
 
 def note_data(
@@ -78,13 +91,17 @@ def note_data(
     })  # fmt: skip
 
 
-def _data_note(run: Path, stage: str, fingerprint: str) -> dict[str, Any] | None:
-    """What `note_data` wrote of a stage, if it is about these data."""
-    try:
-        note = json.loads((run / f"{stage}_data.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return note if note.get("fingerprint") == fingerprint else None
+def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
+    """What `note_data` wrote in a folder, by the data's fingerprint; only notes with digests."""
+    notes = {}
+    for file in sorted(run.glob("stage*_data.json")):
+        try:
+            note = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if "sha256" in note:
+            notes[note["fingerprint"]] = note
+    return notes
 
 
 def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
@@ -112,6 +129,9 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
         state.ema[name].copy_(value)
     load_state(state.net, saved["params"], path)
     for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
+        for group in content["param_groups"]:  # a kernel for this device, not for that one
+            if "fused" in group:
+                group["fused"] = optimizer.defaults["fused"]
         optimizer.load_state_dict(content)
     state.step, state.history = saved["step"], saved["history"]
-    state.before = saved.get("before", [])
+    state.before, state.init = saved.get("before", []), saved.get("init")

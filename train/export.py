@@ -21,12 +21,12 @@ if __name__ == "__main__":
 
 from models.team23_LKDN import LKDN  # noqa: E402
 from train import log  # noqa: E402
-from train.checkpoint import training_records  # noqa: E402
+from train.checkpoint import training_records, without_digests  # noqa: E402
 from train.reparam import fuse, training_form  # noqa: E402
 from train.stages import RECIPES  # noqa: E402
 from utils import record, tables  # noqa: E402
-from utils.images import write_bytes  # noqa: E402
-from utils.packing import held_out_digests  # noqa: E402
+from utils.images import find_images, write_bytes  # noqa: E402
+from utils.packing import digests, held_out_images  # noqa: E402
 from utils.weights import (  # noqa: E402
     CheckpointError,
     load_state,
@@ -50,14 +50,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT",
                         help="folder of a run (its last stage is taken), or a training-form file")
     parser.add_argument("--held_out", type=Path, nargs="+", default=[], metavar="DIR",
-                        help="folders of validation, test and benchmark sets, besides data/: a "
-                        "run that saw one of their images is not shipped")
+                        help="folders of images that must not have been trained on, besides the "
+                        "validation, test and benchmark sets in data/")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE",
                         help="write there instead of model_zoo/, and leave the model card alone")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        export(args.source, args.output, [ROOT / "data", *args.held_out])
+        named = [file for folder in args.held_out for file in find_images(folder)]
+        export(args.source, args.output, [*held_out_images(ROOT / "data"), *named])
     except (CheckpointError, FileNotFoundError) as error:
         logger.error("%s", error)
         return 2
@@ -68,17 +69,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(
-    source: Path, output: Path | None = None, held_out: Sequence[Path] = (ROOT / "data",)
+    source: Path, output: Path | None = None, held_out: Sequence[Path] = ()
 ) -> None:
     """Fuse a checkpoint's averaged weights, check them, and write a plain state dict.
 
     Without `output` the weights are shipped: model_zoo/, the training record in
-    results/published/ and the model card are replaced. That is refused for a run that saw an
-    image of a validation, test or benchmark set found in the folders `held_out`.
+    results/published/ and the model card are replaced. That is refused for a run that saw one of
+    the images `held_out`, or that began with weights of unknown training.
 
     Raises:
         CheckpointError: no LKDN in the form that train.py trains is there, or, to be shipped, no
-            record of its training, or a held-out image among its data.
+            whole record of its training, or a held-out image among its data.
         ArithmeticError: the two forms differ.
         OSError: a file cannot be written.
     """
@@ -92,6 +93,9 @@ def export(
                                   f"without a training record: {file}; give -o FILE to only fuse "
                                   "them")
         compared = check_data(records, held_out, file)
+        if records[-1]["step"] < records[-1]["stage"]["steps"]:
+            logger.warning("%s is not finished: step %d of %d", file, records[-1]["step"],
+                           records[-1]["stage"]["steps"])
     form_name = records[-1]["stage"].get("form", "training") if records else "training"
     form = load_form(state_dict_of(saved, file), file, form_name).double()
     plain = fuse(form)
@@ -115,11 +119,9 @@ def _publish(
     """Write the training record of shipped weights and the documents made of it."""
     scores = [{key: line[key] for key in ("stage", "step", "val_psnr", "val_psnr_y")}
               for line in log.read(file.parent / "log.jsonl") if "val_psnr" in line]
-    for trained in records:
-        trained["data_summary"] = {key: value for key, value in trained["data_summary"].items()
-                                   if key != "sha256"}
     record.write_json(TRAINING_RECORD, {
-        "training_of": tables.SHIPPED, "sha256": record.sha256(WEIGHTS), "stages": records,
+        "training_of": tables.SHIPPED, "sha256": record.sha256(WEIGHTS),
+        "stages": [without_digests(trained) for trained in records],
         "commands": commands(records), "validation": scores, "float64_difference": difference,
         "held_out_images_compared": compared,
     })  # fmt: skip
@@ -129,32 +131,42 @@ def _publish(
                 "model card's words on the data are still true", TRAINING_RECORD)
 
 
-def check_data(records: list[dict[str, Any]], folders: Sequence[Path], file: Path) -> int:
-    """Compare all images of every stage with the held-out ones in `folders`, by their pixels.
+def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Path) -> int:
+    """Compare all images of every stage with the images `held_out`, by their pixels.
 
     Returns:
-        The number of held-out images there.
+        The number of different images held out.
 
     Raises:
-        CheckpointError: one of them was trained on, or a stage's images are not known.
+        CheckpointError: one of them was trained on, or a stage's images, or those behind the
+            first weights, are not known.
     """
-    held_out = held_out_digests(folders)
+    seen_by = digests(held_out)
     for trained in records:
-        digests = (trained.get("data_summary") or {}).get("sha256")
-        if digests is None:
+        if trained["init"]:
+            raise CheckpointError(
+                f"expected weights trained from random ones by train.py, but "
+                f"{trained['stage']['name']} of {file} began with {trained['init']['name']}, which "
+                "has no training record: give -o FILE to only fuse them"
+            )
+        known = (trained["data_summary"] or {}).get("sha256")
+        if known is None:
             raise CheckpointError(
                 f"expected the digests of the images that {trained['stage']['name']} of {file} was "
                 f"trained on in {trained['stage']['name']}_data.json beside its checkpoint: repeat "
                 "its train.py command with --resume, which writes them"
             )
-        if seen := [name for digest, name in held_out.items() if digest in digests]:
+        if seen := [name for digest, name in seen_by.items() if digest in known]:
             raise CheckpointError(
                 f"expected weights trained without validation, test and benchmark images, but "
                 f"{trained['stage']['name']} of {file} saw {len(seen)}: {', '.join(seen[:3])}"
             )
-    logger.info("no image of the data is among the %d held-out images in %s", len(held_out),
-                ", ".join(map(str, folders)))
-    return len(held_out)
+    if seen_by:
+        logger.info("none of %d held-out images is among the data", len(seen_by))
+    else:
+        logger.warning("no validation, test or benchmark image was compared with the data: none "
+                       "is in data/, and --held_out names none")
+    return len(seen_by)
 
 
 def last_stage(run: Path) -> Path:
@@ -186,13 +198,12 @@ def commands(records: list[dict[str, Any]]) -> list[str]:
 
 def options_of(stage: dict[str, Any], number: int) -> list[str]:
     """What to give train.py for this stage: a recipe that has it, or numbers."""
-    differing = {}
+    differing: dict[str, list[str]] = {}
     for recipe, content in RECIPES.items():
         if number in content.stages:
             default = asdict(content.stages[number])
             differing[recipe] = [f"--{n} {v}" for n, v in stage.items() if v != default.get(n)]
-    exact = [recipe for recipe, numbers in differing.items() if not numbers]
-    recipe = exact[0] if exact else "factsheet"
+    recipe = min(differing, key=lambda recipe: len(differing[recipe]))
     return [f"--recipe {recipe}"] * (recipe != "factsheet") + differing[recipe]
 
 
@@ -206,7 +217,7 @@ def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "trainin
     needed = ("fea_conv.pw.weight", f"{last}.weight")
     if missing := [key for key in needed if key not in state]:
         raise CheckpointError(f"expected LKDN's {form_name} form, found no {', '.join(missing)} in "
-                              f"{file}; weights in inference form need no export")
+                              f"{file}; released weights in inference form need no export")
     blocks = sum(name.endswith(".pixel_norm.weight") for name in state)
     channels = len(state["fea_conv.pw.weight"])
     scale = round((len(state[f"{last}.weight"]) / 3) ** 0.5)

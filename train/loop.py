@@ -29,8 +29,7 @@ from utils.record import environment, finite
 
 logger = logging.getLogger(__name__)
 
-OUTCOMES = ("finished", "time is up", "stopped")
-GO_ON, TIME_IS_UP, STOPPED = range(3)  # to go on to the end is to finish
+GO_ON, TIME_IS_UP, STOPPED = range(3)  # outcomes of the loop, the more urgent the higher
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
@@ -69,14 +68,15 @@ class Run:
     stop_at: float
 
 
-def train(run: Run, state: checkpoint.State) -> str:
+def train(run: Run, state: checkpoint.State) -> int:
     """Train until the stage's last step, a signal, or the time limit; save and log as asked.
 
     `state` is changed in place. Interrupts never bend the schedule: a resumed run takes the same
     steps as one that was never stopped.
 
     Returns:
-        Why it ended, one of OUTCOMES: the stage is done, it is `run.stop_at`, or a signal came.
+        Why it ended, the same on every process, when all is saved: GO_ON, the stage is done;
+        TIME_IS_UP, it is `run.stop_at`; STOPPED, a signal came, if only at the very end.
 
     Raises:
         Diverged: the loss or a gradient is not finite. Nothing is saved after that.
@@ -131,7 +131,7 @@ def train(run: Run, state: checkpoint.State) -> str:
                 _save(run, state, work, began)
         _checked(unseen, state.step - 1, stage)
         _save(run, state, work, began)
-    return OUTCOMES[outcome]
+        return _agree(run.world, STOPPED if stopped() else outcome, 0)
 
 
 def make_forward(
@@ -196,7 +196,7 @@ def _gradients(
     dtype = torch.float64 if stage.precision == "fp64" else torch.float32
     layout = torch.channels_last if run.engine.channels_last else torch.contiguous_format
     lr, hr = (
-        patches.to(world.device, dtype, memory_format=layout) / 255
+        patches.to(world.device).to(dtype, memory_format=layout) / 255
         for patches in sample(run.source, run.seed, state.step, stage.batch, part)
     )
     state.net.zero_grad()

@@ -42,8 +42,8 @@ class Muon(torch.optim.Optimizer):
                 nesterov = torch._foreach_lerp(grads, buffers, momentum)
                 updates = orthogonalise(torch.stack([u.flatten(1) for u in nesterov]))
                 scale = math.sqrt(max(1, rows / columns))
-                for p, update in zip(params, updates, strict=True):
-                    p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+                shaped = [u.view_as(p) for p, u in zip(params, updates, strict=True)]
+                torch._foreach_add_(params, shaped, alpha=-group["lr"] * scale)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:

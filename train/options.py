@@ -1,8 +1,11 @@
 """The command line of train.py, and the stages and the engine that it asks for."""
 
 import argparse
+import importlib.util
+import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import torch
 from train.stages import RECIPES, Engine, Stage
 from utils import devices
 from utils.datasets import SCALE
+
+logger = logging.getLogger(__name__)
 
 
 class UsageError(ValueError):
@@ -113,7 +118,9 @@ def stages_of(args: argparse.Namespace) -> dict[int, Stage]:
     return {number: replace(stages[number], **given) for number in numbers}
 
 
-def engine_of(args: argparse.Namespace, device: torch.device) -> Engine:
+def engine_of(
+    args: argparse.Namespace, device: torch.device, stages: Mapping[int, Stage]
+) -> Engine:
     """How to compute on `device`: the recipe's way, as far as it goes there, and what was given.
 
     Raises:
@@ -121,12 +128,20 @@ def engine_of(args: argparse.Namespace, device: torch.device) -> Engine:
     """
     given = {f.name: getattr(args, f.name) for f in fields(Engine) if f.name in args}
     engine = replace(RECIPES[args.recipe].engine, **given)
-    if device.type == "cuda":
-        return engine
-    if engine.compile == "graphs":
+    if engine.compile == "graphs" and device.type != "cuda":
         raise UsageError(f"expected CUDA for --compile graphs, got {device}: give --compile on")
-    if engine.depthwise == "triton" and not os.environ.get("TRITON_INTERPRET"):
+    if engine.depthwise == "triton" and (reason := _without_triton(device, stages)):
         if "depthwise" in given:
-            raise UsageError(f"expected CUDA for --depthwise triton, got {device}: leave it out")
+            raise UsageError(f"expected {reason} for --depthwise triton: leave it out")
+        logger.warning("depthwise convolutions by torch: Triton's need %s", reason)
         engine = replace(engine, depthwise="torch")
     return engine
+
+
+def _without_triton(device: torch.device, stages: Mapping[int, Stage]) -> str | None:
+    """What is missing for Triton's kernels, if anything."""
+    if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        return f"CUDA, not {device},"
+    if any(stage.precision == "fp64" for stage in stages.values()):
+        return "a precision other than fp64"
+    return None if importlib.util.find_spec("triton") else "the package triton"

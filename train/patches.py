@@ -1,7 +1,7 @@
 """Random aligned LR and HR crops, each decided by (seed, step) alone, so a run can resume."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,11 +31,23 @@ class Sampler:
     patch: int
 
 
-def sampler(pack: Pack, patch: int, device: str | torch.device = "cpu") -> Sampler:
+def on_device(pack: Pack, device: torch.device) -> Pack:
+    """The pack with its pixels on a CUDA device, where crops are made then, if they take no more
+    than half of the memory free there; else as it is, with a message."""
+    if device.type != "cuda":
+        return pack
+    free = torch.cuda.mem_get_info(device)[0]
+    if pack.pixels.numel() > free / 2:
+        logger.warning("patches are cut on the CPU: the data take %.1f GiB, %.1f are free on %s",
+                       pack.pixels.numel() / 2**30, free / 2**30, device)
+        return pack
+    return replace(pack, pixels=pack.pixels.to(device))
+
+
+def sampler(pack: Pack, patch: int) -> Sampler:
     """Prepare crops of `patch` LR pixels a side from every image that is large enough.
 
-    Smaller images are reported by name and left out. The pack is copied to a CUDA device if it
-    takes no more than half of the memory free there; else crops are made on the CPU.
+    Smaller images are reported by name and left out. Crops are made where the pack's pixels are.
 
     Raises:
         ImageError: no image is large enough.
@@ -54,10 +66,7 @@ def sampler(pack: Pack, patch: int, device: str | torch.device = "cpu") -> Sampl
         )
     columns = [[i.width, i.lr_offset, i.hr_offset, i.width - patch + 1] for i in fit]
     positions = [(i.height - patch + 1) * (i.width - patch + 1) for i in fit]
-    pixels, device = pack.pixels, torch.device(device)
-    if device.type == "cuda" and pixels.numel() <= torch.cuda.mem_get_info(device)[0] / 2:
-        pixels = pixels.to(device)
-    return Sampler(pixels, np.array(columns, np.int64), np.cumsum(positions), patch)
+    return Sampler(pack.pixels, np.array(columns, np.int64), np.cumsum(positions), patch)
 
 
 def sample(
@@ -99,7 +108,10 @@ def _crop(
     """Gather (B, 3, size, size) from flat pixels; all arguments but `size` are one a patch."""
     side = torch.arange(size, device=pixels.device)
     table = np.stack((offset + top * stride + left, stride, transforms))
-    start, stride_, transform = torch.from_numpy(table).to(pixels.device)[:, :, None]  # (B, 1)
+    where = torch.from_numpy(table)
+    if pixels.is_cuda:  # from pinned memory the copy does not wait for the GPU
+        where = where.pin_memory().to(pixels.device, non_blocking=True)
+    start, stride_, transform = where[:, :, None]  # (B, 1) each
     down = torch.where(transform & 1 > 0, size - 1 - side, side)  # (B, size): vertical flip
     across = torch.where(transform & 2 > 0, size - 1 - side, side)  # horizontal flip
     rows, columns = down * stride_, across  # what a step down and a step right add

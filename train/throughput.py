@@ -6,8 +6,10 @@ lever to the one it is compared with. A rung that fails is recorded with its rea
 """
 
 import argparse
+import json
 import logging
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -21,23 +23,21 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
 
 from train import log  # noqa: E402
-from utils import devices  # noqa: E402
-from utils.record import environment, write_json  # noqa: E402
+from utils import devices, record  # noqa: E402
 
 logger = logging.getLogger("throughput")
 
-NAIVE = ["--no-fold", "--no-channels_last", "--no-tuned_cpu", "--crops", "cpu"]
 LADDERS = {
     "cpu": {
-        "branches run as they are, NCHW": NAIVE,
-        "+ branches folded at each step": NAIVE[1:],
-        "+ channels_last": NAIVE[2:],
+        "branches run as they are, NCHW": ["--no-fold", "--no-channels_last", "--no-tuned_cpu"],
+        "+ branches folded at each step": ["--no-channels_last", "--no-tuned_cpu"],
+        "+ channels_last": ["--no-tuned_cpu"],
         "+ denormals flushed, freed memory kept": [],
         "+ bf16": ["--precision", "bf16"],
         "+ torch.compile, without bf16": ["--compile", "on"],
     },
     "cuda": {
-        "branches run as they are, NCHW": NAIVE,
+        "branches run as they are, NCHW": ["--no-fold", "--no-channels_last", "--crops", "cpu"],
         "+ patches cut on the GPU": ["--no-fold", "--no-channels_last"],
         "+ branches folded at each step": ["--no-channels_last"],
         "+ bf16": ["--no-channels_last", "--precision", "bf16"],
@@ -59,20 +59,45 @@ def main(argv: list[str] | None = None) -> int:
     except devices.DeviceError as error:
         logger.error("%s", error)
         return 2
-    record = {
-        "throughput_of": "train/train.py", "batch": args.batch, "patch": args.patch,
-        "steps": args.steps, "init": args.init.name if args.init else None,
-        "environment": environment(device), "rungs": [],
-    }  # fmt: skip
     ladder = LADDERS["cuda" if device.type == "cuda" else "cpu"]
-    chosen = list(ladder.items())[args.skip :]
+    if wrong := [number for number in args.rungs or [] if not 0 <= number < len(ladder)]:
+        logger.error("expected --rungs from 0 to %d, got %s", len(ladder) - 1, wrong)
+        return 2
+    measured: dict[str, Any] = {
+        "throughput_of": "train/train.py", "batch": args.batch, "patch": args.patch,
+        "steps": args.steps, "init": record.sha256(args.init) if args.init else None,
+        "environment": record.environment(device), "rungs": [],
+    }  # fmt: skip
+    measured["rungs"] = earlier_rungs(args.output, measured)
+    chosen = [rung for i, rung in enumerate(ladder.items()) if i in (args.rungs or range(99))]
     for name, options in chosen:
         rung = {"name": name, "options": options, **measure(options, args)}
         logger.info("%s: %s", name, rung.get("failed") or f"{rung['steps_per_s']:.2f} steps/s, "
                     f"loss {rung['loss']:.6f}")
-        record["rungs"].append(rung)
-        write_json(args.output, record)  # after each: time may run out
-    return 0 if all("failed" not in rung for rung in record["rungs"]) else 1
+        by_name = {other["name"]: other for other in [*measured["rungs"], rung]}
+        measured["rungs"] = [by_name[other] for other in ladder if other in by_name]
+        try:
+            record.write_json(args.output, measured)  # after each: time may run out
+        except OSError as error:
+            logger.error("%s", error)
+            return 1
+    return 0 if all("failed" not in rung for rung in measured["rungs"]) else 1
+
+
+def earlier_rungs(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rungs in `file` if they were measured under the same conditions, date and commit apart,
+    so that a ladder may be climbed in several calls."""
+
+    def conditions(record: dict[str, Any]) -> dict[str, Any]:
+        changing = ("date", "commit", "dirty")
+        environment = {k: v for k, v in record["environment"].items() if k not in changing}
+        return {**record, "rungs": None, "environment": environment}
+
+    try:
+        earlier = json.loads(file.read_text())
+        return earlier["rungs"] if conditions(earlier) == conditions(now) else []
+    except (OSError, ValueError, LookupError):
+        return []
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -91,10 +116,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=200, help="steps a rung; the first fifth warms up")
     add("--init", type=Path, metavar="FILE", help="weights to start from")
     add("--minutes", type=float, default=10, metavar="M", help="at most so long a rung")
-    add("--skip", type=int, default=0, metavar="N", help="leave out the first N rungs")
+    add("--rungs", type=int, nargs="+", metavar="N", help="only these, from 0; None: all")
     args = parser.parse_args(argv)
     if args.steps < 10:
         parser.error(f"expected --steps of at least 10, got {args.steps}")
+    if args.init and not args.init.is_file():
+        parser.error(f"expected weights in --init {args.init}, found no such file")
     return args
 
 
@@ -120,7 +147,10 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             return {"failed": f"not done after {args.minutes:g} minutes"}
         if done.returncode:
-            return {"failed": (done.stderr.strip() or "no message").splitlines()[-1]}
+            whole = args.output.with_suffix(".failed.log")
+            whole.write_text(done.stderr)
+            logger.info("all that it said is in %s", whole)
+            return {"failed": reason(done.stderr)}
         lines = [line for line in log.read(Path(folder) / "log.jsonl") if "loss" in line]
     speeds = sorted(x["images_per_s"] / args.batch for x in lines if x["step"] > args.steps / 5)
     return {
@@ -129,6 +159,13 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
         "patches_per_s": statistics.median(speeds) * args.batch, "loss": lines[-1]["loss"],
         "memory_mib": lines[-1].get("memory_mib"), "seconds": time.monotonic() - began,
     }  # fmt: skip
+
+
+def reason(stderr: str) -> str:
+    """The line of an error message that names the error; torch.compile ends with advice."""
+    lines = stderr.strip().splitlines() or ["no message"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed)\b.*:", line)]
+    return named[-1] if named else lines[-1]
 
 
 if __name__ == "__main__":

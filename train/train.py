@@ -20,13 +20,14 @@ from models.team23_LKDN import LKDB, LKDN  # noqa: E402
 from train import checkpoint, log, loop  # noqa: E402
 from train.optim import make_optimizers  # noqa: E402
 from train.options import UsageError, engine_of, parse, stages_of  # noqa: E402
-from train.patches import sampler  # noqa: E402
+from train.patches import on_device, sampler  # noqa: E402
 from train.reparam import training_form  # noqa: E402
-from train.stages import Stage  # noqa: E402
+from train.stages import Engine, Stage  # noqa: E402
 from utils import devices, evaluate  # noqa: E402
 from utils.datasets import SCALE, DatasetError, find  # noqa: E402
 from utils.images import ImageError  # noqa: E402
 from utils.packing import Pack, pack  # noqa: E402
+from utils.record import sha256  # noqa: E402
 from utils.weights import (  # noqa: E402
     CheckpointError,
     load_state,
@@ -37,6 +38,7 @@ from utils.weights import (  # noqa: E402
 logger = logging.getLogger("train")
 
 
+ENDINGS = {loop.TIME_IS_UP: "time is up", loop.STOPPED: "stopped"}
 # The first process may pack a large data set for hours while the others wait.
 PATIENCE = timedelta(hours=12)
 
@@ -86,11 +88,9 @@ def join_world(device_name: str) -> loop.World:
 
 def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
     """Prepare a run and train its stages, one after another; the exit code."""
-    stages, engine = stages_of(args), engine_of(args, world.device)
-    if engine.tuned_cpu:
-        devices.prepare_cpu()
-    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # read when compiling
-        os.environ.setdefault(variable, str(args.out.resolve() / "compiled"))
+    stages = stages_of(args)
+    engine = engine_of(args, world.device, stages)
+    prepare_machine(engine, world.device, args.out)
     for stage in stages.values():
         file = args.out / f"{stage.name}.pt"
         if stage.batch < world.size:
@@ -101,25 +101,37 @@ def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
                              "it, or another --out")
     args.out.mkdir(parents=True, exist_ok=True)
     samples = validation_samples(args.val) if args.val and world.rank == 0 else []
-    # Weights that cannot be had are missed before the data are packed.
-    prepared = {n: initial_state(args, n, stages[n], world) for n in list(stages)[:1]}
+    first = min(stages)  # weights that cannot be had are missed before the data are packed
+    states = {first: initial_state(args, first, stages[first], world)}
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
     if world.size > 1 and world.rank == 0:
         dist.barrier()
+    if engine.crops == "device":
+        data = on_device(data, world.device)
+    sources = {number: sampler(data, stage.patch // SCALE) for number, stage in stages.items()}
     for number, stage in stages.items():
-        state = prepared.get(number) or initial_state(args, number, stage, world)
-        crops_on = world.device if engine.crops == "device" else torch.device("cpu")
+        state = states.get(number) or initial_state(args, number, stage, world)
         run = loop.Run(
-            stage, engine, args.seed, args.out / f"{stage.name}.pt",
-            sampler(data, stage.patch // SCALE, crops_on), data.fingerprint, samples, world,
-            args.log_every, args.val_every, args.save_every, stop_at,
+            stage, engine, args.seed, args.out / f"{stage.name}.pt", sources[number],
+            data.fingerprint, samples, world, args.log_every, args.val_every, args.save_every,
+            stop_at,
         )  # fmt: skip
         outcome = train_stage(run, state, args, data)
-        if outcome != loop.OUTCOMES[loop.GO_ON]:
-            return 1 if outcome == loop.OUTCOMES[loop.STOPPED] else 0
+        done = state.step == stage.steps and number == max(stages)
+        if outcome != loop.GO_ON and not done:
+            return 1 if outcome == loop.STOPPED else 0
     return 0
+
+
+def prepare_machine(engine: Engine, device: torch.device, out: Path) -> None:
+    """Make the device fast for fixed shapes, and keep in the run's folder what is compiled."""
+    if engine.tuned_cpu:
+        devices.prepare_cpu()
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # read when compiling
+        os.environ.setdefault(variable, str(out.resolve() / "compiled"))
 
 
 def validation_samples(folder: str) -> list[evaluate.Sample]:
@@ -133,8 +145,8 @@ def validation_samples(folder: str) -> list[evaluate.Sample]:
 
 def train_stage(
     run: loop.Run, state: checkpoint.State, args: argparse.Namespace, data: Pack
-) -> str:
-    """Train one stage from where it is to its end, a signal or the time limit; which it was."""
+) -> int:
+    """Train one stage from where it is; the loop's outcome."""
     stage, lead, log_file = run.stage, run.world.rank == 0, args.out / "log.jsonl"
     if run.file.exists():
         checkpoint.resume(run.file, state, stage, run.seed, run.fingerprint)
@@ -148,17 +160,19 @@ def train_stage(
                 run.world.size, run.world.device)
     if state.step == stage.steps:
         logger.info("this stage is finished already: %s", run.file)
-        return loop.OUTCOMES[loop.GO_ON]
+        return loop.GO_ON
     try:
         outcome = loop.train(run, state)
-    except loop.Diverged as error:
+    except FloatingPointError as error:
         if lead:
             log.append(log_file, {"stage": stage.name, "step": state.step, "failed": str(error)})
         raise
     if lead:
         log.plot(log_file, args.out / "curves.png")
-        logger.info("%s at step %d of %d, saved in %s%s", outcome, state.step, stage.steps,
-                    run.file, "" if state.step == stage.steps else "; --resume continues")
+        done = state.step == stage.steps
+        why = "finished" if done else ENDINGS[outcome]
+        logger.info("%s at step %d of %d, saved in %s%s", why, state.step, stage.steps, run.file,
+                    "" if done else "; --resume continues")
     return outcome
 
 
@@ -175,6 +189,7 @@ def initial_state(
     if stage.form == "training":
         net = training_form(net)
     before: list[dict[str, Any]] = []
+    unknown = None
     init = args.init if number == (args.stage or 1) else None
     if init is None and number == 2:
         init = args.out / "stage1.pt"
@@ -185,12 +200,14 @@ def initial_state(
         saved = read_checkpoint(init)
         load_state(net, state_dict_of(saved, init), init)
         before = checkpoint.training_records(saved, init.parent)
-        if before and before[-1]["step"] < before[-1]["stage"]["steps"]:
+        if not before:
+            unknown = {"name": init.name, "sha256": sha256(init)}
+        elif before[-1]["step"] < before[-1]["stage"]["steps"]:
             logger.warning("%s is not finished: step %d of %d", init, before[-1]["step"],
                            before[-1]["stage"]["steps"])
     net = net.to(world.device, torch.float64 if stage.precision == "fp64" else torch.float32)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
-    return checkpoint.State(net, ema, make_optimizers(net, stage), before=before)
+    return checkpoint.State(net, ema, make_optimizers(net, stage), before=before, init=unknown)
 
 
 if __name__ == "__main__":

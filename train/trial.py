@@ -1,4 +1,4 @@
-"""Record a run as a row of the table of trials: python train/trial.py RUN NAME --note TEXT
+"""Record a run as a row of the table of trials: python train/trial.py RUN NAME
 
 Every run that taught something gets one, failures included. What is recorded is in the run's own
 files: numbers, seed, steps, minutes, machine, and the scores on the validation images.
@@ -15,7 +15,7 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
 
 from train import log  # noqa: E402
-from train.checkpoint import training_records  # noqa: E402
+from train.checkpoint import training_records, without_digests  # noqa: E402
 from train.export import commands, last_stage  # noqa: E402
 from utils import tables  # noqa: E402
 from utils.record import write_json  # noqa: E402
@@ -28,7 +28,8 @@ logger = logging.getLogger("trial")
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT",
+                        help="folder of a run (its last stage is taken), or a stage's file")
     parser.add_argument("name", metavar="NAME", help="file name of the row, without suffix")
     parser.add_argument("--note", default="", metavar="TEXT", help="what was learnt, one line")
     args = parser.parse_args(argv)
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.name.replace("_", "").replace("-", "").isalnum():
         parser.error(f"expected a NAME of letters, digits, _ and -, got {args.name}")
     try:
-        write_json(TRIALS / f"{args.name}.json", trial(args.run, args.name, args.note))
+        write_json(TRIALS / f"{args.name}.json", trial(args.source, args.name, args.note))
         tables.regenerate()
     except CheckpointError as error:
         logger.error("%s", error)
@@ -48,19 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def trial(run: Path, name: str, note: str) -> dict[str, Any]:
-    """The record of the last stage in the folder of a run.
+def trial(source: Path, name: str, note: str) -> dict[str, Any]:
+    """The record of a checkpoint's stage; of the last one in the folder of a run.
 
     Raises:
         CheckpointError: there is no checkpoint of train.py.
     """
-    file = last_stage(run)
+    file = last_stage(source) if source.is_dir() else source
+    run = file.parent
     records = training_records(read_checkpoint(file), run)
     if not records:
         raise CheckpointError(f"expected a checkpoint of train/train.py, got {file}")
-    own = records[-1]
-    own["data_summary"] = {key: value for key, value in (own["data_summary"] or {}).items()
-                           if key != "sha256"}  # fmt: skip
+    own = without_digests(records[-1])
     lines = [line for line in log.read(run / "log.jsonl") if line["stage"] == own["stage"]["name"]]
     return {
         "trial": name, "note": note, "command": commands(records)[-1], **own,

@@ -24,7 +24,7 @@ from utils.images import ImageError, find_images, mod_crop, read_rgb, whole_file
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-HELD_OUT = re.compile(r"_(valid|test)_[HL]R")  # DIV2K_valid_HR, LSDIR_DIV2K_test_LR, ..
+HELD_OUT = re.compile(r"_(valid|test)_[HL]R|^val1$")  # DIV2K_valid_HR, .., LSDIR's validation
 LR_FOLDER = re.compile(r"LR|.*_LR(_bicubic)?")
 
 
@@ -71,13 +71,16 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
         folders: trees of HR images, with or without LR images; or alone the .json of a pack,
             which is opened as it is.
         cache: where packs are kept; needs about 3.2 bytes a HR pixel.
-        first: take only the first so many HR images, by path, of each folder.
+        first: take only the first so many HR images, by path, of each folder; not for a pack.
 
     Raises:
         FileNotFoundError: a folder does not exist.
         ImageError: no usable image was found.
     """
     if [Path(folder).suffix for folder in folders] == [".json"]:
+        if first is not None:
+            raise ImageError(f"expected folders to take the first {first} images of, got the pack "
+                             f"{folders[0]}: leave --first out")
         return open_pack(Path(folders[0]))
     pairs = [pair for folder in folders for pair in _find_pairs(Path(folder), first)]
     key = hashlib.sha256(json.dumps([FORMAT, [_stamp(pair) for pair in pairs]]).encode())
@@ -125,7 +128,7 @@ def _is_whole(index_path: Path, pixels_path: Path) -> bool:
         images = json.loads(index_path.read_text())["images"]
         pixels = sum(i["height"] * i["width"] * (1 + SCALE**2) for i in images)
         return pixels_path.stat().st_size == 3 * pixels
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
@@ -151,21 +154,21 @@ def _held_out(folders: Sequence[str]) -> str | None:
     return next((f for f in folders if HELD_OUT.search(f) or f in BENCHMARKS), None)
 
 
-def held_out_digests(folders: Sequence[Path]) -> dict[str, str]:
-    """Digest of the pixels -> file, of all images of validation, test and benchmark sets below
-    `folders`, HR and LR. Unreadable ones are reported and left out.
+def held_out_images(folder: Path) -> list[Path]:
+    """The images below `folder` of validation, test and benchmark sets, HR and LR, by the names
+    of their folders."""
+    return [path for path in find_images(folder) if _held_out(path.parent.parts)]
 
-    Raises:
-        FileNotFoundError: a folder does not exist.
-    """
-    files = [path for folder in folders for path in find_images(folder)
-             if _held_out(path.absolute().parts[:-1])]
-    digests = {}
+
+def digests(files: Sequence[Path]) -> dict[str, str]:
+    """Digest of an image's pixels, as a pack has it, -> file. Unreadable ones are reported and
+    left out."""
+    found = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for path, digest in zip(files, pool.map(_digest_of, files), strict=True):
             if digest:
-                digests[digest] = str(path)
-    return digests
+                found[digest] = str(path)
+    return found
 
 
 def _digest_of(path: Path) -> str | None:
@@ -177,7 +180,23 @@ def _digest_of(path: Path) -> str | None:
 
 
 def _digest(hr: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(str(hr.shape).encode() + hr.tobytes()).hexdigest()
+    return hashlib.sha256(_described(hr)).hexdigest()
+
+
+def _described(pixels: NDArray[np.uint8]) -> bytes:
+    """Shape and pixels, to be hashed."""
+    return str(pixels.shape).encode() + pixels.tobytes()
+
+
+def fingerprint_of(pack: Pack) -> str:
+    """The fingerprint that a pack's pixels have, which `pack.fingerprint` should be."""
+    total = hashlib.sha256()
+    for image in pack.images:
+        for offset, scale in ((image.lr_offset, 1), (image.hr_offset, SCALE)):
+            height, width = image.height * scale, image.width * scale
+            pixels = pack.pixels[offset : offset + height * width].view(height, width, 3)
+            total.update(_described(pixels.numpy()))
+    return total.hexdigest()
 
 
 def _identity(path: Path) -> tuple[str, ...]:
@@ -210,7 +229,7 @@ def _write(
             lr, hr = loaded
             for part in (lr, hr):
                 file.write(part.tobytes())
-                total.update(str(part.shape).encode() + part.tobytes())
+                total.update(_described(part))
             height, width = lr.shape[:2]
             hr_offset = offset + height * width
             images.append(PackedImage(path.name, height, width, offset, hr_offset, _digest(hr)))

@@ -5,16 +5,14 @@ MiB, and the joined pack is compared with the fingerprint of the original.
 """
 
 import argparse
-import hashlib
 import logging
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.datasets import SCALE
 from utils.images import ImageError, whole_file, write_bytes
-from utils.packing import Pack, open_pack
+from utils.packing import fingerprint_of, open_pack
 
 MIB = 2**20
 
@@ -61,6 +59,8 @@ def split(index_path: Path, folder: Path, size: int) -> list[Path]:
     open_pack(index_path)
     pixels = index_path.with_suffix(".bin")
     folder.mkdir(parents=True, exist_ok=True)
+    for old in _parts(folder, pixels.name):  # of another size
+        old.unlink()
     paths: list[Path] = []
     with pixels.open("rb") as file:
         while content := file.read(size):
@@ -84,15 +84,13 @@ def join(folder: Path) -> Path:
     if len(indices) != 1:
         raise FileNotFoundError(f"expected the .json of one pack in {folder}, got {len(indices)}")
     pixels = indices[0].with_suffix(".bin")
-    parts = sorted(folder.glob(f"{pixels.name}.[0-9][0-9][0-9][0-9]"))
-    if not parts:
-        open_pack(indices[0])  # joined before, or says what is missing
-        return indices[0]
-    with whole_file(pixels) as file:
-        for part in tqdm(parts, "join", unit="part"):
-            file.write(part.read_bytes())
+    parts = _parts(folder, pixels.name)
+    if not pixels.exists():  # else joined before
+        with whole_file(pixels) as file:
+            for part in tqdm(parts, "join", unit="part"):
+                file.write(part.read_bytes())
     try:
-        if (got := fingerprint(pack := open_pack(indices[0]))) != pack.fingerprint:
+        if (got := fingerprint_of(pack := open_pack(indices[0]))) != pack.fingerprint:
             raise ImageError(f"expected parts with the fingerprint {pack.fingerprint[:12]}, got "
                              f"{got[:12]} from {len(parts)} in {folder}: copy them again")
     except ImageError:
@@ -103,15 +101,10 @@ def join(folder: Path) -> Path:
     return indices[0]
 
 
-def fingerprint(pack: Pack) -> str:
-    """The fingerprint that these pixels have, see `Pack`."""
-    total = hashlib.sha256()
-    for image in pack.images:
-        for offset, scale in ((image.lr_offset, 1), (image.hr_offset, SCALE)):
-            shape = (image.height * scale, image.width * scale, 3)
-            pixels = pack.pixels[offset : offset + shape[0] * shape[1]].numpy()
-            total.update(str(shape).encode() + pixels.tobytes())
-    return total.hexdigest()
+def _parts(folder: Path, name: str) -> list[Path]:
+    """The parts of a file, in order."""
+    parts = [path for path in folder.glob(f"{name}.*") if path.suffix[1:].isdigit()]
+    return sorted(parts, key=lambda path: int(path.suffix[1:]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""Recipes: right gradients the way each of them computes, stages one after another, in slices."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _pytest.mark.structures import ParameterSet
+from torch import Tensor
+
+from models.team23_LKDN import LKDN
+from train.loop import make_forward
+from train.reparam import training_form
+from train.stages import RECIPES, STAGES, Engine
+from utils.weights import read_checkpoint
+
+Run = Callable[..., CompletedProcess[str]]
+Logged = Callable[[Path], list[dict[str, Any]]]
+Precision = Literal["fp32", "bf16", "fp64"]
+
+
+def recipe_cases() -> list[ParameterSet]:
+    """Every (device, precision, engine) that a recipe computes with, on a CPU and on a GPU, each
+    part of the engine alone too, and the tolerance: what the rounding of 90 layers there and back
+    amounts to.
+
+    float32 rounds at 6e-8, which gave up to 4e-6 of a gradient; TF32 of CUDA's convolutions at
+    5e-4; bfloat16 at 4e-3, which gave up to 3e-2. Sums over all pixels kept in bfloat16 stop
+    growing at 256 terms (0.9 and more), broken kernels give anything.
+    """
+    tolerances = {("cpu", "fp32"): 5e-5, ("cuda", "fp32"): 1e-2}
+    used = {(stage.precision, recipe.engine)
+            for recipe in RECIPES.values() for stage in recipe.stages.values()}  # fmt: skip
+    alone = {(precision, engine) for precision in ("fp32", "bf16") for engine in (
+        Engine(), Engine(channels_last=False), Engine(fold=False), Engine(compile="on"))}
+    cases = {("cpu", p, replace(e, depthwise="torch")) for p, e in used | alone}
+    cases |= {("cuda", p, e) for p, e in used | alone}
+    cases |= {("cuda", p, Engine(depthwise="triton")) for p in ("fp32", "bf16")}
+    return [
+        pytest.param(
+            *case, tolerances.get(case[:2], 6e-2), id="-".join(map(str, case)),
+            marks=[pytest.mark.skipif(case[0] == "cuda" and not torch.cuda.is_available(),
+                                      reason="needs a CUDA device")],
+        )
+        for case in sorted(cases, key=str)
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile on torch's own parts
+@pytest.mark.parametrize(("device", "precision", "engine", "tolerance"), recipe_cases())
+def test_gradients_of_the_training_forward_are_right(
+    device: str, precision: Precision, engine: Engine, tolerance: float
+) -> None:
+    # As large as it must be: some of torch's kernels are right on smaller batches.
+    torch.manual_seed(0)
+    form = training_form(LKDN())
+    x, target = torch.rand(16, 3, 32, 32), torch.rand(16, 3, 128, 128)
+
+    def gradients(form: LKDN, forward: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+        form.zero_grad()
+        F.mse_loss(forward(x).to(x.dtype), target.to(x)).backward()
+        return [p.grad.double().cpu() for p in form.parameters() if p.grad is not None]
+
+    exact = copy.deepcopy(form).double()
+    expected = gradients(exact, exact, x.double())
+    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+    form = form.to(device)
+    forward = make_forward(form, replace(STAGES[1], precision=precision), torch.device(device),
+                           engine)  # fmt: skip
+    got = gradients(form, forward, x.to(device, memory_format=layout))
+    errors = {
+        name: float((g - e).norm() / e.norm())
+        for (name, _), g, e in zip(form.named_parameters(), got, expected, strict=True)
+    }
+    assert not {name: error for name, error in errors.items() if not error < tolerance}
+
+
+SMALL_RECIPE = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from dataclasses import replace
+from train import stages, train
+small = {"steps": 3, "batch": 2, "patch": 32, "precision": "fp64"}
+recipe = stages.RECIPES["fast"]
+smaller = {number: replace(stage, **small) for number, stage in recipe.stages.items()}
+engine = replace(recipe.engine, compile="off")
+stages.RECIPES["fast"] = replace(recipe, stages=smaller, engine=engine)
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_recipe_is_its_stages_one_after_another_in_slices_and_by_two_processes(
+    place: Path, root: Path, python: Run, logged: Logged
+) -> None:
+    (place / "small.py").write_text(SMALL_RECIPE)
+
+    def train(*options: object, launcher: tuple[object, ...] = ()) -> CompletedProcess[str]:
+        return python(place, *launcher, "small.py", root, "--recipe", "fast", "--data", "images",
+                      "--packed", "packed", "--device", "cpu", "--threads", 1, "--log_every", 1,
+                      *options)  # fmt: skip
+
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    runs = [train("--out", "at once"), train("--out", "apart", "--stage", 1),
+            train("--out", "apart", "--stage", 2)]  # fmt: skip
+    for slice_ in range(2):  # nothing is done in no time, and what is done is kept
+        runs.append(train("--out", "sliced", "--max_minutes", 0, "--resume"))
+        assert read_checkpoint(place / "sliced" / "stage1.pt")["step"] == 0
+        assert not (place / "sliced" / "stage2.pt").exists(), slice_
+    runs += [train("--out", "sliced", "--stage", 1, "--resume"),
+             train("--out", "sliced", "--resume"),
+             train("--out", "by two", launcher=two)]  # fmt: skip
+    assert [run.returncode for run in runs] == [0] * len(runs), [run.stderr for run in runs]
+    for stage in ("stage1", "stage2"):
+        one, *others = (read_checkpoint(place / out / f"{stage}.pt")
+                        for out in ("at once", "apart", "sliced"))  # fmt: skip
+        assert one["step"] == 3
+        assert one["history"][0]["engine"]["depthwise"] == "torch"  # Triton needs CUDA
+        for other in others:
+            for key in ("params", "params_ema"):
+                assert all(torch.equal(v, other[key][n]) for n, v in one[key].items())
+        together = read_checkpoint(place / "by two" / f"{stage}.pt")
+        for name, value in one["params_ema"].items():  # float64, sums in another order
+            torch.testing.assert_close(together["params_ema"][name], value, rtol=0, atol=1e-9)
+    lines = [(x["stage"], x["step"], x["loss"]) for x in logged(place / "at once")]
+    assert [line[:2] for line in lines] == [(s, i) for s in ("stage1", "stage2") for i in (1, 2, 3)]
+    assert lines == [(x["stage"], x["step"], x["loss"]) for x in logged(place / "sliced")]
+    again = train("--out", "apart")
+    assert again.returncode == 2 and "--resume" in again.stderr
+
+
+def test_the_gpu_recipe_rehearsed_with_its_kernels_in_the_interpreter(
+    place: Path, train: Run, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    options = ("--recipe", "fast", "--steps", 1, "--batch", 1, "--patch", 32,
+               "--precision", "fp32", "--compile", "off")  # fmt: skip
+    plain = train("rehearsed with torch", *options)
+    assert plain.returncode == 0, plain.stderr
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done = train("rehearsed", *options)
+    assert done.returncode == 0, done.stderr
+    one, other = (logged(place / run)[0] for run in ("rehearsed", "rehearsed with torch"))
+    assert read_checkpoint(place / "rehearsed/stage1.pt")["history"][0]["engine"]["depthwise"] == (
+        "triton"
+    )
+    # Float32, sums in another order.
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-5)

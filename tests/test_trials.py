@@ -1,0 +1,90 @@
+"""Records of training: trials and the ladder of speed, and the tables made of them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from train import trial
+from utils import tables
+from utils.weights import CheckpointError
+
+Run = Callable[..., CompletedProcess[str]]
+TRIALS = "<!-- generated: trials -->\n<!-- end -->"
+SPEED = "<!-- generated: throughput -->\n<!-- end -->"
+
+
+def publish(root: Path, kind: str, name: str, content: object) -> None:
+    folder = root / "results" / "published" / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_a_trial_says_what_its_run_was_and_scored(uninterrupted: Path, tmp_path: Path) -> None:
+    record = trial.trial(uninterrupted, "small", "as expected")
+    assert record["command"] == (
+        "python train/train.py --stage 1 --data DIR --val VAL --out RUN --recipe cpu --steps 12 "
+        "--batch 2 --patch 32 --lr 0.01 --warmup 2 --ema 0.9 --norm_start 1.0 --seed 4"
+    )
+    assert (record["step"], record["seed"], record["failed"]) == (12, 4, None)
+    assert [line["step"] for line in record["validation"]] == [4, 8, 12]
+    assert record["data_summary"]["images"] == 4 and "sha256" not in record["data_summary"]
+    assert record["minutes"] == sum(work["minutes"] for work in record["history"]) > 0
+
+    publish(tmp_path, "trials", "small", record)
+    table = tables.regenerated(TRIALS, tmp_path)
+    score = f"{record['validation'][-1]['val_psnr_y']:.3f} at 12"
+    assert "| small | 12 of 12 | 4 | 0 | " in table and score in table
+    assert "small: python train/train.py --stage 1" in table
+    with pytest.raises(CheckpointError):
+        trial.trial(tmp_path, "none", "")
+
+
+def test_a_diverged_run_is_a_trial_until_it_goes_on(
+    uninterrupted: Path, tmp_path: Path, train: Run
+) -> None:
+    run = tmp_path / "diverged"
+    shutil.copytree(uninterrupted, run)
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"stage": "stage1", "step": 12, "failed": "expected a finite loss"}\n')
+    record = trial.trial(run, "high", "too high")
+    assert record["failed"] == "expected a finite loss"
+    publish(tmp_path, "trials", "high", record)
+    assert "diverged; too high" in tables.regenerated(TRIALS, tmp_path)
+    assert train(run, "--resume").returncode == 0
+    assert trial.trial(run, "high", "")["failed"] is None
+
+
+def test_throughput_records_speed_and_failures(
+    place: Path, root: Path, python: Run, tmp_path: Path
+) -> None:
+    def measure(name: str, patch: int, *rungs: int) -> tuple[int, dict]:
+        file = tmp_path / f"{name}.json"
+        done = python(place, root / "train/throughput.py", "--data", "images", "--packed", "packed",
+                      "-o", file, "--batch", 2, "--patch", patch, "--steps", 20, "--device", "cpu",
+                      "--rungs", *rungs)  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, json.loads(file.read_text())
+
+    assert measure("a", 32, 3)[0] == 0
+    code, measured = measure("a", 32, 1)  # in several calls, and in the ladder's order
+    assert code == 0
+    first, second = measured["rungs"]
+    assert first["options"] == ["--no-channels_last", "--no-tuned_cpu"]
+    assert second["options"] == []
+    for rung in (first, second):
+        assert 0 < rung["steps_per_s_p20"] <= rung["steps_per_s"] <= rung["steps_per_s_p80"]
+        assert rung["patches_per_s"] == pytest.approx(2 * rung["steps_per_s"])
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)  # the same steps
+    publish(tmp_path, "throughput", "cpu", measured)
+    table = tables.regenerated(SPEED, tmp_path)
+    assert "2 patches of 32x32 HR" in table and "| + branches folded at each step | " in table
+
+    code, measured = measure("b", 1024, 0)
+    assert code == 1
+    assert "--patch" in measured["rungs"][0]["failed"]
+    publish(tmp_path, "throughput", "cpu", measured)
+    assert "failed: expected images of at least 1024" in tables.regenerated(SPEED, tmp_path)
