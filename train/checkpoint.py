@@ -67,8 +67,9 @@ def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     own["init"] = saved.get("init")
     records = [*saved.get("before", []), own]
     notes = _data_notes(run)
-    for record in records:
-        record["data_summary"] = record.get("data_summary") or notes.get(record["data"])
+    for record in records:  # digests may be in any note about the same data
+        summary = record.get("data_summary") or {}
+        record["data_summary"] = summary if "sha256" in summary else notes.get(record["data"])
     return records
 
 

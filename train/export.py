@@ -143,7 +143,7 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
     """
     seen_by = digests(held_out)
     for trained in records:
-        if trained["init"]:
+        if trained.get("init"):  # absent in records from before it was kept
             raise CheckpointError(
                 f"expected weights trained from random ones by train.py, but "
                 f"{trained['stage']['name']} of {file} began with {trained['init']['name']}, which "
