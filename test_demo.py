@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
     logger.setLevel(logging.INFO)
+    devices.prepare_cpu()
     try:
         device = devices.select_device(args.device)
         sets = find_sets(args)

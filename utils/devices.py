@@ -55,8 +55,8 @@ def prepare_cpu() -> None:
     """Make this process's work on a CPU fast; to be called before the first tensor is computed,
     for the threads that torch starts later inherit the mode.
 
-    Numbers below 1e-38 become zero: GELU's tails are full of them, and gradients computed with
-    them take twice as long. And glibc keeps the memory that tensors free, instead of handing it
+    Numbers below 1e-38 become zero: GELU's tails are full of them in a trained network, which
+    takes twice as long with them, forward and backward. And glibc keeps the memory that tensors free, instead of handing it
     back to the system, which would map and clear the same pages again at the next step.
     """
     torch.set_flush_denormal(True)
