@@ -67,10 +67,17 @@ def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     own["init"] = saved.get("init")
     records = [*saved.get("before", []), own]
     notes = _data_notes(run)
-    for record in records:  # digests may be in any note about the same data
+    for record in records:
+        record["stage"] = _complete(record["stage"])
+        # Digests may be in any note about the same data.
         summary = record.get("data_summary") or {}
         record["data_summary"] = summary if "sha256" in summary else notes.get(record["data"])
     return records
+
+
+def _complete(stage: dict[str, Any]) -> dict[str, Any]:
+    """A saved stage with the numbers it did not have yet, which were the defaults."""
+    return {**{f.name: f.default for f in fields(Stage) if f.default is not MISSING}, **stage}
 
 
 def without_digests(record: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +123,7 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     if missing := [key for key in needed if key not in saved]:
         raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
     now = {**asdict(stage), "seed": seed, "data": fingerprint}
-    # A number that this state's stage did not have yet was the default.
-    defaults = {f.name: f.default for f in fields(Stage) if f.default is not MISSING}
-    then = {**defaults, **saved["stage"], "seed": saved["seed"], "data": saved["data"]}
+    then = {**_complete(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
     differing = [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]
     if differing:
         raise CheckpointError(

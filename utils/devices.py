@@ -56,8 +56,9 @@ def prepare_cpu() -> None:
     for the threads that torch starts later inherit the mode.
 
     Numbers below 1e-38 become zero: GELU's tails are full of them in a trained network, which
-    takes twice as long with them, forward and backward. And glibc keeps the memory that tensors free, instead of handing it
-    back to the system, which would map and clear the same pages again at the next step.
+    takes twice as long with them, forward and backward. And glibc keeps the memory that tensors
+    free, instead of handing it back to the system, which would map and clear the same pages again
+    at the next step.
     """
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
