@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
 
 def _complete(stage: dict[str, Any]) -> dict[str, Any]:
     """A saved stage with the numbers it did not have yet, which were the defaults."""
-    return {**{f.name: f.default for f in fields(Stage) if f.default is not MISSING}, **stage}
+    return {f.name: stage.get(f.name, f.default) for f in fields(Stage)}
 
 
 def without_digests(record: dict[str, Any]) -> dict[str, Any]:
