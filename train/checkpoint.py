@@ -64,11 +64,11 @@ def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     if not {"stage", "step", "history"} <= set(saved):
         return []
     own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
-    own["init"] = saved.get("init")
-    records = [*saved.get("before", []), own]
+    records = [*saved.get("before", []), {**own, "init": saved.get("init")}]
     notes = _data_notes(run)
     for record in records:
         record["stage"] = _complete(record["stage"])
+        record.setdefault("init", None)
         # Digests may be in any note about the same data.
         summary = record.get("data_summary") or {}
         record["data_summary"] = summary if "sha256" in summary else notes.get(record["data"])

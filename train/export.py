@@ -96,7 +96,7 @@ def export(
         if records[-1]["step"] < records[-1]["stage"]["steps"]:
             logger.warning("%s is not finished: step %d of %d", file, records[-1]["step"],
                            records[-1]["stage"]["steps"])
-    form_name = records[-1]["stage"].get("form", "training") if records else "training"
+    form_name = records[-1]["stage"]["form"] if records else "training"
     form = load_form(state_dict_of(saved, file), file, form_name).double()
     plain = fuse(form)
     difference = largest_difference(form, plain)
@@ -143,7 +143,7 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
     """
     seen_by = digests(held_out)
     for trained in records:
-        if trained.get("init"):  # absent in records from before it was kept
+        if trained["init"]:
             raise CheckpointError(
                 f"expected weights trained from random ones by train.py, but "
                 f"{trained['stage']['name']} of {file} began with {trained['init']['name']}, which "

@@ -185,8 +185,8 @@ def _training_table(published: Published) -> str:
         return "not trained yet"
     stages = training["stages"]
     rows = [["", *(f"{i}. {record['stage']['name']}" for i, record in enumerate(stages, 1))]]
-    rows += [[name.replace("_", " "), *(str(record["stage"].get(name, "")) for record in stages)]
-             for name in stages[-1]["stage"] if name != "name"]
+    rows += [[name.replace("_", " "), *(str(record["stage"][name]) for record in stages)]
+             for name in stages[0]["stage"] if name != "name"]
     for name, told in (
         ("steps done", lambda record: str(record["step"])),
         ("seed", lambda record: str(record["seed"])),
