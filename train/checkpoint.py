@@ -115,6 +115,8 @@ def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
 def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
     """Bring `state` to where a checkpoint left off.
 
+    At a constant rate no step depends on how many follow, so such a run may get another end.
+
     Raises:
         CheckpointError: unreadable, or of a run with another stage, seed or data.
     """
@@ -124,6 +126,8 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
         raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
     now = {**asdict(stage), "seed": seed, "data": fingerprint}
     then = {**_complete(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
+    if stage.schedule == "constant" and stage.steps >= saved["step"]:
+        then["steps"] = stage.steps
     differing = [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]
     if differing:
         raise CheckpointError(
