@@ -1,0 +1,113 @@
+"""The network's weights rewritten for the fast forms: less work, smaller numbers, same function."""
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LARGEST = 64.0  # what `rescaled` aims at, so that products and other images stay below 65504
+
+
+def block_names(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the distillation blocks of a state dict, in the order they run."""
+    return [f"B{i}" for i in range(1, 1 + sum(key.endswith(".c6.bias") for key in weights))]
+
+
+def folded(net: nn.Module) -> dict[str, Tensor]:
+    """The inference form's state dict in float64, with what can be computed beforehand computed.
+
+    - `fea_conv.weight` (C, 3, 3, 3): the input's copies summed, and the blueprint pair as one
+      convolution, in place of `fea_conv.pw` and `fea_conv.dw`.
+    - `B*`: `rescaled`.
+    - `B*.c6`: its outputs centred, so that `pixel_norm` finds a mean of zero.
+    - `B*.eps`: what `pixel_norm` has to add to the variance, a number.
+    - `c1.B*.weight` (C, C, 1, 1): the part of `c1` that reads one block, in place of `c1.weight`:
+      the sum over blocks runs while they do, and nobody keeps or concatenates their outputs.
+
+    Args:
+        net: models.team23_LKDN.LKDN, of any width, blocks and scale, float32 or float64.
+    """
+    net = rescaled(net)
+    weights = {key: value.detach().double().cpu() for key, value in net.state_dict().items()}
+    channels = len(weights["c2.dw.weight"])
+    pointwise = weights.pop("fea_conv.pw.weight")
+    summed = pointwise.reshape(channels, int(net.copies), -1, 1, 1).sum(1)  # type: ignore[arg-type]
+    weights["fea_conv.weight"] = dense(summed, weights.pop("fea_conv.dw.weight"))
+    weights["fea_conv.bias"] = weights.pop("fea_conv.dw.bias")
+    fusion = weights.pop("c1.weight")
+    centre = torch.eye(channels, dtype=torch.float64) - 1 / channels
+    for i, block in enumerate(block_names(weights)):
+        weights[f"c1.{block}.weight"] = fusion[:, i * channels : (i + 1) * channels]
+        weight, bias = weights[f"{block}.c6.weight"], weights[f"{block}.c6.bias"]
+        weights[f"{block}.c6.weight"] = (centre @ weight[:, :, 0, 0])[:, :, None, None]
+        weights[f"{block}.c6.bias"] = centre @ bias
+        eps = net.get_submodule(f"{block}.pixel_norm").eps
+        weights[f"{block}.eps"] = torch.tensor(float(eps), dtype=torch.float64)  # type: ignore[arg-type]
+    return weights
+
+
+@torch.no_grad()
+def rescaled(net: nn.Module) -> nn.Module:
+    """The same function with numbers that half precision holds, as a new network.
+
+    What `pixel_norm` normalises may have any scale, so training lets it grow without bound: to
+    1e11 in the shipped weights, and float16 ends at 65504. The layers from `c5` to `c6` are scaled
+    by powers of two, which rounds nothing, and the norm's eps with them.
+    """
+    largest = _magnitudes(net)
+    net = copy.deepcopy(net)
+    for block in block_names(net.state_dict()):
+        merged = scale = _rescale(net, f"{block}.c5", largest, 1.0)
+        for name in ("pointwise", "depthwise", "depthwise_dilated"):
+            scale = _rescale(net, f"{block}.atten.{name}", largest, scale)
+        scale = _rescale(net, f"{block}.c6", largest, merged * scale)
+        norm = net.get_submodule(f"{block}.pixel_norm")
+        assert isinstance(norm, nn.LayerNorm)
+        norm.eps *= scale**2
+    return net
+
+
+def _rescale(net: nn.Module, name: str, largest: dict[str, float], before: float) -> float:
+    """Scale a layer, whose input is scaled by `before`, so that its output's largest number comes
+    closest below LARGEST; the output's scale."""
+    scale = 2.0 ** math.floor(math.log2(LARGEST / largest[name])) if largest[name] else before
+    net.get_parameter(f"{name}.weight").mul_(scale / before)
+    net.get_parameter(f"{name}.bias").mul_(scale)
+    return scale
+
+
+def dense(pointwise: Tensor, depthwise: Tensor) -> Tensor:
+    """A blueprint pair (O, I, 1, 1), (O, 1, k, k) as one convolution (O, I, k, k).
+
+    Equal at the borders too: the 1x1 has no bias, so the zeros around its output are those
+    around its input.
+    """
+    return pointwise * depthwise
+
+
+@torch.no_grad()
+def _magnitudes(net: nn.Module) -> dict[str, float]:
+    """Largest absolute output of each convolution on a few made-up images.
+
+    Noise, fine and coarse, and flat black, grey and white: photographs lie between.
+    """
+    net = copy.deepcopy(net).cpu().float().eval()
+    channels = net.fea_conv.pw.weight.shape[1] // int(net.copies)  # type: ignore
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.rand(1, channels, 48, 48, generator=generator)
+    coarse = F.interpolate(torch.rand(1, channels, 6, 6, generator=generator), 48, mode="bilinear")
+    flat = [torch.full_like(fine, level) for level in (0.0, 0.5, 1.0)]
+    largest: dict[str, float] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+
+            def keep(_: nn.Module, __: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
+                largest[name] = max(largest.get(name, 0.0), float(out.abs().amax()))
+
+            module.register_forward_hook(keep)
+    for image in (fine, coarse, *flat):
+        net(image)
+    return largest

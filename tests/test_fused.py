@@ -1,0 +1,120 @@
+"""The fused network in Triton against its plain twins and float64, interpreted or on a GPU."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.team23_LKDN import LKDN
+
+SCRIPT = """
+import sys
+from types import SimpleNamespace
+
+import torch
+from kernels import fused, plain
+from kernels.lkdn import FusedLKDN
+from models.team23_LKDN import LKDN
+
+device, cases = sys.argv[1], {cases}
+torch.set_num_threads(1)
+STEPS = ("shallow", "refine", "merge", "spread", "attend", "smooth", "enlarge")
+ran = set()
+
+
+def both(name, tolerance):
+    # Run a kernel and its twin on equal arguments, and compare what they return and write.
+    def run(w, *arguments):
+        twins = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+        got, expected = (
+            getattr(steps, name)(w, *args) for steps, args in ((fused, arguments), (plain, twins))
+        )
+        outputs = (got, expected) if isinstance(got, tuple) else ((got,), (expected,))
+        written = [(a, t) for a, t in zip(arguments, twins) if isinstance(a, torch.Tensor)]
+        for a, b in [*zip(*outputs, strict=True), *written]:
+            assert a.shape == b.shape and a.dtype == b.dtype, (name, a.shape, b.shape)
+            if a.numel():
+                # Before it is first written, the running sum holds anything.
+                wrong = (a.double() - b.double()).abs()[b.isfinite()].max()
+                most = tolerance * b[b.isfinite()].abs().max()
+                assert wrong <= most, (name, a.shape, arguments[-1], wrong)
+        ran.add(name)
+        return got
+    return run
+
+
+tile = fused.TILE_HEIGHT, fused.TILE_WIDTH
+for channels, shape in cases:
+    large = shape[-1] >= 64  # larger tiles, for the interpreter's time goes by programs
+    fused.TILE_HEIGHT, fused.TILE_WIDTH = (16, 64) if large and device == "cpu" else tile
+    torch.manual_seed(0)
+    net = LKDN(channels, 1 if large else 2).eval().requires_grad_(False).to(device)
+    x = torch.rand(shape, device=device)
+    exact = net.double()(x.double())
+    net.float()
+    # float16: a sum that differs in its last bits is rounded to the next number, 2**-11 away,
+    # at two places of a kernel; over the whole network that adds up.
+    for dtype, tolerance, whole in (
+        (torch.float32, 1e-5, 1e-5), (torch.float16, 2e-3, 5e-3),
+    ):
+        steps = SimpleNamespace(**{{name: both(name, tolerance) for name in STEPS}})
+        y = FusedLKDN(net, dtype, steps)(x)
+        assert y.dtype == torch.float32 and y.shape == exact.shape
+        error = float((y - exact).abs().max())
+        assert error < whole, (shape, dtype, error)
+assert ran == set(STEPS), ran
+"""
+
+# Channels, image. The interpreter is slow: large images are checked with few channels.
+CASES = [(42, (1, 3, 1, 1)), (42, (1, 3, 7, 13)), (6, (2, 3, 5, 19)), (6, (1, 3, 64, 64)),
+         (6, (1, 3, 65, 127))]  # fmt: skip
+
+
+def check(root: Path, device: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(cases=CASES), device],
+        cwd=root, env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_each_kernel_is_its_twin_in_the_interpreter(root: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    check(root, "cpu", {**os.environ, "TRITON_INTERPRET": "1"})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_each_kernel_is_its_twin_on_a_gpu(root: Path) -> None:
+    check(root, "cuda", {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
+
+
+def test_half_precision_holds_weights_grown_beyond_it() -> None:
+    """Training lets what the normalisation divides out grow to 1e11 (half holds 65504)."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from kernels import plain
+    from kernels.lkdn import FusedLKDN
+
+    torch.manual_seed(0)
+    net = LKDN(8, 2).eval().requires_grad_(False)
+    for name in net.blocks:
+        block = net.get_submodule(name)
+        for layer in (block.c5, block.atten.pointwise, block.atten.depthwise):
+            layer.weight *= 300
+            layer.bias *= 300
+    x = torch.rand(1, 3, 21, 18)
+    exact = copy.deepcopy(net).double()(x.double())
+    assert not net.half()(x.half()).isfinite().all()  # what makes this necessary
+    assert (FusedLKDN(net.float(), torch.float16, plain)(x) - exact).abs().max() < 5e-3
+
+
+def test_image_too_large_for_int32_is_refused() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    from kernels.lkdn import FusedLKDN
+
+    net = LKDN(4, 1).eval().requires_grad_(False)
+    with pytest.raises(ValueError, match="use tiles"):
+        FusedLKDN(net)(torch.empty(1, 3, 2**13, 2**13, device="meta"))
