@@ -3,14 +3,14 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils import devices, efficiency, evaluate, record, summary
@@ -37,23 +37,37 @@ class UsageError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    """A network ready to run. `name` is that of its results, `file` its checkpoint."""
+    """A network ready to run. `name` is that of its results, `file` its checkpoint.
+
+    `net` is the plain network, which is what is counted; `run` what restores, on a `backend` and
+    in a `precision`: the plain network itself, or a faster form of it.
+    """
 
     name: str
     net: nn.Module
     file: Path
+    run: Callable[[Tensor], Tensor]
+    backend: str = "eager"
+    precision: str = "fp32"
 
 
-def select_model(model_id: int, device: torch.device, checkpoint: str = "shipped") -> Model:
+def select_model(
+    model_id: int,
+    device: torch.device,
+    checkpoint: str = "shipped",
+    backend: str = "eager",
+    precision: str = "fp32",
+) -> Model:
     """The network of an ID with its weights; the one place to add a model.
 
     Args:
         model_id: 23 is LKDN.
         device: where it runs.
         checkpoint: a file, or "shipped" for the one in model_zoo/.
+        backend, precision: see deploy/backends.py, which only other than the defaults need.
 
     Raises:
-        UsageError: no model has this ID.
+        UsageError: no model has this ID, or the backend cannot run here.
         CheckpointError: the file is missing or not this network's.
     """
     if model_id == 23:
@@ -66,7 +80,18 @@ def select_model(model_id: int, device: torch.device, checkpoint: str = "shipped
         file = Path(checkpoint)
         name = f"{name}@{file.stem}"
     load_weights(net, file)
-    return Model(name, net.eval().requires_grad_(False).to(device), file)
+    net = net.eval().requires_grad_(False).to(device)
+    if (backend, precision) == ("eager", "fp32"):
+        return Model(name, net, file, net)
+    try:
+        from deploy.backends import BackendError, make
+
+        fast = make(backend, net, precision, device)
+    except ImportError as error:
+        raise UsageError(f"--backend and --precision need deploy/: {error}") from error
+    except BackendError as error:
+        raise UsageError(str(error)) from error
+    return Model(name, net, file, fast, fast.name, fast.precision)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = devices.select_device(args.device)
         sets = find_sets(args)
-        models = [select_model(args.model_id, device, c) for c in args.checkpoint or ["shipped"]]
+        models = [select_model(args.model_id, device, checkpoint, args.backend, args.precision)
+                  for checkpoint in args.checkpoint or ["shipped"]]
         if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
             raise UsageError("expected checkpoints and sets of different names, got two of one "
                              "name, whose results would overwrite each other: rename one")
@@ -129,6 +155,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", nargs="+", action="extend", metavar="FILE",
         help="weights to use instead of the shipped ones; the word shipped stands for those")
     add("--device", choices=devices.NAMES, default="auto", help="where to run")
+    add("--backend", default="eager",
+        help="what runs the network: eager is the plain one, as the challenge measures it; "
+        "channels_last, compile, triton, onnxruntime, openvino; auto is the fastest of these that "
+        "is installed and as exact")
+    add("--precision", default="fp32", help="of weights and features: fp32, fp16, bf16")
     add("--repeat", type=int, default=1, metavar="N",
         help="passes over each set; the first gives the challenge's mean runtime, the others only "
         "the warm median")
@@ -201,9 +232,9 @@ def run_set(
         "dataset": image_set.name,
         "checkpoint": {"name": model.file.name, "sha256": record.sha256(model.file)},
         "lr_source": lr_source(image_set.pairs, args.bicubic),
-        "backend": "eager",
-        "precision": "fp32",
-        "environment": {**record.environment(device), "precision": "fp32"},
+        "backend": model.backend,
+        "precision": model.precision,
+        "environment": {**record.environment(device), "precision": model.precision},
         "flops_counter": efficiency.COUNTER,
     }
     efficiency.reset_peak_memory(device)
@@ -215,7 +246,7 @@ def run_set(
         for pair in image_set.pairs:
             try:
                 sample = evaluate.load(pair, args.bicubic)
-                sr, runtime_ms = evaluate.restore(model.net, sample.lr, device)
+                sr, runtime_ms = evaluate.restore(model.run, sample.lr, device)
                 image = evaluate.measured(sample, sr, runtime_ms, args.ssim, y_ssim)
                 if not args.no_images:
                     write_png(folder / f"{pair.name}.png", sr)
@@ -224,20 +255,20 @@ def run_set(
                 logger.error("%s/%s", image_set.name, failed[-1])
             else:
                 images.append(image)
-                if args.repeat > 1:
+                if args.repeat > 1 or model.run is not model.net:
                     again.append(sample.lr)
                 logger.info("%s", _image_line(image))
             bar.update()
         bar.total = len(image_set.pairs) + len(again) * (args.repeat - 1)
         passes = [[image["runtime_ms"] for image in images]]
         for _ in range(args.repeat - 1):
-            passes.append([])
-            for lr in again:
-                try:
-                    passes[-1].append(evaluate.restore(model.net, lr, device)[1])
-                except BAD_IMAGE as error:
-                    failed.append(f"pass {len(passes)}: {error}")
-                bar.update()
+            passes.append(_times(model.run, again, device, failed, bar))
+        memory_mib = efficiency.peak_memory_mib(device)  # before the plain network adds its own
+        if model.run is not model.net:
+            bar.total += len(again)
+            run["plain"] = asdict(
+                efficiency.runtime([_times(model.net, again, device, failed, bar)])
+            )
     times = efficiency.runtime(passes)
     return run | {
         "ave_psnr": evaluate.mean_of(images, "psnr"),
@@ -251,10 +282,28 @@ def run_set(
         "p20_runtime_ms": times.p20,
         "p80_runtime_ms": times.p80,
         "repeat": args.repeat,
-        "memory_mib": efficiency.peak_memory_mib(device),
+        "memory_mib": memory_mib,
         "images": images,
         "failed": failed,
     }
+
+
+def _times(
+    run: Callable[[Tensor], Tensor],
+    images: list[Any],
+    device: torch.device,
+    failed: list[str],
+    bar: tqdm,
+) -> list[float]:
+    """Milliseconds of one more pass over LR images."""
+    times = []
+    for lr in images:
+        try:
+            times.append(evaluate.restore(run, lr, device)[1])
+        except BAD_IMAGE as error:
+            failed.append(f"a further pass: {error}")
+        bar.update()
+    return times
 
 
 def lr_source(pairs: Sequence[Pair], convention: str) -> str:

@@ -136,6 +136,8 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
         (["--dataset", "demo", "--repeat", "0"], "expected --repeat of at least 1"),
         (["--dataset", "demo", "--device", "cuda"], "expected the device cuda"),
         (["--dataset", "demo", "--save_dir", "text.pth/results"], "cannot write to"),
+        (["--dataset", "demo", "--backend", "fast"], "expected a backend of eager"),
+        (["--dataset", "demo", "--backend", "triton"], "triton needs a CUDA device"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_sentence_and_exit_2(
@@ -188,3 +190,26 @@ def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> N
     assert "interrupted" in errors and "Traceback" not in errors
     assert all(read_rgb(path).shape == (64, 64, 3) for path in images.glob("*.png"))
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".tmp"]
+
+
+def test_another_backend_gives_the_same_picture_and_both_runtimes(
+    tmp_path: Path, random_weights: Path
+) -> None:
+    for seed in range(3):
+        write_png(tmp_path / "set" / "HR" / f"{seed}.png", photo(40, 52 + 4 * seed, seed))
+    common = ("--dataset", "set", "--checkpoint", random_weights, "--save_dir", "out")
+    runs = []
+    for options in ([], ["--backend", "channels_last"], ["--precision", "bf16"]):
+        done = judge(tmp_path, *common, *options, CUDA_VISIBLE_DEVICES="")
+        assert done.returncode == 0, done.stderr
+        backend, precision = (options[1] if flag in options else default for flag, default in
+                              (("--backend", "eager"), ("--precision", "fp32")))  # fmt: skip
+        runs.append(strict(tmp_path / "out" / f"{STEM}_set_cpu_{backend}_{precision}.json"))
+        assert ("Plain network" in done.stdout) == bool(options)
+    plain, fast, half = runs
+    assert "plain" not in plain and fast["plain"]["median"] > 0 < half["plain"]["median"]
+    assert fast["ave_psnr"] == pytest.approx(plain["ave_psnr"], abs=1e-3)
+    assert half["ave_psnr"] == pytest.approx(plain["ave_psnr"], abs=0.05)
+    assert half["ave_psnr"] != plain["ave_psnr"]
+    for key in ("num_parameters", "flops", "activations", "num_conv"):
+        assert plain[key] == fast[key] == half[key]

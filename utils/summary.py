@@ -42,6 +42,7 @@ def text(run: dict[str, Any], path: Path | str) -> str:
         f"Runtime, challenge   {number(run['ave_runtime_ms'], 2)} ms, mean of {n} images, the "
         "first, cold one included",
         f"Runtime, warm median {warm}",
+        *_plain(run),
         f"Memory               {number(run['memory_mib'], 2)} MiB, "
         + ("allocated on the GPU at most" if cuda else "resident at most, the whole process"),
         f"#Params              {run['num_parameters'] / 1e6:.4f} M ({run['num_parameters']})",
@@ -56,10 +57,26 @@ def text(run: dict[str, Any], path: Path | str) -> str:
     return "\n".join(lines)
 
 
+def is_plain(run: dict[str, Any]) -> bool:
+    """Whether the plain float32 network ran, as in the challenge."""
+    return (run["backend"], run["precision"]) == ("eager", "fp32")
+
+
+def _plain(run: dict[str, Any]) -> list[str]:
+    """On another backend: the plain network's time in the same run."""
+    if "plain" not in run:
+        return []
+    plain, fast = run["plain"], run["median_runtime_ms"]
+    ratio = f", {plain['median'] / fast:.2f} times as long" if fast and plain["median"] else ""
+    return [f"Plain network        {number(plain['average'], 2)} ms, warm median "
+            f"{number(plain['median'], 2)} ms{ratio}; the counts below are its"]  # fmt: skip
+
+
 def row(run: dict[str, Any]) -> tuple[str, ...]:
     """A run as a row of the factsheet's efficiency table (COLUMNS)."""
+    variant = "" if is_plain(run) else f", {run['backend']} {run['precision']}"
     return (
-        f"{run['model']}, {run['dataset']}, {run['environment']['device_type']}",
+        f"{run['model']}, {run['dataset']}, {run['environment']['device_type']}{variant}",
         number(run["ave_psnr"], 2), number(run["ave_runtime_ms"], 2),
         f"{run['num_parameters'] / 1e6:.3f}", f"{run['flops'] / 1e9:.2f}",
         f"{run['activations'] / 1e6:.2f}", number(run["memory_mib"], 2), str(run["num_conv"]),

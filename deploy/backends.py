@@ -1,0 +1,252 @@
+"""A network made fast by name: what runs it, in which precision, on which device."""
+
+import copy
+import importlib.util
+import logging
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from utils.devices import prepare_cpu
+
+NAMES = ("eager", "channels_last", "compile", "triton", "onnxruntime", "openvino")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = tuple(DTYPES)
+TOLERANCE = 2e-3  # largest difference from the plain float32 network that auto accepts
+# The order in which auto tries, fastest first as measured by deploy/bench.py; compile is left
+# out, for it takes longer than it saves on fewer than some hundred images.
+AUTO = {
+    "cuda": ("triton", "channels_last", "eager"),
+    "cpu": ("openvino", "onnxruntime", "channels_last", "eager"),
+    "mps": ("eager",),
+}
+GRAPHS = 8  # image sizes of which the triton backend keeps a CUDA graph
+
+logger = logging.getLogger(__name__)
+
+
+class BackendError(ValueError):
+    """A backend that cannot run here, or not in this precision; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A callable (B, 3, H, W) float32, RGB, 0..1 -> (B, 3, 4H, 4W) float32 on the same device."""
+
+    name: str
+    precision: str
+    run: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+def make(
+    name: str, net: nn.Module, precision: str = "fp32", device: torch.device | str = "cpu"
+) -> Backend:
+    """The network on the backend of that name, for images of any size.
+
+    auto takes the first of AUTO that is installed, does not go below the precision, and differs
+    from the plain float32 network by at most TOLERANCE on random input.
+
+    Args:
+        name: one of NAMES, or auto.
+        net: models.team23_LKDN.LKDN with its weights; it is copied.
+        precision: one of PRECISIONS, that of weights and features; sums are kept in float32.
+        device: where it runs; x has to be there.
+
+    Raises:
+        BackendError: it cannot run here, and why.
+    """
+    device = torch.device(device)
+    if name not in (*NAMES, "auto") or precision not in PRECISIONS:
+        raise BackendError(f"expected a backend of {', '.join(NAMES)} or auto and a precision of "
+                           f"{', '.join(PRECISIONS)}, got {name} and {precision}")  # fmt: skip
+    net = copy.deepcopy(net).eval().requires_grad_(False).to(device)
+    if name == "auto":
+        return _auto(net, precision, device)
+    return Backend(name, precision, _MAKERS[name](net, precision, device))
+
+
+def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
+    x = torch.rand(1, 3, 48, 56, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode():
+        expected = net(x)
+        for name in AUTO[device.type]:
+            for tried in dict.fromkeys((precision, "fp32")):
+                try:
+                    backend = Backend(name, tried, _MAKERS[name](net, tried, device))
+                    error = float((backend(x) - expected).abs().max())
+                except BackendError as reason:
+                    logger.info("%s in %s: %s", name, tried, reason)
+                    continue
+                if error <= TOLERANCE:
+                    return backend
+                logger.info("%s in %s is off by %.1e, more than %.0e", name, tried, error,
+                            TOLERANCE)  # fmt: skip
+    raise BackendError(f"expected a backend within {TOLERANCE} of the plain network, got none")
+
+
+def _eager(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    return _cast(net, precision)
+
+
+def _channels_last(
+    net: nn.Module, precision: str, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    return _cast(net, precision, torch.channels_last)
+
+
+def _compile(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+        raise BackendError("torch.compile needs a C++ compiler on a CPU, got none: install g++")
+    return _cast(net, precision, torch.channels_last, compiled=True)
+
+
+def _cast(
+    net: nn.Module,
+    precision: str,
+    layout: torch.memory_format = torch.contiguous_format,
+    compiled: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """The plain network in a precision and a layout."""
+    dtype = DTYPES[precision]
+    if dtype != torch.float32:
+        from kernels.fold import rescaled
+
+        net = rescaled(net)
+    net = net.to(dtype=dtype).to(memory_format=layout)  # type: ignore[call-overload]
+    forward = torch.compile(net, dynamic=True) if compiled else net
+
+    def run(x: Tensor) -> Tensor:
+        return forward(x.to(dtype=dtype, memory_format=layout)).float()
+
+    return run
+
+
+def _triton(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        raise BackendError(f"triton needs a CUDA device, got {device.type}")
+    need("triton", "triton")
+    from kernels.lkdn import FusedLKDN
+
+    fast = FusedLKDN(net, DTYPES[precision])
+    return _graphed(fast) if device.type == "cuda" else fast
+
+
+def _graphed(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Tensor]:
+    """The network as one CUDA graph for each shape that comes a second time, the last ones kept.
+
+    A shape that comes once is run kernel by kernel: recording costs more than it saves.
+    """
+    seen: OrderedDict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None]
+    seen = OrderedDict()
+
+    def run(x: Tensor) -> Tensor:
+        known = x.shape in seen
+        recorded = seen.pop(x.shape, None)
+        if known and recorded is None:
+            recorded = _record(fast, x)
+        seen[x.shape] = recorded
+        if len(seen) > limit:
+            seen.popitem(last=False)
+        if recorded is None:
+            return fast(x)
+        graph, source, result = recorded
+        source.copy_(x)
+        graph.replay()
+        return result.clone()  # the next replay writes over it
+
+    return run
+
+
+def _record(fast: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+    source = x.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        fast(source)  # what a first call sets up cannot be recorded
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = fast(source)
+    return graph, source, result
+
+
+def _onnxruntime(
+    net: nn.Module, precision: str, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    if precision == "bf16":
+        raise BackendError("onnxruntime computes in fp32 or fp16, got bf16")
+    need("onnx", "onnxruntime")
+    import onnxruntime
+
+    from deploy import graph
+
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.type)
+    if provider not in onnxruntime.get_available_providers():
+        raise BackendError(f"this onnxruntime has nothing for {device.type}, only "
+                           f"{', '.join(onnxruntime.get_available_providers())}")  # fmt: skip
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    model = graph.build(net, half=precision == "fp16").SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
+
+    def run(x: Tensor) -> Tensor:
+        (y,) = session.run(None, {"lr": x.contiguous().cpu().numpy()})
+        return torch.from_numpy(y).to(x.device)
+
+    return run
+
+
+def _openvino(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    if device.type != "cpu":
+        raise BackendError(f"openvino runs on a CPU here, got {device.type}")
+    need("onnx", "openvino")
+    import openvino
+
+    from deploy import graph
+
+    core = openvino.Core()
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if DTYPES[precision] != torch.float32 and precision.upper() not in able:
+        raise BackendError(f"openvino computes in {', '.join(able)} on this CPU, got {precision}")
+    kind = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision]
+    compiled = core.compile_model(
+        core.read_model(graph.build(net).SerializeToString()), "CPU",
+        {"INFERENCE_PRECISION_HINT": kind, "INFERENCE_NUM_THREADS": torch.get_num_threads()},
+    )  # fmt: skip
+    prepare_cpu()  # OpenVINO maps and clears its memory anew for each image otherwise
+    request = compiled.create_infer_request()
+
+    def run(x: Tensor) -> Tensor:
+        request.infer({"lr": openvino.Tensor(x.contiguous().numpy(), shared_memory=True)})
+        return torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+    return run
+
+
+def need(*packages: str) -> None:
+    """BackendError unless these packages are installed."""
+    absent = [package for package in packages if not importlib.util.find_spec(package)]
+    if absent:
+        raise BackendError(f"expected {' and '.join(absent)} to be installed: "
+                           "pip install -r requirements-fast.txt")  # fmt: skip
+
+
+_MAKERS = {
+    "eager": _eager,
+    "channels_last": _channels_last,
+    "compile": _compile,
+    "triton": _triton,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}

@@ -1,0 +1,104 @@
+"""Write LKDN as an ONNX file of any height and width, and run it before it gets its name."""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__" and not __package__:  # python deploy/export.py puts deploy/ there
+    sys.path[0] = str(ROOT)
+
+from deploy.backends import BackendError, need  # noqa: E402
+from models.team23_LKDN import LKDN  # noqa: E402
+from utils.images import whole_file  # noqa: E402
+from utils.weights import CheckpointError, load_weights  # noqa: E402
+
+SIZES = ((37, 64), (50, 41))  # odd, prime, not square: what a graph of one size would get wrong
+# Largest difference from the plain float32 network, on random images: sums in another order; half
+# precision through 40 layers, as kernels/lkdn.py has it.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.export", description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("-o", "--output", type=Path, default=Path("lkdn.onnx"), help="the file to write")
+    add("--checkpoint", type=Path, default=ROOT / "model_zoo" / "team23_LKDN.pth",
+        help="weights of the inference form")
+    add("--precision", choices=sorted(TOLERANCES), default="fp32", help="of weights and features")
+    add("--size", type=_size, metavar="HxW", help="fix the LR height and width; without it any")
+    args = parser.parse_args(argv)
+    try:
+        net = LKDN().eval().requires_grad_(False)
+        load_weights(net, args.checkpoint)
+        error = export(net, args.output, args.precision, args.size)
+    except (BackendError, CheckpointError, IsADirectoryError) as problem:
+        print(f"deploy/export.py: {problem}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as problem:
+        print(f"deploy/export.py: {problem}", file=sys.stderr)
+        return 1
+    size = "any size" if args.size is None else "{}x{}".format(*args.size)
+    print(f"{args.output}: {args.precision}, {size}, within {error:.1e} of the network in torch")
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected HxW such as 340x510, got {text}")
+    return int(match[1]), int(match[2])
+
+
+def export(
+    net: LKDN, path: Path, precision: str = "fp32", size: Sequence[int] | None = None
+) -> float:
+    """Write the network as ONNX, if it computes what the network does.
+
+    The file is run by onnxruntime, on images of two sizes if its own is not fixed.
+
+    Args:
+        net: with its weights, float32, on the CPU.
+        path: the file to write.
+        precision: fp32 or fp16; input `lr` and output `sr` are float32 in both.
+        size: LR height and width to fix, with a batch of one.
+
+    Returns:
+        The largest difference from `net` that was seen.
+
+    Raises:
+        BackendError: onnx or onnxruntime is not installed.
+        ValueError: the file computes something else; it is not written.
+    """
+    need("onnx", "onnxruntime")
+    import onnxruntime
+
+    from deploy import graph
+
+    model = graph.build(net, precision == "fp16", *(size or ())).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for height, width in [tuple(size)] if size else SIZES:
+        x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+        (y,) = session.run(None, {"lr": x.numpy()})
+        with torch.inference_mode():
+            largest = max(largest, float((torch.from_numpy(y) - net(x)).abs().max()))
+    if not largest <= TOLERANCES[precision]:
+        raise ValueError(f"expected the ONNX graph within {TOLERANCES[precision]} of the network, "
+                         f"got {largest:.1e}: {path} is not written")  # fmt: skip
+    with whole_file(path) as file:
+        file.write(model)
+    return largest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

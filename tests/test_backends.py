@@ -1,0 +1,203 @@
+"""Every backend against the plain network in float64, and how often it compiles."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deploy import backends, export
+from deploy.backends import BackendError, make
+from models.team23_LKDN import LKDN
+
+CPU = torch.device("cpu")
+SIZES = [(1, 1), (1, 40), (7, 13), (64, 64), (65, 31)]
+
+
+@pytest.fixture(scope="module")
+def net() -> LKDN:
+    """The challenge's network with weights grown as training grows them."""
+    torch.manual_seed(0)
+    net = LKDN().eval().requires_grad_(False)
+    for name in net.blocks:
+        block = net.get_submodule(name)
+        for layer in (block.c5, block.atten.pointwise, block.atten.depthwise):
+            layer.weight *= 30
+            layer.bias *= 30
+    return net
+
+
+def made(name: str, net: LKDN, precision: str) -> backends.Backend:
+    """The backend, or a skip with its reason where it cannot run."""
+    try:
+        return make(name, net, precision, CPU)
+    except BackendError as reason:
+        pytest.skip(str(reason))
+
+
+# Float32: sums in another order. Half precision and bfloat16: 11 and 8 bits through 40 layers,
+# a normalisation in each block of them.
+TOLERANCES = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 2e-1}
+
+
+@pytest.mark.parametrize("precision", backends.PRECISIONS)
+@pytest.mark.parametrize("name", [n for n in backends.NAMES if n not in ("compile", "triton")])
+def test_backend_computes_the_network(name: str, precision: str, net: LKDN) -> None:
+    fast = made(name, net, precision)
+    exact = copy.deepcopy(net).double()
+    for size in SIZES:
+        x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
+        y = fast(x)
+        assert y.dtype == torch.float32 and y.shape == (1, 3, 4 * size[0], 4 * size[1])
+        error = float((y - exact(x.double())).abs().max())
+        assert error < TOLERANCES[precision], (size, error)
+    assert fast(torch.rand(2, 3, 5, 6)).shape == (2, 3, 20, 24)
+    first, second = torch.rand(2, 1, 3, 9, 9)
+    kept = fast(first)
+    before = kept.clone()
+    fast(second)
+    assert (kept == before).all()  # a later image does not write over an earlier result
+
+
+def test_backend_leaves_the_network_alone(net: LKDN) -> None:
+    before = copy.deepcopy(net.state_dict())
+    for name in ("channels_last", "eager"):
+        made(name, net, "bf16")
+    for key, value in net.state_dict().items():
+        assert value.dtype == torch.float32 and value.is_contiguous()
+        assert (value == before[key]).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch in torch
+def test_compile_computes_the_network_and_compiles_three_times_at_most() -> None:
+    """100 sizes, one graph; a height or width of 1, which torch treats apart, may need two more."""
+    torch.manual_seed(0)
+    net = LKDN(4, 1).eval().requires_grad_(False)
+    fast = made("compile", net, "fp32")
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    for x in hundred_sizes():
+        assert (fast(x) - net(x)).abs().max() < 2e-5
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+
+
+def hundred_sizes() -> list[Tensor]:
+    rng = np.random.default_rng(0)
+    return [torch.rand(1, 3, *map(int, rng.integers(2, 24, 2))) for _ in range(100)]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_hundred_sizes_compile_once(
+    name: str, net: LKDN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime compiles in `make`, from one graph; later images are only run."""
+    from deploy import graph
+
+    built = []
+    monkeypatch.setattr(graph, "build", counting(graph.build, built))
+    small = LKDN(4, 1).eval().requires_grad_(False)
+    fast = made(name, small, "fp32")
+    for x in hundred_sizes():
+        assert (fast(x) - small(x)).abs().max() < 2e-5
+    assert len(built) == 1
+
+
+def counting(build: Callable, calls: list[None]) -> Callable:
+    def run(*args: object, **options: object) -> object:
+        calls.append(None)
+        return build(*args, **options)
+
+    return run
+
+
+def test_auto_takes_the_first_that_runs_and_is_exact(
+    net: LKDN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: object) -> Callable:
+        raise BackendError("not here")
+
+    def wrong(*_: object) -> Callable:
+        return lambda x: net(x) + 2 * backends.TOLERANCE
+
+    monkeypatch.setitem(backends._MAKERS, "openvino", absent)
+    monkeypatch.setitem(backends._MAKERS, "onnxruntime", wrong)
+    fast = make("auto", net)
+    assert (fast.name, fast.precision) == ("channels_last", "fp32")
+    monkeypatch.setattr(backends, "AUTO", {"cpu": ("openvino", "onnxruntime")})
+    with pytest.raises(BackendError, match="within 0.002"):
+        make("auto", net)
+
+
+def test_auto_goes_up_to_float32_where_less_is_not_exact(net: LKDN) -> None:
+    fast = make("auto", net, "bf16")  # these weights lose more than the tolerance in bfloat16
+    assert fast.precision == "fp32"
+
+
+@pytest.mark.parametrize(("name", "precision", "message"), [
+    ("fastest", "fp32", "expected a backend of eager"),
+    ("eager", "int8", "a precision of fp32"),
+    ("triton", "fp16", "needs a CUDA device"),
+    ("onnxruntime", "bf16", "fp32 or fp16"),
+])  # fmt: skip
+def test_what_cannot_run_is_refused(
+    name: str, precision: str, message: str, net: LKDN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendError, match=message):
+        make(name, net, precision, CPU)
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match="requirements-fast.txt"):
+        backends.need("openvino")
+
+
+@pytest.mark.parametrize("options", [(), ("--precision", "fp16"), ("--size", "24x31")])
+def test_export_writes_a_file_that_computes_the_network(
+    options: tuple[str, ...], tmp_path: Path, python: Callable, root: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    done = python(tmp_path, root / "deploy" / "export.py", "-o", "net.onnx", *options)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "within" in done.stdout
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    (source,) = session.get_inputs()
+    assert source.shape == ([1, 3, 24, 31] if "--size" in options
+                            else ["batch", 3, "height", "width"])  # fmt: skip
+    from utils.weights import load_weights
+
+    net = LKDN().eval()
+    load_weights(net, root / "model_zoo" / "team23_LKDN.pth")
+    net.double()
+    for height, width in [(24, 31)] if "--size" in options else [(24, 31), (1, 1), (53, 8)]:
+        x = torch.rand(1, 3, height, width)
+        (y,) = session.run(None, {"lr": x.numpy()})
+        with torch.inference_mode():
+            error = float((torch.from_numpy(y) - net(x.double())).abs().max())
+        assert error < (1e-2 if "fp16" in options else 1e-4), (height, width, error)
+
+
+def test_export_refuses_and_says_why(tmp_path: Path, python: Callable, root: Path) -> None:
+    script = root / "deploy" / "export.py"
+    for options, code in ((["--size", "24"], 2), (["--checkpoint", "absent.pth"], 2),
+                          (["-o", tmp_path / "file" / "net.onnx"], 1)):  # fmt: skip
+        (tmp_path / "file").write_text("")
+        done = python(tmp_path, script, *options)
+        assert done.returncode == code, (options, done.stderr)
+        assert "Traceback" not in done.stderr and done.stderr.strip()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_export_does_not_write_a_wrong_graph(
+    tmp_path: Path, net: LKDN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    monkeypatch.setattr(export, "TOLERANCES", {"fp32": 0.0})
+    with pytest.raises(ValueError, match="is not written"):
+        export.export(net, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
