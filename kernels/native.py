@@ -1,0 +1,206 @@
+"""The whole network on a CPU, for inference: native.cpp, compiled for the machine at hand.
+
+The kernels' plain twin is the network itself; the tests compare them.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.fold import block_names, folded
+
+SOURCES = tuple(Path(__file__).with_name(f"native.{kind}") for kind in ("cpp", "h"))
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-pthread", "-fno-math-errno",
+         "-fno-trapping-math", "-ffp-contract=fast")  # fmt: skip
+
+# What makes six factors of three taps, for F(4, 3): Lavin and Gray, "Fast Algorithms for
+# Convolutional Neural Networks", 2016.
+WINOGRAD = torch.tensor([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+                         [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
+                        dtype=torch.float64)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+class CompileError(RuntimeError):
+    """The kernels cannot be compiled here; the message says why."""
+
+
+class NativeLKDN:
+    """LKDN's inference form on compiled kernels: x (B, 3, H, W) -> (B, 3, 4H, 4W), float32, CPU.
+
+    Keeps the memory that the largest image so far took; not for several threads at once.
+
+    Args:
+        net: models.team23_LKDN.LKDN, of any width, blocks and scale.
+        threads: CPU threads; by default as many as torch uses.
+
+    Raises:
+        CompileError: no C++ compiler, or one that does not know C++20 or this CPU.
+    """
+
+    def __init__(self, net: nn.Module, threads: int | None = None) -> None:
+        weights = folded(net)
+        self.threads = threads or torch.get_num_threads()
+        self.channels = weights["fea_conv.weight"].shape[1]
+        self.scale = round((len(weights["upsampler.0.bias"]) / self.channels) ** 0.5)
+        self.library = _library(
+            CHANNELS=len(weights["fea_conv.bias"]), BLOCKS=len(block_names(weights)),
+            IMAGE=self.channels, SCALE=self.scale,
+        )  # fmt: skip
+        self.weights = _packed(weights)
+        assert len(self.weights) == self.library.lkdn_weights()
+        self.memory = torch.empty(0)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        x = F.pad(x.float(), (1, 1, 1, 1)).contiguous()
+        y = x.new_empty(batch, channels, self.scale * height, self.scale * width)
+        maps = 3 * height * width * self.library.lkdn_pitch()
+        needed = maps + self.threads * self.library.lkdn_scratch()
+        if len(self.memory) < needed:
+            self.memory = torch.empty(0)  # freed before more is taken
+            self.memory = torch.empty(needed)
+        for image, out in zip(x, y, strict=True):
+            self.library.lkdn_run(
+                self.weights.data_ptr(), image.data_ptr(), out.data_ptr(), self.memory.data_ptr(),
+                self.memory[maps:].data_ptr(), height, width, self.threads,
+            )  # fmt: skip
+        return y
+
+
+def _library(**defined: int) -> ctypes.CDLL:
+    """native.cpp as a library, compiled unless an earlier process did so on the same machine."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
+    if compiler is None:
+        raise CompileError("expected a C++ compiler for the CPU kernels, got none: install g++")
+    arm_mac = platform.system() == "Darwin" and platform.machine() == "arm64"
+    command = [compiler, *FLAGS, "-mcpu=native" if arm_mac else "-march=native",
+               *(f"-D{name}={value}" for name, value in defined.items())]  # fmt: skip
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+        sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+        identity = "\0".join([*command, version, _cpu(), *sources])
+        name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
+        path = _folder() / name
+        if not path.exists():
+            _compile(command, path)
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CompileError(f"expected to compile and load the CPU kernels, got: {error}") from error
+    for query in (library.lkdn_weights, library.lkdn_scratch, library.lkdn_pitch):
+        query.restype = ctypes.c_long
+    library.lkdn_run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
+    library.lkdn_run.restype = None
+    return library
+
+
+def _compile(command: list[str], library: Path) -> None:
+    logger.info("compiling the CPU kernels, once on this machine")
+    handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
+    os.close(handle)
+    try:
+        subprocess.run([*command, str(SOURCES[0]), "-o", temporary],
+                       check=True, capture_output=True, text=True)  # fmt: skip
+        os.replace(temporary, library)
+    except subprocess.CalledProcessError as error:
+        said = [line for line in error.stderr.splitlines() if "error" in line] or ["nothing said"]
+        raise CompileError(f"{command[0]} cannot compile {SOURCES[0].name}: {said[0]}") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    """Where compiled kernels are kept: the user's cache, or a new folder if that is not writable.
+    Never one that others may write to, for what lies there is run."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lkdn"
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return cache
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="lkdn-"))
+
+
+def _cpu() -> str:
+    """What this CPU can do: a home may be shared by machines that differ."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        return next((x for x in lines if x.lower().startswith(("flags", "features"))), "")
+    return platform.processor()
+
+
+def _packed(weights: dict[str, Tensor]) -> Tensor:
+    """All weights in the order and shapes of native.cpp's struct Weights, one float32 vector."""
+    channels = len(weights["fea_conv.bias"])
+    distilled = channels // 2
+    pitch, half, wide = _up16(channels), _up16(distilled), _up16(channels + distilled)
+    parts: list[Tensor] = []
+
+    def add(value: Tensor, columns: int) -> None:
+        """(rows, up to columns), padded to the right; a vector is one row."""
+        value = value.reshape(-1, value.shape[-1])
+        parts.append(F.pad(value, (0, columns - value.shape[-1])).flatten())
+
+    def matrix(weight: Tensor) -> Tensor:
+        """(O, I, k, k) -> (k*k*I, O)."""
+        return weight.permute(2, 3, 1, 0).flatten(0, 2)
+
+    def depthwise(name: str, columns: int) -> None:
+        """(C, 1, k, k) -> (k*k, columns) and the bias behind it."""
+        add(weights[f"{name}.weight"].flatten(1).t(), columns)
+        add(weights[f"{name}.bias"], columns)
+
+    add(weights["fea_conv.weight"].permute(1, 2, 3, 0).flatten(0, 2), pitch)
+    add(weights["fea_conv.bias"], pitch)
+    for block in block_names(weights):
+        for i in "123":
+            refined, part = (weights[f"{block}.c{i}_{k}.weight"] for k in ("r.pw", "d"))
+            add(torch.cat((matrix(refined), matrix(part)), dim=1), wide)
+        for i in "123":
+            bias = weights[f"{block}.c{i}_d.bias"]
+            add(F.pad(bias, (channels, 0)), wide)
+        for i in "123":
+            add(weights[f"{block}.c{i}_r.dw.weight"].flatten(1).t(), pitch)
+        for i in "123":
+            add(weights[f"{block}.c{i}_r.dw.bias"], pitch)
+        add(matrix(weights[f"{block}.c4.pw.weight"]), half)
+        depthwise(f"{block}.c4.dw", half)
+        add(matrix(weights[f"{block}.c5.weight"]), pitch)
+        add(weights[f"{block}.c5.bias"], pitch)
+        add(matrix(weights[f"{block}.atten.pointwise.weight"]), pitch)
+        add(weights[f"{block}.atten.pointwise.bias"], pitch)
+        depthwise(f"{block}.atten.depthwise", pitch)
+        depthwise(f"{block}.atten.depthwise_dilated", pitch)
+        add(matrix(weights[f"{block}.c6.weight"]), pitch)
+        add(weights[f"{block}.c6.bias"], pitch)
+        add(weights[f"{block}.pixel_norm.weight"], pitch)
+        add(weights[f"{block}.pixel_norm.bias"], pitch)
+        parts.append(weights[f"{block}.eps"].reshape(1))
+        add(matrix(weights[f"c1.{block}.weight"]), pitch)
+    add(weights["c1.bias"], pitch)
+    add(matrix(weights["c2.pw.weight"]), pitch)
+    depthwise("c2.dw", pitch)
+    outputs = _up16(len(weights["upsampler.0.bias"]))
+    rows = torch.einsum("et,oiyt->yeio", WINOGRAD, weights["upsampler.0.weight"])
+    add(rows.flatten(0, 2), outputs)
+    add(weights["upsampler.0.bias"], outputs)
+    return torch.cat(parts).float()
+
+
+def _up16(number: int) -> int:
+    return -(-number // 16) * 16

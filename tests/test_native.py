@@ -1,0 +1,103 @@
+"""The compiled CPU kernels against the plain network in float64, however an image is cut."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import native
+from kernels.native import CompileError, NativeLKDN
+from models.team23_LKDN import LKDN
+
+
+def compiled(net: LKDN, threads: int | None = None) -> NativeLKDN:
+    """The network on the kernels, or a skip where there is no compiler."""
+    if not any(map(native.shutil.which, native.COMPILERS)):
+        pytest.skip("needs a C++ compiler")
+    return NativeLKDN(net, threads)
+
+
+# Channels, blocks, scale, image channels: registers filled to the last lane, and not.
+NETWORKS = [(42, 5, 4, 3), (56, 2, 3, 3), (48, 1, 2, 1), (6, 2, 4, 3)]
+
+
+@pytest.mark.parametrize("shape", NETWORKS)
+def test_native_computes_the_network(shape: tuple[int, int, int, int]) -> None:
+    """One strip and several, one band and several, edges in the middle of a group of pixels."""
+    torch.manual_seed(0)
+    channels, blocks, scale, images = shape
+    net = LKDN(channels, blocks, scale, images).eval().requires_grad_(False)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.LayerNorm):  # its start, one and zero, would hide a mistake
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
+    exact = copy.deepcopy(net).double()
+    for threads in (1, 3):
+        fast = compiled(net, threads)
+        for size in ((1, 1), (7, 13), (40, 261), (97, 9), (1, 130)):
+            x = torch.rand(1, images, *size, generator=torch.Generator().manual_seed(sum(size)))
+            error = float((fast(x) - exact(x.double())).abs().max())
+            # Sums in another order, and a polynomial for erf that is off by 1e-6.
+            assert error < 1e-5, (size, threads, error)
+
+
+def test_batch_and_strides_are_followed() -> None:
+    torch.manual_seed(0)
+    net = LKDN(6, 1).eval().requires_grad_(False)
+    fast = compiled(net)
+    x = torch.rand(3, 11, 17, 3).permute(0, 3, 1, 2)
+    assert (fast(x) - net(x)).abs().max() < 1e-5
+    assert fast(x[:0]).shape == (0, 3, 44, 68)
+
+
+def test_memory_of_an_earlier_image_does_not_show() -> None:
+    """Rings and maps are used again: nothing may be read before it is written."""
+    torch.manual_seed(0)
+    net = LKDN(6, 2).eval().requires_grad_(False)
+    fast = compiled(net, 2)
+    x = torch.rand(1, 3, 20, 150)
+    expected = fast(x)
+    fast.memory.fill_(float("nan"))
+    assert (fast(x) == expected).all()
+
+
+def test_compiled_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    net = LKDN(4, 1)
+    compiled(net)
+    (library,) = (tmp_path / "lkdn").iterdir()
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
+    compiled(net)
+    assert (tmp_path / "lkdn").stat().st_mode & 0o022 == 0  # what lies there is run
+    monkeypatch.setattr(native, "_cpu", lambda: "another machine")
+    with pytest.raises(pytest.fail.Exception, match="again"):
+        compiled(net)
+    assert list((tmp_path / "lkdn").iterdir()) == [library]
+
+
+def test_why_it_cannot_be_compiled_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CompileError, match="got none: install"):
+        NativeLKDN(LKDN(4, 1))
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'native.cpp:1: error: C++20 is unknown' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(CompileError, match="error: C\\+\\+20 is unknown"):
+        NativeLKDN(LKDN(4, 1))
+    assert not list((tmp_path / "lkdn").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a folder that cannot be made")
+def test_cache_that_cannot_be_had_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path))
+    compiled(LKDN(4, 1))
+    assert len(list(tmp_path.glob("lkdn-*/*.so"))) == 1
