@@ -157,8 +157,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", choices=devices.NAMES, default="auto", help="where to run")
     add("--backend", default="eager",
         help="what runs the network: eager is the plain one, as the challenge measures it; "
-        "channels_last, compile, triton, onnxruntime, openvino; auto is the fastest of these that "
-        "is installed and as exact")
+        "channels_last, compile, triton, native, onnxruntime, openvino; auto is the fastest of "
+        "these that runs here and is as exact")
     add("--precision", default="fp32", help="of weights and features: fp32, fp16, bf16")
     add("--repeat", type=int, default=1, metavar="N",
         help="passes over each set; the first gives the challenge's mean runtime, the others only "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from utils.devices import prepare_cpu
 
-NAMES = ("eager", "channels_last", "compile", "triton", "onnxruntime", "openvino")
+NAMES = ("eager", "channels_last", "compile", "triton", "native", "onnxruntime", "openvino")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = tuple(DTYPES)
 TOLERANCE = 2e-3  # largest difference from the plain float32 network that auto accepts
@@ -22,9 +22,13 @@ TOLERANCE = 2e-3  # largest difference from the plain float32 network that auto 
 # out, for it takes longer than it saves on fewer than some hundred images.
 AUTO = {
     "cuda": ("triton", "channels_last", "eager"),
-    "cpu": ("openvino", "onnxruntime", "channels_last", "eager"),
+    "cpu": ("native", "openvino", "onnxruntime", "channels_last", "eager"),
     "mps": ("eager",),
 }
+# Bytes a LR pixel that a backend takes at its peak in float32, with the result: as deploy/bench.py
+# measures them, rounded up; triton's is computed from what it keeps.
+MEMORY = {"eager": 5500, "channels_last": 5500, "compile": 5000, "triton": 1500, "native": 1400,
+          "onnxruntime": 4800, "openvino": 3800}  # fmt: skip
 GRAPHS = 8  # image sizes of which the triton backend keeps a CUDA graph
 
 logger = logging.getLogger(__name__)
@@ -179,6 +183,20 @@ def _record(fast: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, T
     return graph, source, result
 
 
+def _native(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    if device.type != "cpu":
+        raise BackendError(f"native runs on a CPU, got {device.type}")
+    if precision != "fp32":
+        raise BackendError(f"native computes in fp32, got {precision}")
+    from kernels.native import CompileError, NativeLKDN
+
+    prepare_cpu()
+    try:
+        return NativeLKDN(net)
+    except CompileError as error:
+        raise BackendError(str(error)) from error
+
+
 def _onnxruntime(
     net: nn.Module, precision: str, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
@@ -197,6 +215,7 @@ def _onnxruntime(
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between two images
     model = graph.build(net, half=precision == "fp16").SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=[provider])
 
@@ -247,6 +266,7 @@ _MAKERS = {
     "channels_last": _channels_last,
     "compile": _compile,
     "triton": _triton,
+    "native": _native,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }

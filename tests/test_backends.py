@@ -123,7 +123,8 @@ def test_auto_takes_the_first_that_runs_and_is_exact(
     def wrong(*_: object) -> Callable:
         return lambda x: net(x) + 2 * backends.TOLERANCE
 
-    monkeypatch.setitem(backends._MAKERS, "openvino", absent)
+    for name in ("native", "openvino"):
+        monkeypatch.setitem(backends._MAKERS, name, absent)
     monkeypatch.setitem(backends._MAKERS, "onnxruntime", wrong)
     fast = make("auto", net)
     assert (fast.name, fast.precision) == ("channels_last", "fp32")

@@ -28,6 +28,7 @@ OTHERS: dict[str, set[str] | None] = {
     "train": None,
     "utils/efficiency.py": {"fvcore"},
     "utils/photos.py": {"PIL"},
+    "utils/ladder.py": {"matplotlib"},
 }
 
 FILES = sorted(p.relative_to(ROOT).as_posix() for name in PACKAGES

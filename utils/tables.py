@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import summary
+from utils import ladder, summary
 from utils.datasets import BENCHMARKS
 from utils.images import write_bytes
 from utils.record import ROOT, is_run, read_runs, run_stem
-from utils.summary import number
+from utils.summary import markdown, number
 
 DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/README.md")
 SHIPPED = "23_LKDN"
@@ -62,8 +62,11 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
+        if ladder.is_whole(run):
+            continue
         if not is_run(run):
-            raise PublishError(f"expected the JSON of a run of test_demo.py, got {file}")
+            raise PublishError(f"expected the JSON of a run of test_demo.py or "
+                               f"of all of deploy/bench.py, got {file}")
         if failed := run.get("failed", ["nobody knows"]):
             raise PublishError(f"expected a run without failures, got {len(failed)} failed images "
                                f"in {file}")
@@ -74,6 +77,9 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
     for file in files:
         if file.resolve().parent != published.resolve():
             shutil.copyfile(file, published / file.name)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if ladder.is_whole(content) and (drawn := ladder.picture(content)):
+            write_bytes((published / file.name).with_suffix(".png"), drawn)
     regenerate(root)
 
 
@@ -103,12 +109,14 @@ def regenerated(document: str, root: Path = ROOT) -> str:
 @dataclass(frozen=True)
 class Published:
     """What results/published/ holds: runs of test_demo.py, the record of the shipped weights'
-    training, and the records of train/trial.py and train/throughput.py."""
+    training, the records of train/trial.py and train/throughput.py, and the runs of
+    deploy/bench.py by the type of their device."""
 
     runs: list[dict[str, Any]]
     training: dict[str, Any]
     trials: list[dict[str, Any]]
     throughput: list[dict[str, Any]]
+    ladders: dict[str, dict[str, Any]]
 
 
 def _read(folder: Path) -> Published:
@@ -118,7 +126,9 @@ def _read(folder: Path) -> Published:
         for files in (sorted((folder / k).glob("*.json")) for k in ("trials", "throughput"))
     )
     runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
-    return Published(runs, training, trials, throughput)
+    ladders = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("ladder_*.json"))]
+    by_device = {result["environment"]["device_type"]: result for result in ladders}
+    return Published(runs, training, trials, throughput, by_device)
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -130,11 +140,6 @@ def _is_stale(run: dict[str, Any], training: dict[str, Any]) -> bool:
     """Whether a run is of weights that were shipped before: its figures are not of these."""
     sha256 = run["checkpoint"]["sha256"]
     return run["model"] == SHIPPED and sha256 != training.get("sha256", sha256)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def _output(published: Published) -> str:
@@ -150,10 +155,9 @@ def _quality(published: Published) -> str:
     """Table 1 of the factsheet with every published benchmark run below it."""
     cells: dict[str, dict[str, str]] = {"factsheet (published)": FACTSHEET_TABLE1}
     for run in sorted(published.runs, key=lambda run: run["model"]):
-        if not summary.is_plain(run):
-            continue
         if run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"]:
             name = "this repository" if run["model"] == SHIPPED else run["checkpoint"]["name"]
+            name += "" if summary.is_plain(run) else f", {run['backend']} {run['precision']}"
             scores = f"{run['ave_psnr_y']:.3f} / {run['ave_ssim_y']:.4f}"
             cells.setdefault(name, {})[run["dataset"]] = scores
             bicubic = cells.setdefault("bicubic (Y-PSNR)", {})
@@ -163,7 +167,7 @@ def _quality(published: Published) -> str:
     rows = [["Y-PSNR [dB] / SSIM, x4", *BENCHMARKS]]
     rows += [[name, *(row.get(s, "not measured") for s in BENCHMARKS)]
              for name, row in cells.items()]
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _efficiency(published: Published) -> str:
@@ -178,7 +182,7 @@ def _efficiency(published: Published) -> str:
             number(run["ave_psnr_bicubic"], 2), environment["device"],
             str(environment["threads"]), str(environment["commit"])[:7], environment["date"][:10],
         ])  # fmt: skip
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _training_table(published: Published) -> str:
@@ -198,7 +202,7 @@ def _training_table(published: Published) -> str:
         ("device", _devices),
     ):
         rows.append([name, *(told(record) for record in stages)])
-    lines = [_markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
+    lines = [markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
     if training["validation"]:
         last = training["validation"][-1]
         lines.append(f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
@@ -229,7 +233,7 @@ def _validation(published: Published) -> str:
     rows = [["stage", "step", "PSNR (RGB) [dB]", "PSNR (Y) [dB]"]]
     rows += [[line["stage"], str(line["step"]), f"{line['val_psnr']:.3f}",
               f"{line['val_psnr_y']:.3f}"] for line in published.training.get("validation", [])]
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _trials(published: Published) -> str:
@@ -244,7 +248,7 @@ def _trials(published: Published) -> str:
             f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
         ])  # fmt: skip
     lines = [f"    {trial['trial']}: {trial['command']}" for trial in published.trials]
-    return "\n".join([_markdown(rows), "", *lines])
+    return "\n".join([markdown(rows), "", *lines])
 
 
 def _throughput(published: Published) -> str:
@@ -265,7 +269,7 @@ def _throughput(published: Published) -> str:
             f"{environment['device']}, {environment['threads']} threads, torch "
             f"{environment['torch']}, {environment['date'][:10]}, commit "
             f"{str(environment['commit'])[:7]}; loss after {record['steps']} steps:\n\n"
-            + _markdown(rows)
+            + markdown(rows)
         )
     return "\n\n".join(parts) or "not measured"
 
@@ -279,4 +283,6 @@ PARTS: dict[str, Callable[[Published], str]] = {
     "commands": _commands,
     "trials": _trials,
     "throughput": _throughput,
+    "ladder": lambda published: ladder.tables(published.ladders),
+    "speed": lambda published: ladder.sentences(published.ladders),
 }

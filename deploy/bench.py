@@ -1,0 +1,236 @@
+"""The ladder: how fast each backend is on this machine, and how exact. python -m deploy.bench
+
+Each rung runs in a process of its own; all of one size are warmed up, then timed in turns, so that
+what disturbs the machine disturbs all of them. Writes one JSON, and table and picture of it. The
+times are of a forward alone, as the challenge counts.
+"""
+
+import argparse
+import itertools
+import logging
+import sys
+from dataclasses import asdict
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__" and not __package__:  # python deploy/bench.py puts deploy/ there
+    sys.path[0] = str(ROOT)
+
+from deploy import backends, big  # noqa: E402
+from deploy.rungs import Rung, milliseconds, rival, workers  # noqa: E402
+from models.team23_LKDN import LKDN  # noqa: E402
+from utils import devices, ladder, record  # noqa: E402
+from utils.images import write_bytes  # noqa: E402
+from utils.weights import CheckpointError  # noqa: E402
+
+SIZES = ("256x256", "340x510", "540x960")
+WARM_UP = 3  # forwards before the first that is timed; the triton backend records at the second
+TURN = 1  # .. and before the one that is timed in each turn: caches, clocks and threads wake up
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = _parse(argv)
+    code = 0
+    try:
+        device = devices.select_device(args.device)
+        rungs = _rungs(args, device)
+        sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
+        result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
+        try:
+            measure(result, rungs, sizes, device, args.rounds)
+            if args.big:
+                result["big"] = big.measure(device)
+        except KeyboardInterrupt:
+            print("interrupted: what follows is what was measured", file=sys.stderr)
+            code = 1
+        output = args.output or ROOT / "results" / f"ladder_{device.type}.json"
+        if not result["rows"]:
+            return code
+        output.parent.mkdir(parents=True, exist_ok=True)
+        record.write_json(output, result)
+        if (drawn := ladder.picture(result)) is not None:
+            write_bytes(output.with_suffix(".png"), drawn)
+    except (devices.DeviceError, CheckpointError, ValueError, OSError) as error:
+        print(f"deploy/bench.py: {error}", file=sys.stderr)
+        return 2
+    print(ladder.text(result))
+    print(f"Recorded in {output}")
+    return code
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.bench", description=(__doc__ or "").split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--device", choices=devices.NAMES, default="auto", help="where to run")
+    add("--backends", nargs="+", choices=(*backends.NAMES, "auto"), metavar="NAME",
+        default=["auto", *backends.NAMES], help="beside the plain network")
+    add("--precisions", nargs="+", choices=backends.PRECISIONS, metavar="P",
+        help="of weights and features; by default all, on a CPU without fp16, which is emulated")
+    add("--sizes", nargs="+", metavar="HxW", default=list(SIZES), help="LR sizes")
+    add("--rounds", type=int, default=15, help="timed forwards of each rung")
+    add("--against", nargs="+", default=[], metavar="FILE.py:Class[:CHECKPOINT]",
+        help="other x4 networks to time in the same run, (B, 3, H, W) in 0..1")
+    add("--big", action="store_true",
+        help="also restore an image to 100 megapixels in tiles, in 2 GiB")
+    add("-o", "--output", type=Path, help="JSON to write; by default results/ladder_DEVICE.json")
+    args = parser.parse_args(argv)
+    for size in args.sizes:
+        sides = size.split("x")
+        if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+            parser.error(f"expected --sizes such as 340x510, got {size}")
+    if args.rounds < 1:
+        parser.error(f"expected --rounds of at least 1, got {args.rounds}")
+    return args
+
+
+def _rungs(args: argparse.Namespace, device: torch.device) -> list[Rung]:
+    """What was asked for; first the plain network, to which all others are compared."""
+    precisions = args.precisions or [
+        p for p in backends.PRECISIONS if device.type != "cpu" or p != "fp16"
+    ]
+    plain = Rung("eager", "fp32", prepared=device.type != "cpu")
+    rungs = [plain, *(Rung(*pair) for pair in itertools.product(args.backends, precisions))]
+    for against in args.against:
+        rival(against)  # refused here if it cannot be made
+        rungs += [Rung(name, "fp32", against) for name in ("eager", "channels_last")]
+    return list(dict.fromkeys(rungs))
+
+
+def measure(
+    result: dict[str, Any], rungs: list[Rung], sizes: list[tuple[int, ...]],
+    device: torch.device, rounds: int,
+) -> None:  # fmt: skip
+    """Time every rung at every size, into result["rows"], size by size.
+
+    The ratios are to the first rung, the plain network. A rung that cannot run here is left out,
+    and its reason kept under `refused`.
+    """
+    result |= {"rounds": rounds, "ceilings": _ceilings(device), "refused": {}}
+    result["macs_per_pixel"], result["bytes_per_pixel"] = cost(LKDN())
+    with tqdm(total=len(rungs) * len(sizes), unit="rung") as bar, workers(rungs, device) as pipes:
+        told: dict[Rung, dict[str, Any]] = {}
+        for rung, pipe in list(pipes.items()):
+            try:
+                answer = pipe.recv()
+            except EOFError:
+                answer = "its process died"
+            if isinstance(answer, str):
+                result["refused"][rung.label] = answer
+                del pipes[rung]
+                bar.total -= len(sizes)
+            else:
+                told[rung] = asdict(rung) | {"label": rung.label} | answer
+        if rungs[0] not in pipes:
+            raise ValueError(f"the plain network cannot run: {result['refused'][rungs[0].label]}")
+        for size in sizes:
+            for rung, row in _one_size(result, pipes, size, rounds, bar).items():
+                result["rows"].append(told[rung] | row)
+        for rung, pipe in pipes.items():  # last: the float64 network would count as memory
+            if not rung.against:
+                bar.set_postfix_str(f"accuracy of {rung.label}")
+                drift = _ask(pipe, None)
+                for row in result["rows"]:
+                    if row["label"] == rung.label:
+                        row["psnr_drift_db"] = drift
+
+
+def _one_size(
+    result: dict[str, Any], pipes: dict[Rung, Connection], size: tuple[int, ...], rounds: int,
+    bar: tqdm,
+) -> dict[Rung, dict[str, Any]]:  # fmt: skip
+    """The rows of one size."""
+    height, width = size
+    for rung, pipe in pipes.items():
+        bar.set_postfix_str(f"{height}x{width}, {rung.label} warms up")
+        _ask(pipe, (height, width, WARM_UP))
+    times: dict[Rung, list[float]] = {rung: [] for rung in pipes}
+    rows: dict[Rung, dict[str, Any]] = {}
+    for i in range(rounds):
+        bar.set_postfix_str(f"{height}x{width}, round {i + 1} of {rounds}")
+        for rung, pipe in pipes.items():
+            answer = _ask(pipe, (height, width, 1 + TURN))
+            times[rung].append(answer["ms"])
+            rows[rung] = {"height": height, "width": width, "memory_mib": answer["memory_mib"]}
+    plain = float(np.median(times[next(iter(pipes))]))
+    for rung, row in rows.items():
+        p20, p50, p80 = np.percentile(times[rung], [20, 50, 80]).tolist()
+        row |= {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "ratio_to_eager": plain / p50}
+        if not rung.against:
+            row["tflop_s"] = 2 * result["macs_per_pixel"] * height * width / p50 / 1e9
+            row["gb_s"] = result["bytes_per_pixel"] * height * width / p50 / 1e6
+    bar.update(len(pipes))
+    return rows
+
+
+def _ask(pipe: Connection, question: Any) -> Any:
+    """What a rung's process answers. Raises ValueError if it died."""
+    try:
+        pipe.send(question)
+        return pipe.recv()
+    except (EOFError, OSError) as error:
+        raise ValueError("a rung's process died, perhaps for want of memory: give smaller --sizes "
+                         "or fewer --backends") from error
+
+
+def cost(net: nn.Module) -> tuple[float, float]:
+    """Multiply-adds, and bytes in float32, of one LR pixel of the plain network.
+
+    The bytes are what its convolutions, norms and the shuffle move if each reads its input and
+    writes its output once: the traffic of a runtime that fuses no two of them.
+    """
+    moved = [0]
+    side = 64
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        moved[0] += 4 * (sum(i.numel() for i in inputs) + out.numel())
+
+    handles = [m.register_forward_hook(count) for m in net.modules() if not list(m.children())]
+    with torch.inference_mode():
+        net(torch.zeros(1, 3, side, side))
+    for handle in handles:
+        handle.remove()
+    macs = sum(m.weight[0].numel() * m.out_channels for m in net.modules()
+               if isinstance(m, nn.Conv2d))  # fmt: skip
+    return float(macs), moved[0] / side**2
+
+
+def _ceilings(device: torch.device) -> dict[str, float]:
+    """The machine's own: GB/s of a large copy, reads and writes; TFLOP/s of a large product or
+    3x3 convolution, whichever is faster (torch computes them by different libraries)."""
+    cuda = device.type == "cuda"
+    large = torch.empty(2**28 if cuda else 2**25, device=device)
+    other = torch.empty_like(large)
+    copied = min(milliseconds(other.copy_, large) for _ in range(8))
+    ceilings = {"gb_s": 2 * 4 * large.numel() / copied / 1e6}
+    side, channels, image = (8192, 512, 128) if cuda else (2048, 256, 64)
+    for name, dtype in backends.DTYPES.items():
+        if not cuda and dtype == torch.float16:
+            continue  # emulated on a CPU
+        a = torch.ones(side, side, device=device, dtype=dtype)
+        x = torch.ones(1, channels, image, image, device=device, dtype=dtype)
+        x = x.to(memory_format=torch.channels_last)
+        weight = torch.ones(channels, channels, 3, 3, device=device, dtype=dtype)
+        product = min(milliseconds(lambda a: a @ a, a) for _ in range(6))
+        convolve = partial(F.conv2d, weight=weight, padding=1)
+        convolution = min(milliseconds(convolve, x) for _ in range(6))
+        ceilings[f"tflop_s_{name}"] = max(
+            2 * side**3 / product, 2 * 9 * channels**2 * image**2 / convolution
+        ) / 1e9
+    return ceilings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

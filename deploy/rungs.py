@@ -1,0 +1,173 @@
+"""A rung of the ladder: one backend in one precision, timed in a process of its own."""
+
+import importlib.util
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploy import backends
+from deploy.backends import BackendError
+from models.team23_LKDN import LKDN
+from utils import devices, efficiency, evaluate
+from utils.datasets import find
+from utils.weights import load_state, load_weights, read_checkpoint, state_dict_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 20  # for a process to end by itself
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One backend in one precision, of LKDN or of the network that `against` names.
+
+    What is not `prepared` runs on a CPU as torch comes, without utils.devices.prepare_cpu.
+    """
+
+    backend: str
+    precision: str
+    against: str = ""
+    prepared: bool = True
+
+    @property
+    def label(self) -> str:
+        network = f"{self.against.split(':')[1]} " if self.against else ""
+        plain = "" if self.prepared else ", torch as it comes"
+        return f"{network}{self.backend} {self.precision}{plain}"
+
+
+@contextmanager
+def workers(rungs: list[Rung], device: torch.device) -> Iterator[dict[Rung, Connection]]:
+    """A fresh process for each rung, and the pipe to it; see `_work` for what to send."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    try:
+        for rung in rungs:
+            pipes[rung], there = context.Pipe()
+            process = context.Process(target=_work, args=(rung, device, there), daemon=True)
+            process.start()
+            there.close()  # so that a process that dies is seen here
+            processes.append(process)
+            pipes[rung].poll(None)  # one after the other: compilers would slow each other down
+        yield dict(pipes)
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for process in processes:
+            process.join(PATIENCE_S)
+            process.terminate()
+
+
+def _work(rung: Rung, device: torch.device, pipe: Connection) -> None:
+    """Say {ran, prepare_s}, or in a string why this rung cannot run. Then for each (height, width,
+    count) run so many images and say {ms, memory_mib}: the time of the last, and the peak memory
+    beyond that of Python and torch. For None say how exact it is. End when the pipe does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who closes the pipe
+    try:
+        if rung.prepared:
+            devices.prepare_cpu()
+        torch.zeros(1, device=device)
+        efficiency.reset_peak_memory(device)
+        empty = efficiency.peak_memory_mib(device)
+        began = time.perf_counter()
+        try:
+            backend = backends.make(rung.backend, _network(rung), rung.precision, device)
+            with torch.inference_mode():
+                backend(torch.rand(1, 3, 64, 72, device=device))
+        except (BackendError, RuntimeError) as error:
+            pipe.send(str(error).splitlines()[0])
+            return
+        ran = f"{backend.name} {backend.precision}"
+        pipe.send({"ran": ran, "prepare_s": time.perf_counter() - began})
+        x = torch.empty(0)
+        while True:
+            asked = pipe.recv()
+            if asked is None:
+                pipe.send(_drift(backend, device))
+                continue
+            height, width, count = asked
+            if x.shape[-2:] != (height, width):
+                x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+                x = x.to(device)
+                efficiency.reset_peak_memory(device)
+            ms = [milliseconds(backend, x) for _ in range(count)]
+            pipe.send({"ms": ms[-1], "memory_mib": _beyond(empty, device)})
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def _network(rung: Rung) -> nn.Module:
+    return rival(rung.against) if rung.against else shipped()
+
+
+def shipped() -> LKDN:
+    """LKDN with the weights in model_zoo/."""
+    net = LKDN().eval().requires_grad_(False)
+    load_weights(net, ROOT / "model_zoo" / "team23_LKDN.pth")
+    return net
+
+
+def rival(against: str) -> nn.Module:
+    """The network of FILE.py:Class[:CHECKPOINT].
+
+    Raises:
+        ValueError: not of this form, no such file, no such class, or one that cannot be made.
+        CheckpointError: a checkpoint that is not this network's.
+    """
+    file, _, rest = against.partition(":")
+    name, _, checkpoint = rest.partition(":")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if not name or spec is None or spec.loader is None or not Path(file).is_file():
+        raise ValueError(f"expected --against FILE.py:Class[:CHECKPOINT], got {against}")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(file).resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+        net = getattr(module, name)().eval().requires_grad_(False)
+    except Exception as error:  # whatever a stranger's file raises
+        raise ValueError(f"cannot make a {name} from {file}: {error!r}") from error
+    finally:
+        sys.path.pop(0)
+    if checkpoint:
+        load_state(net, state_dict_of(read_checkpoint(checkpoint), checkpoint), checkpoint)
+    return net
+
+
+def _beyond(empty: float | None, device: torch.device) -> float | None:
+    peak = efficiency.peak_memory_mib(device)
+    return None if peak is None or empty is None else peak - empty
+
+
+@torch.inference_mode()
+def milliseconds(run: Callable[[Tensor], Any], x: Tensor) -> float:
+    """Time of run(x): CUDA events on a CUDA device, the wall clock elsewhere."""
+    if x.device.type == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        run(x)
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end)
+    began = time.perf_counter()
+    run(x)
+    if x.device.type == "mps":
+        torch.mps.synchronize()
+    return 1000 * (time.perf_counter() - began)
+
+
+def _drift(backend: Callable[[Tensor], Tensor], device: torch.device) -> float:
+    """Y-PSNR on the demo photos minus that of the plain network in float64, dB."""
+    exact = shipped().double()
+    samples = [evaluate.load(pair) for pair in find("demo", ROOT / "data").pairs]
+    reference = evaluate.validate(lambda x: exact(x.double()), samples, torch.device("cpu"))
+    return evaluate.validate(backend, samples, device).psnr_y - reference.psnr_y

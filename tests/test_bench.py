@@ -1,0 +1,158 @@
+"""The ladder: its command, its record, its tables, and the large image."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deploy import bench, big
+from deploy.rungs import Rung
+from models.team23_LKDN import LKDN
+from utils import ladder, tables
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own network, in a file of its own."""
+    path = tmp_path_factory.mktemp("rival") / "rival.py"
+    path.write_text("from torch.nn import Upsample\n\n\nclass Rival(Upsample):\n"
+                    "    def __init__(self):\n        super().__init__(scale_factor=4)\n")
+    return path
+
+
+def test_every_rung_is_timed_and_compared(
+    tmp_path: Path, python: Callable, root: Path, rival: Path
+) -> None:
+    done = python(
+        tmp_path, root / "deploy" / "bench.py", "--sizes", "24x31", "16x16", "--rounds", 2,
+        "--backends", "channels_last", "triton", "--precisions", "fp32", "bf16", "--device", "cpu",
+        "--against", f"{rival}:Rival", "-o", "ladder.json",
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    result = json.loads((tmp_path / "ladder.json").read_text())
+    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert ladder.is_whole(result)
+    labels = ["eager fp32, torch as it comes", "channels_last fp32", "channels_last bf16",
+              "Rival eager fp32", "Rival channels_last fp32"]  # fmt: skip
+    assert [row["label"] for row in result["rows"]] == 2 * labels
+    assert result["refused"] == {
+        f"triton {p}": "triton needs a CUDA device, got cpu" for p in ("fp32", "bf16")
+    }
+    first = result["rows"][0]
+    for row in result["rows"][: len(labels)]:
+        assert (row["height"], row["width"]) == (24, 31)
+        assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
+        assert row["ratio_to_eager"] == pytest.approx(first["p50_ms"] / row["p50_ms"])
+        assert row["memory_mib"] > 0
+        assert ("psnr_drift_db" in row) == ("tflop_s" in row) == (not row["against"])
+    exact, half = (abs(row["psnr_drift_db"]) for row in result["rows"][:2]), result["rows"][2]
+    assert max(exact) < 1e-3 and 1e-4 < abs(half["psnr_drift_db"]) < 0.2
+    assert {"commit", "threads", "date"} <= set(result["environment"])
+    for row in labels:
+        assert row in done.stdout
+
+
+def test_cost_is_that_of_the_paper() -> None:
+    macs, moved = bench.cost(LKDN())
+    assert macs * 256**2 == 8289189888  # the factsheet's 8.29 G
+    # Floats a pixel that convolutions, norms and the shuffle read and write.
+    block = 3 * (42 + 21 + 42 + 42 + 42 + 42) + (42 + 21 + 21 + 21) + (84 + 42) + 3 * 84 + 2 * 84
+    ends = (12 + 42 + 42 + 42) + (210 + 42) + 4 * 42 + (42 + 48) + (48 + 48)
+    assert moved / 4 == 5 * block + ends
+
+
+@pytest.mark.parametrize("options", [
+    ("--sizes", "24"), ("--sizes", "0x4"), ("--rounds", "0"), ("--against", "absent.py:Net"),
+    ("--against", "broken.py:Net"), ("--against", "net.py:Absent"), ("--backends", "fastest"),
+])  # fmt: skip
+def test_wrong_options_are_refused(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "net.py").write_text("")
+    try:
+        code = bench.main([*options, "--device", "cpu", "-o", "x.json"])
+    except SystemExit as stop:  # argparse
+        code = int(str(stop.code))
+    assert code == 2 and capsys.readouterr().err.strip()
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_interrupted_it_keeps_the_sizes_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_size = bench._one_size
+
+    def stop(result: Any, pipes: Any, size: tuple[int, ...], *rest: Any) -> Any:
+        if size == (9, 9):
+            raise KeyboardInterrupt
+        return one_size(result, pipes, size, *rest)
+
+    monkeypatch.setattr(bench, "_one_size", stop)
+    file = tmp_path / "ladder.json"
+    assert bench.main(["--sizes", "8x8", "9x9", "--rounds", "1", "--backends", "eager",
+                       "--precisions", "fp32", "--device", "cpu", "-o", str(file)]) == 1
+    result = json.loads(file.read_text())
+    assert [row["height"] for row in result["rows"]] == [8, 8]
+    assert not ladder.is_whole(result)
+    with pytest.raises(tables.PublishError, match="of all of deploy/bench.py"):
+        tables.publish([file], tmp_path)
+
+
+def test_a_large_image_keeps_to_its_bound_and_to_the_plain_network() -> None:
+    result = big.measure(CPU, side=250, bound=40 << 20)
+    assert result["tile"] < 250 and result["megapixels"] == 1
+    assert result["largest_difference_levels"] <= 1
+    assert result["differing"] <= 1e-3 * result["compared"]
+    assert result["compared"] == 12 * 3 * (4 * 24) ** 2
+
+
+def a_ladder(device: str = "cpu") -> dict[str, Any]:
+    row = {"against": "", "prepared": True, "height": 340, "width": 510, "p20_ms": 9.0,
+           "p80_ms": 11.0, "memory_mib": 20.0, "psnr_drift_db": -0.001, "tflop_s": 0.5,
+           "gb_s": 40.0, "precision": "fp32"}  # fmt: skip
+    return {
+        "environment": {"device_type": device, "device": "a chip", "threads": 2, "torch": "2.9",
+                        "commit": "c" * 40, "date": "2026-01-02T03:04:05+00:00"},
+        "ceilings": {"gb_s": 80.0, "tflop_s_fp32": 1.0}, "rounds": 3,
+        "refused": {"triton fp16": "no GPU"},
+        "rows": [
+            {**row, "backend": "eager", "label": "eager fp32", "ran": "eager fp32", "p50_ms": 50.0,
+             "p80_ms": 55.0, "ratio_to_eager": 1.0},
+            {**row, "backend": "auto", "label": "auto fp32", "ran": "native fp32", "p50_ms": 10.0,
+             "ratio_to_eager": 5.0},
+        ],
+    }  # fmt: skip
+
+
+def test_published_ladder_makes_tables_and_picture(tmp_path: Path) -> None:
+    file = tmp_path / "ladder_cpu.json"
+    file.write_text(json.dumps(a_ladder()))
+    document = "<!-- generated: ladder -->\n<!-- end -->\n<!-- generated: speed -->\n<!-- end -->\n"
+    (tmp_path / "README.md").write_text(document)
+    tables.publish([file], tmp_path)
+    published = tmp_path / "results" / "published"
+    assert sorted(p.name for p in published.iterdir()) == ["ladder_cpu.json", "ladder_cpu.png"]
+    text = (tmp_path / "README.md").read_text()
+    assert "| 340x510, auto fp32: native fp32 | 10.00 | 9.00 | 11.00 | 5.00 | 20 |" in text
+    assert "510x340 pixels take 10 ms with `--backend auto` (native fp32) and 50 ms" in text
+    assert "- triton fp16: no GPU" in text and "1 TFLOP/s in fp32, 80 GB/s" in text
+    assert text.count("An NVIDIA GPU") == 2 and text.count("not measured") == 2
+    (published / "ladder_cuda.json").write_text(json.dumps(a_ladder("cuda")))
+    tables.publish([], tmp_path)
+    assert "not measured" not in (tmp_path / "README.md").read_text()
+
+
+def test_labels_tell_rungs_apart() -> None:
+    rungs = [Rung("eager", "fp32"), Rung("eager", "fp32", prepared=False), Rung("eager", "bf16"),
+             Rung("eager", "fp32", "nets/a.py:Net:w.pth")]  # fmt: skip
+    assert [rung.label for rung in rungs] == [
+        "eager fp32", "eager fp32, torch as it comes", "eager bf16", "Net eager fp32",
+    ]  # fmt: skip

@@ -1,0 +1,141 @@
+"""A run of deploy/bench.py in words, as a table and as a picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from utils.summary import aligned, markdown, number
+
+HEADER = ("LR size, backend", "median [ms]", "20th", "80th", "times as fast", "memory [MiB]",
+          "TFLOP/s", "GB/s, unfused", "PSNR drift [dB]")  # fmt: skip
+PICTURED = (340, 510)  # the LR size of the picture, DIV2K's, or the last that was measured
+DEVICES = {"cpu": "A CPU", "cuda": "An NVIDIA GPU (backend triton, which the tests run in Triton's "
+           "interpreter)"}  # fmt: skip
+COLOURS = {"fp32": "#3b6ea8", "fp16": "#3f9b6c", "bf16": "#c9822b"}
+
+
+def is_whole(content: Any) -> bool:
+    """Whether the content of a JSON file is a run of deploy/bench.py that went to its end."""
+    needed = {"environment", "rows", "ceilings", "rounds"}
+    return isinstance(content, dict) and needed <= set(content) and all(
+        row["against"] or "psnr_drift_db" in row for row in content["rows"]
+    )
+
+
+def text(result: dict[str, Any]) -> str:
+    """What `python -m deploy.bench` prints."""
+    return "\n".join(["", conditions(result), aligned(rows(result)), *remarks(result)])
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """What was measured on, and what that machine can do."""
+    environment, ceilings = result["environment"], result["ceilings"]
+    able = ", ".join(f"{ceilings[key]:.3g} TFLOP/s in {key.removeprefix('tflop_s_')}"
+                     for key in ceilings if key.startswith("tflop_s_"))  # fmt: skip
+    return (
+        f"{environment['device']}, {environment['threads']} threads, torch {environment['torch']}, "
+        f"{result['rounds']} rounds, {environment['date'][:10]}, commit "
+        f"{str(environment['commit'])[:7]}. Measured ceilings: {able}, {ceilings['gb_s']:.0f} GB/s."
+    )
+
+
+def rows(result: dict[str, Any]) -> list[Sequence[str]]:
+    """A header and a row for each backend, precision and size."""
+    table: list[Sequence[str]] = [HEADER]
+    for row in result["rows"]:
+        table.append([
+            f"{row['height']}x{row['width']}, {_name(row)}",
+            *(number(row[key], 2) for key in ("p50_ms", "p20_ms", "p80_ms", "ratio_to_eager")),
+            number(row["memory_mib"], 0), number(row.get("tflop_s"), 3, ""),
+            number(row.get("gb_s"), 1, ""), number(row.get("psnr_drift_db"), 4, ""),
+        ])  # fmt: skip
+    return table
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['label']}: {row['ran']}" if row["backend"] == "auto" else row["label"]
+
+
+def remarks(result: dict[str, Any]) -> list[str]:
+    """What could not run, and the large image."""
+    lines = [f"{label}: {reason}" for label, reason in result.get("refused", {}).items()]
+    if big := result.get("big"):
+        lines.append(
+            f"{big['megapixels']:.0f} megapixels out, {big['backend']} in tiles of {big['tile']}, "
+            f"bound of {big['bound_mib']:.0f} MiB: {big['seconds']:.1f} s, "
+            f"{big['peak_mib']:.0f} MiB at most; {big['differing']} of {big['compared']} sampled "
+            f"values differ from the plain network's, by {big['largest_difference_levels']} of "
+            "255 at most"
+        )
+    return lines
+
+
+def tables(ladders: Mapping[str, dict[str, Any]]) -> str:
+    """Every rung of each type of device, in Markdown; of one that is not there, that."""
+    parts = []
+    for device, name in DEVICES.items():
+        if result := ladders.get(device):
+            parts += [conditions(result), markdown(rows(result)),
+                      "\n".join(f"- {remark}" for remark in remarks(result))]  # fmt: skip
+        else:
+            parts.append(f"{name}: not measured.")
+    return "\n\n".join(filter(None, parts))
+
+
+def sentences(ladders: Mapping[str, dict[str, Any]]) -> str:
+    """What auto brings on each type of device."""
+    return "\n\n".join(_sentence(ladders[device]) if device in ladders
+                       else f"{name}: not measured." for device, name in DEVICES.items())
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    shown = _one_size(result)
+    fast = next(row for row in shown if row["backend"] == "auto")
+    slow = shown[0]
+    environment = result["environment"]
+    return (
+        f"{environment['device']}, {environment['threads']} threads: {fast['width']}x"
+        f"{fast['height']} pixels take {fast['p50_ms']:.4g} ms with `--backend auto` "
+        f"({fast['ran']}) and {slow['p50_ms']:.4g} ms with {slow['label']}, "
+        f"{fast['ratio_to_eager']:.1f} times as long; {number(fast['memory_mib'], 0)} MiB instead "
+        f"of {number(slow['memory_mib'], 0)}; PSNR {fast['psnr_drift_db']:+.4f} dB."
+    )
+
+
+def _one_size(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of PICTURED, or of the last size if that was not measured."""
+    sizes = [(row["height"], row["width"]) for row in result["rows"]]
+    size = PICTURED if PICTURED in sizes else sizes[-1]
+    return [row for row in result["rows"] if (row["height"], row["width"]) == size]
+
+
+def picture(result: dict[str, Any]) -> bytes | None:
+    """The times of one size as bars, a PNG; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # half a second: only for the picture
+    except ImportError:
+        return None
+    shown = [row for row in _one_size(result) if row["backend"] != "auto"]  # it is one of them
+    shown.sort(key=lambda row: -row["p50_ms"])
+    figure = Figure(figsize=(9, 0.9 + 0.32 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(
+        [_name(row) for row in shown], [row["p50_ms"] for row in shown],
+        color=[COLOURS[row["precision"]] for row in shown],
+        xerr=[[row["p50_ms"] - row["p20_ms"] for row in shown],
+              [row["p80_ms"] - row["p50_ms"] for row in shown]],
+        error_kw={"ecolor": "#888888", "elinewidth": 1},
+    )  # fmt: skip
+    labels = [f"  {row['p50_ms']:.3g} ms, {row['ratio_to_eager']:.1f} x" for row in shown]
+    axes.bar_label(bars, labels, fontsize=8)
+    axes.set_xlim(0, 1.2 * max(row["p80_ms"] for row in shown))
+    axes.set_xlabel("ms an image (median, 20th to 80th percentile), and how many times as fast")
+    environment = result["environment"]
+    size = f"{shown[0]['width']}x{shown[0]['height']}"
+    on = f"{environment['device']}, {environment['threads']} threads"
+    axes.set_title(f"x4 of {size} pixels: {on}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    return drawn.getvalue()
