@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE_HEIGHT, TILE_WIDTH = 8, 16  # pixels of a program
+SIZE = ("height", "width")  # for which no kernel is compiled anew
 Weights = Mapping[str, Tensor]
 Size = tuple[int, int, int]  # batch, height, width
 
@@ -85,7 +86,7 @@ def _depthwise5(source, weight, y, x, pixel, height, width, P: tl.constexpr,  # 
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE)
 def _shallow(image, weight, bias, out, height, width, CHANNELS: tl.constexpr,  # type: ignore[no-untyped-def]
              P: tl.constexpr, N: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
     """out = 3x3 of image (B, CHANNELS, H, W), weight (9*CHANNELS, N)."""
@@ -103,7 +104,7 @@ def _shallow(image, weight, bias, out, height, width, CHANNELS: tl.constexpr,  #
     _store(out, total, pixel, here, P, P, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE)
 def _refine(source, dense_weight, dense_bias, distil, distil_bias, out, parts,  # type: ignore[no-untyped-def]
             height, width, P: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr,
             PARTS: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
@@ -116,7 +117,7 @@ def _refine(source, dense_weight, dense_bias, distil, distil_bias, out, parts,  
     _store(out, _gelu(total + _row(dense_bias, K)), pixel, here, P, P, K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE)
 def _merge(source, dense_weight, dense_bias, parts, merge_parts, merge_last, merge_bias,  # type: ignore[no-untyped-def]
            point, point_bias, merged, attention, height, width, P: tl.constexpr, K: tl.constexpr,
            M: tl.constexpr, PARTS: tl.constexpr, USED: tl.constexpr, Q: tl.constexpr,
@@ -134,7 +135,7 @@ def _merge(source, dense_weight, dense_bias, parts, merge_parts, merge_last, mer
     _store(attention, total, pixel, here, P, P, K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE)
 def _spread(source, weight, bias, out, height, width, P: tl.constexpr,  # type: ignore[no-untyped-def]
             K: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
     """out = depthwise 5x5 of source."""
@@ -143,7 +144,7 @@ def _spread(source, weight, bias, out, height, width, P: tl.constexpr,  # type: 
     _store(out, total + _row(bias, K), pixel, here, P, P, K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE)
 def _attend(source, weight, bias, merged, c6, c6_bias, scale, shift, features, fusion,  # type: ignore[no-untyped-def]
             fusion_bias, out, running, height, width, channels, eps, P: tl.constexpr,
             K: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, TH: tl.constexpr,
@@ -177,7 +178,7 @@ def _attend(source, weight, bias, merged, c6, c6_bias, scale, shift, features, f
     _store(running, total, pixel, here, P, P, K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE)
 def _smooth(source, weight, bias, shallow, out, height, width, P: tl.constexpr,  # type: ignore[no-untyped-def]
             K: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
     """out = 3x3 of source + shallow."""
@@ -187,7 +188,7 @@ def _smooth(source, weight, bias, shallow, out, height, width, P: tl.constexpr, 
     _store(out, total, pixel, here, P, P, K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE)
 def _enlarge(source, weight, bias, image, height, width, CHANNELS: tl.constexpr,  # type: ignore[no-untyped-def]
              SCALE: tl.constexpr, P: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
              TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip

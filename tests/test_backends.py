@@ -106,6 +106,21 @@ def test_a_hundred_sizes_compile_once(
     assert len(built) == 1
 
 
+def test_native_compiles_once_for_a_hundred_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernels import native
+
+    compiled: list[None] = []
+    monkeypatch.setattr(native, "_compile", counting(native._compile, compiled))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    small = LKDN(4, 1).eval().requires_grad_(False)
+    fast = made("native", small, "fp32")
+    for x in hundred_sizes():
+        assert (fast(x) - small(x)).abs().max() < 2e-5
+    assert len(compiled) == 1
+
+
 def counting(build: Callable, calls: list[None]) -> Callable:
     def run(*args: object, **options: object) -> object:
         calls.append(None)

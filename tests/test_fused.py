@@ -92,6 +92,29 @@ def test_each_kernel_is_its_twin_on_a_gpu(root: Path) -> None:
     check(root, "cuda", {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
 
 
+SIZES = """
+import torch
+from kernels.lkdn import FusedLKDN
+from models.team23_LKDN import LKDN
+
+fast = FusedLKDN(LKDN(6, 3).to("cuda"))
+for i in range(100):
+    fast(torch.rand(1, 3, 1 + i, 1 + 16 * i % 37, device="cuda"))
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_hundred_sizes_compile_each_kernel_once(root: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIZES], cwd=root, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Seven kernels: attend in three forms (first, last, between), refine and merge perhaps in two,
+    # for the parts begin at addresses of 16 bytes and others.
+    assert 7 <= len(list(tmp_path.rglob("*.cubin"))) <= 11
+
+
 def test_half_precision_holds_weights_grown_beyond_it() -> None:
     """Training lets what the normalisation divides out grow to 1e11 (half holds 65504)."""
     pytest.importorskip("triton", reason="triton is not installed")
