@@ -47,9 +47,14 @@ def rows(result: dict[str, Any]) -> list[Sequence[str]]:
             f"{row['height']}x{row['width']}, {_name(row)}",
             *(number(row[key], 2) for key in ("p50_ms", "p20_ms", "p80_ms", "ratio_to_eager")),
             number(row["memory_mib"], 0), number(row.get("tflop_s"), 3, ""),
-            number(row.get("gb_s"), 1, ""), number(row.get("psnr_drift_db"), 4, ""),
+            number(row.get("gb_s"), 1, ""), _drift(row, ""),
         ])  # fmt: skip
     return table
+
+
+def _drift(row: dict[str, Any], missing: str = "not measured") -> str:
+    drift = row.get("psnr_drift_db")
+    return number(None if drift is None else round(drift, 4) + 0.0, 4, missing)  # no -0.0000
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -98,7 +103,7 @@ def _sentence(result: dict[str, Any]) -> str:
         f"{fast['height']} pixels take {fast['p50_ms']:.4g} ms with `--backend auto` "
         f"({fast['ran']}) and {slow['p50_ms']:.4g} ms with {slow['label']}, "
         f"{fast['ratio_to_eager']:.1f} times as long; {number(fast['memory_mib'], 0)} MiB instead "
-        f"of {number(slow['memory_mib'], 0)}; PSNR {fast['psnr_drift_db']:+.4f} dB."
+        f"of {number(slow['memory_mib'], 0)}; its PSNR drifts by {_drift(fast)} dB."
     )
 
 
