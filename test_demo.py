@@ -2,53 +2,33 @@
 
 import argparse
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from utils import devices, efficiency, evaluate, record, summary
-from utils.datasets import BENCHMARKS, DatasetError, ImageSet, Pair, find
-from utils.images import ImageError, write_png
+from models.team00_RFDN import RFDN
+from models.team23_LKDN import LKDN
+from utils import comparison, devices, efficiency, record, summary
+from utils.datasets import BENCHMARKS, DatasetError, ImageSet, find
+from utils.runs import LR_SOURCES, Model, Options, measure_set
 from utils.weights import CheckpointError, load_weights
 
 ROOT = Path(__file__).resolve().parent
-logger = logging.getLogger("test_demo")
-
-LR_SOURCES = {
-    "double": "bicubic x1/4 of HR, MATLAB imresize, one rounding at the end (im2double first)",
-    "uint8": "bicubic x1/4 of HR, MATLAB imresize, rounded to 8 bit after each pass",
+# ID: name of the results, class, file in model_zoo/ if there is one, range of its pixel values.
+MODELS = {
+    0: ("00_RFDN", RFDN, None, 255.0),
+    23: ("23_LKDN", LKDN, "team23_LKDN.pth", 1.0),
 }
-
-
-# What concerns one image and not the others; running out of memory is a RuntimeError on a CPU.
-BAD_IMAGE = (ImageError, FloatingPointError, MemoryError, RuntimeError)
 
 
 class UsageError(ValueError):
     """Options that do not go together; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network ready to run. `name` is that of its results, `file` its checkpoint.
-
-    `net` is the plain network, which is what is counted; `run` what restores, on a `backend` and
-    in a `precision`: the plain network itself, or a faster form of it.
-    """
-
-    name: str
-    net: nn.Module
-    file: Path
-    run: Callable[[Tensor], Tensor]
-    backend: str = "eager"
-    precision: str = "fp32"
 
 
 def select_model(
@@ -58,31 +38,35 @@ def select_model(
     backend: str = "eager",
     precision: str = "fp32",
 ) -> Model:
-    """The network of an ID with its weights; the one place to add a model.
+    """The network of an ID with its weights; a line in MODELS adds one.
 
     Args:
-        model_id: 23 is LKDN.
+        model_id: one of MODELS.
         device: where it runs.
-        checkpoint: a file, or "shipped" for the one in model_zoo/.
+        checkpoint: a file, or "shipped" for the one in model_zoo/; RFDN has none there, and only
+            what it costs is measured then.
         backend, precision: see deploy/backends.py, which only other than the defaults need.
 
     Raises:
         UsageError: no model has this ID, or the backend cannot run here.
         CheckpointError: the file is missing or not this network's.
     """
-    if model_id == 23:
-        from models.team23_LKDN import LKDN
-
-        name, net, file = "23_LKDN", LKDN(), ROOT / "model_zoo" / "team23_LKDN.pth"
-    else:
-        raise UsageError(f"expected a --model_id of 23 (LKDN), got {model_id}")
+    if model_id not in MODELS:
+        raise UsageError(f"expected a --model_id of {_models()}, got {model_id}")
+    name, network, shipped, data_range = MODELS[model_id]
+    net: nn.Module = network()
+    file = ROOT / "model_zoo" / shipped if shipped else None
     if checkpoint != "shipped":
         file = Path(checkpoint)
         name = f"{name}@{file.stem}"
-    load_weights(net, file)
+    if file:
+        load_weights(net, file)
     net = net.eval().requires_grad_(False).to(device)
     if (backend, precision) == ("eager", "fp32"):
-        return Model(name, net, file, net)
+        return Model(name, net, file, net, data_range=data_range)
+    if model_id != 23:
+        raise UsageError(f"expected --model_id 23 with --backend and --precision, got {model_id}, "
+                         "which runs as it is: leave them out")  # fmt: skip
     try:
         from deploy.backends import BackendError, make
 
@@ -91,20 +75,24 @@ def select_model(
         raise UsageError(f"--backend and --precision need deploy/: {error}") from error
     except BackendError as error:
         raise UsageError(str(error)) from error
-    return Model(name, net, file, fast, fast.name, fast.precision)
+    return Model(name, net, file, fast, fast.name, fast.precision, data_range)
+
+
+def _models() -> str:
+    return ", ".join(f"{model_id} ({model[0]})" for model_id, model in MODELS.items())
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
-    logger.setLevel(logging.INFO)
+    logging.getLogger("utils.runs").setLevel(logging.INFO)
     devices.prepare_cpu()
     try:
         device = devices.select_device(args.device)
         sets = find_sets(args)
-        models = [select_model(args.model_id, device, checkpoint, args.backend, args.precision)
-                  for checkpoint in args.checkpoint or ["shipped"]]
+        models = [select_model(model_id, device, checkpoint, args.backend, args.precision)
+                  for model_id, checkpoint in chosen(args.model_id, args.checkpoint)]
         if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
             raise UsageError("expected checkpoints and sets of different names, got two of one "
                              "name, whose results would overwrite each other: rename one")
@@ -112,29 +100,51 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, DatasetError, CheckpointError, devices.DeviceError, OSError) as error:
         print(f"test_demo.py: {error}", file=sys.stderr)
         return 2
-    failures: list[str] = []
+    options = Options(args.save_dir, args.ssim, args.repeat, args.bicubic, not args.no_images)
+    runs: list[dict[str, Any]] = []
+    counts: dict[str, dict[str, int]] = {}
     try:
-        for model in models:
-            counts: dict[str, Any] = {}
-            for image_set in sets:
-                run = run_set(args, model, image_set, device)
-                # Counted after the timing: it would warm the device up for the cold first image.
-                counts = counts or asdict(efficiency.count(model.net))
-                run |= counts
-                failures += run["failed"]
+        for image_set in sets:
+            measured = measure_set(models, image_set, device, options)
+            for model, run in zip(models, measured, strict=True):
+                if model.name not in counts:
+                    # After the timing: it would warm the device up for the cold first image.
+                    counts[model.name] = asdict(efficiency.count(model.net))
+                runs.append(run | counts[model.name])
                 if run["images"]:
-                    path = record.write_run(args.save_dir, run).resolve()
+                    path = record.write_run(args.save_dir, runs[-1]).resolve()
                     near = path.is_relative_to(Path.cwd())
-                    print(summary.text(run, path.relative_to(Path.cwd()) if near else path))
+                    print(summary.text(runs[-1], path.relative_to(Path.cwd()) if near else path))
+        print(comparison.text(runs), end="")
     except KeyboardInterrupt:
         print(f"interrupted; finished images are in {args.save_dir}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"test_demo.py: cannot write results: {error}", file=sys.stderr)
         return 1
+    failures = [f"{run['model']}, {failure}" if len(models) > 1 else failure
+                for run in runs for failure in run["failed"]]  # fmt: skip
     if failures:
         print(f"\n{len(failures)} images failed:", *failures, sep="\n  ", file=sys.stderr)
     return 1 if failures else 0
+
+
+def chosen(model_ids: Sequence[int], checkpoints: Sequence[str] | None) -> list[tuple[int, str]]:
+    """Each model with each of its checkpoints, the shipped one where none is named.
+
+    Raises:
+        UsageError: a checkpoint without ID= where there are several models, or of another model.
+    """
+    files: dict[int, list[str]] = {model_id: [] for model_id in model_ids}
+    for text in checkpoints or []:
+        named = re.fullmatch(r"(\d+)=(.+)", text)
+        if not named and len(files) > 1:
+            raise UsageError(f"expected --checkpoint ID=FILE with several models, got {text}")
+        model_id, file = (int(named[1]), named[2]) if named else (model_ids[0], text)
+        if model_id not in files:
+            raise UsageError(f"expected --checkpoint for a model of --model_id, got {text}")
+        files[model_id].append(file)
+    return [(model_id, file) for model_id in files for file in files[model_id] or ["shipped"]]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -142,7 +152,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--model_id", type=int, default=23, help="23 is LKDN")
+    add("--model_id", type=int, nargs="+", default=[23], metavar="ID",
+        help=f"{_models()}; several take turns image by image and are compared")
     add("--data_dir", type=Path, help="where named sets lie; without it, data/")
     add("--dataset", nargs="+", metavar="NAME",
         help="DIV2K_valid, DIV2K_test, LSDIR_DIV2K_test, " + ", ".join(BENCHMARKS) +
@@ -152,8 +163,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--include_test", action="store_true", help="measure DIV2K_test too")
     add("--hybrid_test", action="store_true", help="measure LSDIR_DIV2K_test too")
     add("--ssim", action="store_true", help="compute SSIM, on RGB and on luma")
-    add("--checkpoint", nargs="+", action="extend", metavar="FILE",
-        help="weights to use instead of the shipped ones; the word shipped stands for those")
+    add("--checkpoint", nargs="+", action="extend", metavar="[ID=]FILE",
+        help="weights to use instead of the shipped ones, for which the word shipped stands; with "
+        "several models ID= says whose")
     add("--device", choices=devices.NAMES, default="auto", help="where to run")
     add("--backend", default="eager",
         help="what runs the network: eager is the plain one, as the challenge measures it; "
@@ -214,123 +226,6 @@ def _found_benchmarks(data_dir: Path) -> list[ImageSet]:
     if absent:
         print(f"benchmark sets not in {data_dir}: {', '.join(absent)}")
     return found
-
-
-def run_set(
-    args: argparse.Namespace,
-    model: Model,
-    image_set: ImageSet,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Restore, time and score a set; the run's record but for the counters, and what failed."""
-    images: list[dict[str, Any]] = []
-    failed: list[str] = []
-    again: list[Any] = []  # LR images for the passes after the first
-    y_ssim = args.ssim or image_set.name in BENCHMARKS
-    run: dict[str, Any] = {
-        "model": model.name,
-        "dataset": image_set.name,
-        "checkpoint": {"name": model.file.name, "sha256": record.sha256(model.file)},
-        "lr_source": lr_source(image_set.pairs, args.bicubic),
-        "backend": model.backend,
-        "precision": model.precision,
-        "environment": {**record.environment(device), "precision": model.precision},
-        "flops_counter": efficiency.COUNTER,
-    }
-    efficiency.reset_peak_memory(device)
-    folder = args.save_dir / model.name / image_set.name
-    with _log_file(args.save_dir / f"{record.run_stem(run)}.log"), tqdm(
-        total=len(image_set.pairs) * args.repeat, desc=f"{model.name} {image_set.name}",
-        unit="image",
-    ) as bar:
-        for pair in image_set.pairs:
-            try:
-                sample = evaluate.load(pair, args.bicubic)
-                sr, runtime_ms = evaluate.restore(model.run, sample.lr, device)
-                image = evaluate.measured(sample, sr, runtime_ms, args.ssim, y_ssim)
-                if not args.no_images:
-                    write_png(folder / f"{pair.name}.png", sr)
-            except BAD_IMAGE as error:
-                failed.append(f"{pair.name}: {error}")
-                logger.error("%s/%s", image_set.name, failed[-1])
-            else:
-                images.append(image)
-                if args.repeat > 1 or model.run is not model.net:
-                    again.append(sample.lr)
-                logger.info("%s", _image_line(image))
-            bar.update()
-        bar.total = len(image_set.pairs) + len(again) * (args.repeat - 1)
-        passes = [[image["runtime_ms"] for image in images]]
-        for _ in range(args.repeat - 1):
-            passes.append(_times(model.run, again, device, failed, bar))
-        memory_mib = efficiency.peak_memory_mib(device)  # before the plain network adds its own
-        if model.run is not model.net:
-            bar.total += len(again)
-            run["plain"] = asdict(
-                efficiency.runtime([_times(model.net, again, device, failed, bar)])
-            )
-    times = efficiency.runtime(passes)
-    return run | {
-        "ave_psnr": evaluate.mean_of(images, "psnr"),
-        "ave_psnr_y": evaluate.mean_of(images, "psnr_y"),
-        "ave_ssim": evaluate.mean_of(images, "ssim"),
-        "ave_ssim_y": evaluate.mean_of(images, "ssim_y"),
-        "ave_psnr_bicubic": evaluate.mean_of(images, "psnr_bicubic"),
-        "ave_psnr_y_bicubic": evaluate.mean_of(images, "psnr_y_bicubic"),
-        "ave_runtime_ms": times.average,
-        "median_runtime_ms": times.median,
-        "p20_runtime_ms": times.p20,
-        "p80_runtime_ms": times.p80,
-        "repeat": args.repeat,
-        "memory_mib": memory_mib,
-        "images": images,
-        "failed": failed,
-    }
-
-
-def _times(
-    run: Callable[[Tensor], Tensor],
-    images: list[Any],
-    device: torch.device,
-    failed: list[str],
-    bar: tqdm,
-) -> list[float]:
-    """Milliseconds of one more pass over LR images."""
-    times = []
-    for lr in images:
-        try:
-            times.append(evaluate.restore(run, lr, device)[1])
-        except BAD_IMAGE as error:
-            failed.append(f"a further pass: {error}")
-        bar.update()
-    return times
-
-
-def lr_source(pairs: Sequence[Pair], convention: str) -> str:
-    """Where the LR images of a set come from, in words for the record."""
-    folders = sorted({"/".join(pair.lr.parent.parts[-2:]) for pair in pairs if pair.lr})
-    return f"files in {', '.join(folders)}" if folders else LR_SOURCES[convention]
-
-
-def _image_line(image: dict[str, Any]) -> str:
-    width, height = image["size"]
-    line = f"{image['name']}: {width}x{height}, {image['runtime_ms']:.2f} ms"
-    if image["psnr"] is not None:
-        line += f", PSNR {image['psnr']:.2f} dB (bicubic {image['psnr_bicubic']:.2f} dB)"
-    return line
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Send this run's log lines to a file too."""
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
 
 
 if __name__ == "__main__":

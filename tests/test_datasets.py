@@ -26,6 +26,8 @@ LAYOUTS = [
     ("Set14", "Set14/GTmod4/zebra.png", "Set14/LRbicx4/zebra.png"),
     ("Urban100", "Urban100/HR/img_001.png", "Urban100/LR_bicubic/X4/img_001x4.png"),
     ("B100", "B100/original/3096.jpg", None),
+    ("Set14", "Set14/image_SRF_4/img_001_SRF_4_HR.png", "Set14/image_SRF_4/img_001_SRF_4_LR.png"),
+    ("B100", "B100/image_SRF_4/img_001_SRF_4_HR.png", None),
     ("Manga109", "Manga109/ARMS.png", None),
     ("Set5", "Set5/baby.png", "Set5/LR/babyx4.png"),
     ("my photos", "my photos/HR/a.JPG", "my photos/LR/ax4.png"),

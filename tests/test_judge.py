@@ -1,6 +1,7 @@
 """test_demo.py as a judge uses it: in a process of its own, from another directory."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
         (["--dataset", "Set5"], "Set5/HR"),
         ([], "DIV2K_valid_LR_bicubic/X4"),
         (["--dataset", "benchmarks"], "Manga109/GTmod4"),
-        (["--dataset", "demo", "--model_id", "7"], "expected a --model_id of 23"),
+        (["--dataset", "demo", "--model_id", "7"], "expected a --model_id of 0 (00_RFDN)"),
         (["--dataset", "demo", "--checkpoint", "no.pth"], "found no file: no.pth"),
         (["--dataset", "demo", "--checkpoint", "other.pth"],
          "fea_conv.dw.bias (56,), expected (42,)"),
@@ -136,6 +137,11 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
         (["--dataset", "demo", "--repeat", "0"], "expected --repeat of at least 1"),
         (["--dataset", "demo", "--device", "cuda"], "expected the device cuda"),
         (["--dataset", "demo", "--save_dir", "text.pth/results"], "cannot write to"),
+        (["--dataset", "demo", "--model_id", "0", "23", "--checkpoint", "other.pth"],
+         "expected --checkpoint ID=FILE"),
+        (["--dataset", "demo", "--checkpoint", "0=other.pth"], "for a model of --model_id"),
+        (["--dataset", "demo", "--model_id", "0", "--checkpoint", "shipped", "--backend", "auto"],
+         "expected --model_id 23 with"),
         (["--dataset", "demo", "--backend", "fast"], "expected a backend of eager"),
         (["--dataset", "demo", "--backend", "triton"], "triton needs a CUDA device"),
     ],
@@ -213,3 +219,27 @@ def test_another_backend_gives_the_same_picture_and_both_runtimes(
     assert half["ave_psnr"] != plain["ave_psnr"]
     for key in ("num_parameters", "flops", "activations", "num_conv"):
         assert plain[key] == fast[key] == half[key]
+
+
+def test_baseline_and_network_take_turns(tmp_path: Path, random_weights: Path) -> None:
+    for seed in range(2):
+        write_png(tmp_path / "set" / "HR" / f"{seed}.png", photo(64, 80 + 4 * seed, seed))
+    done = judge(tmp_path, "--dataset", "set", "--model_id", "0", "23", "--checkpoint",
+                 f"23={random_weights}", "--save_dir", "out", "--repeat", "2", "--verbose",
+                 CUDA_VISIBLE_DEVICES="")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(rf"(00_RFDN|{STEM}) (\d): \d+x\d+, ", done.stderr)
+    assert lines == [("00_RFDN", "0"), (STEM, "0"), ("00_RFDN", "1"), (STEM, "1")]
+    baseline, ours = (strict(tmp_path / "out" / f"{name}_set_cpu_eager_fp32.json")
+                      for name in ("00_RFDN", STEM))  # fmt: skip
+    assert baseline["checkpoint"] == {"name": None, "sha256": None}
+    assert baseline["ave_psnr"] is None and ours["ave_psnr"] > 0
+    assert min(baseline["memory_mib"], ours["memory_mib"]) > 0
+    assert (baseline["num_parameters"], baseline["num_conv"]) == (433448, 64)
+    assert "no weights of this network are shipped" in done.stdout
+    assert f"{STEM} takes " in done.stdout and "2025, against EFDN: 00_RFDN" in done.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == [STEM]
+    own = (tmp_path / "out" / f"{STEM}_set_cpu_eager_fp32.log").read_text()
+    assert own.count(STEM) == 2 and "00_RFDN" not in own
+    results = strict(tmp_path / "out" / "results.json")
+    assert results["00_RFDN"]["flops"] == pytest.approx(27.10262256)

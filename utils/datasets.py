@@ -18,7 +18,7 @@ DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 # challenge's template and DIV2K's archives have, then the common layouts of the benchmark sets.
 HR_FOLDERS = (
     "{name}_HR", "DIV2K/{name}_HR",
-    "{name}/HR", "{name}/GTmod4", "{name}/GTmod12", "{name}/original",
+    "{name}/HR", "{name}/GTmod4", "{name}/GTmod12", "{name}/original", "{name}/image_SRF_4",
 )  # fmt: skip
 LR_FOLDERS = (
     "{name}_LR", "DIV2K/{name}_LR", "{name}_LR_bicubic/X4", "DIV2K/{name}_LR_bicubic/X4",
@@ -88,6 +88,9 @@ def _first_with_images(folders: Iterable[Path]) -> Path | None:
 
 def _pair_up(hr_folder: Path | None, lr_folder: Path | None) -> Iterable[Pair]:
     """Pairs by file name: LR is named like HR, with or without x4 behind it."""
+    if hr_folder and hr_folder.name == "image_SRF_4":
+        yield from _pair_up_srf(hr_folder)
+        return
     lr_paths = find_images(lr_folder, recursive=False) if lr_folder else []
     if hr_folder is None:
         yield from (Pair(path.stem.removesuffix(f"x{SCALE}"), None, path) for path in lr_paths)
@@ -98,6 +101,14 @@ def _pair_up(hr_folder: Path | None, lr_folder: Path | None) -> Iterable[Pair]:
         if lr_folder and not lr:  # one missing among others is an error of that pair, not bicubic
             lr = lr_folder / f"{path.stem}x{SCALE}.png"
         yield Pair(path.stem, path, lr)
+
+
+def _pair_up_srf(folder: Path) -> Iterable[Pair]:
+    """Pairs of a folder of img_001_SRF_4_HR.png, .._LR.png and what other methods made of them."""
+    files = {path.stem: path for path in find_images(folder, recursive=False)}
+    for stem, path in files.items():
+        if stem.endswith("_HR"):
+            yield Pair(stem, path, files.get(f"{stem.removesuffix('_HR')}_LR"))
 
 
 def _unique(pairs: Iterable[Pair]) -> Iterator[Pair]:

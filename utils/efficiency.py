@@ -88,10 +88,11 @@ def runtime(passes: Sequence[Sequence[float]]) -> Runtime:
     return Runtime(float(np.mean(first)) if first else None, median, p20, p80)
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Start a new measurement of `peak_memory_mib`."""
+def reset_peak_memory(device: torch.device, free: bool = True) -> None:
+    """Start a new measurement of `peak_memory_mib`; on CUDA `free` what torch keeps for later."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        if free:
+            torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     elif (clear := Path("/proc/self/clear_refs")).exists():
         try:

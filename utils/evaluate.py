@@ -69,9 +69,14 @@ def _size(rgb: NDArray) -> str:
 
 @torch.inference_mode()
 def restore(
-    net: Callable[[Tensor], Tensor], lr: NDArray[np.uint8], device: torch.device
+    net: Callable[[Tensor], Tensor],
+    lr: NDArray[np.uint8],
+    device: torch.device,
+    data_range: float = 1.0,
 ) -> tuple[NDArray[np.uint8], float]:
     """Super-resolve (H, W, 3) uint8 -> (4H, 4W, 3) uint8, and the forward's time in ms.
+
+    `net` takes and gives RGB in 0..data_range.
 
     The clock stands around the forward alone, as the challenge's does: CUDA events on a CUDA
     device, the wall clock elsewhere; uploading, rounding and downloading are not in it.
@@ -80,19 +85,21 @@ def restore(
         FloatingPointError: the network gave NaN or infinity.
     """
     x = to_tensor(lr, device)
+    if data_range != 1:
+        x = x * data_range
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         y = net(x)
         end.record()
         torch.cuda.synchronize()
-        return to_uint8(y), start.elapsed_time(end)
+        return to_uint8(y / data_range), start.elapsed_time(end)
     _wait(device)
     began = time.perf_counter()
     y = net(x)
     _wait(device)
     elapsed = time.perf_counter() - began
-    return to_uint8(y), 1000 * elapsed
+    return to_uint8(y / data_range), 1000 * elapsed
 
 
 def _wait(device: torch.device) -> None:

@@ -25,7 +25,9 @@ def text(run: dict[str, Any], path: Path | str) -> str:
     ]
     ours, bicubic = run["ave_psnr"], run["ave_psnr_bicubic"]
     if ours is None:
-        lines.append("PSNR                 not measured: no HR images")
+        missing = "no HR images" if run["checkpoint"]["name"] else (
+            "no weights of this network are shipped, give --checkpoint ID=FILE")  # fmt: skip
+        lines.append(f"PSNR                 not measured: {missing}")
     else:
         gain = f", gain {ours - bicubic:+.2f} dB" if _is_finite(ours, bicubic) else ""
         lines.append(f"PSNR (RGB)           {_db(ours)}, bicubic {_db(bicubic)}{gain}")

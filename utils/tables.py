@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import ladder, summary
+from utils.comparison import FACTSHEET
 from utils.datasets import BENCHMARKS
 from utils.images import write_bytes
 from utils.record import ROOT, is_run, read_runs, run_stem
@@ -21,11 +22,6 @@ from utils.summary import markdown, number
 
 DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/README.md")
 SHIPPED = "23_LKDN"
-# Y-PSNR / SSIM, x4, of the LKDN factsheet (NTIRE 2023), Table 1.
-FACTSHEET_TABLE1 = {
-    "Set5": "32.10 / 0.8938", "Set14": "28.62 / 0.7820", "B100": "27.59 / 0.7371",
-    "Urban100": "26.07 / 0.7845", "Manga109": "30.50 / 0.9077",
-}  # fmt: skip
 
 
 class PublishError(ValueError):
@@ -153,7 +149,10 @@ def _output(published: Published) -> str:
 
 def _quality(published: Published) -> str:
     """Table 1 of the factsheet with every published benchmark run below it."""
-    cells: dict[str, dict[str, str]] = {"factsheet (published)": FACTSHEET_TABLE1}
+    cells: dict[str, dict[str, str]] = {
+        "factsheet (published)": {name: f"{psnr:.2f} / {ssim:.4f}"
+                                  for name, (psnr, ssim) in FACTSHEET.items()}
+    }
     for run in sorted(published.runs, key=lambda run: run["model"]):
         if run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"]:
             name = "this repository" if run["model"] == SHIPPED else run["checkpoint"]["name"]

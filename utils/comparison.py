@@ -1,0 +1,100 @@
+"""Runs beside each other and beside what was published: Table 1, and the challenge's scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from utils.datasets import BENCHMARKS
+from utils.scores import BASELINE_2023, RUNTIME_2023_MS, YEARS, terms
+from utils.summary import aligned, number
+
+# Y-PSNR [dB] and SSIM, x4, of the LKDN factsheet (NTIRE 2023), Table 1.
+FACTSHEET = {
+    "Set5": (32.10, 0.8938), "Set14": (28.62, 0.7820), "B100": (27.59, 0.7371),
+    "Urban100": (26.07, 0.7845), "Manga109": (30.50, 0.9077),
+}  # fmt: skip
+
+
+def text(runs: Sequence[dict[str, Any]]) -> str:
+    """What is printed after all runs; nothing where there is nothing to compare."""
+    parts = []
+    if any(_scored(run) for run in runs):
+        parts.append("Table 1, Y-PSNR [dB] / SSIM, and the difference to the factsheet:\n"
+                     + aligned(table1(runs)))  # fmt: skip
+    if len({run["num_parameters"] for run in runs}) > 1:
+        parts.append(scores(runs))
+    return "".join(f"\n{part}\n" for part in parts)
+
+
+def _scored(run: dict[str, Any]) -> bool:
+    return bool(run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"])
+
+
+def table1(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The factsheet's Table 1: its row, then one for each network, each set with the difference."""
+    names = list(dict.fromkeys(run["model"] for run in runs))
+    sets = [name for name in BENCHMARKS if any(r["dataset"] == name and _scored(r) for r in runs)]
+    rows = [["", *(cell for name in sets for cell in (name, "difference"))]]
+    published = [f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in (FACTSHEET[name] for name in sets)]
+    rows.append(["factsheet", *(cell for scores in published for cell in (scores, ""))])
+    for model in names:
+        row = [model]
+        for name in sets:
+            run = next((r for r in runs if (r["model"], r["dataset"]) == (model, name)
+                        and _scored(r)), None)  # fmt: skip
+            row += _cells(run, *FACTSHEET[name]) if run else ["not measured", ""]
+        rows.append(row)
+    return rows
+
+
+def _cells(run: dict[str, Any], psnr: float, ssim: float) -> list[str]:
+    ours, ours_ssim = run["ave_psnr_y"], run["ave_ssim_y"]
+    return [f"{ours:.3f} / {ours_ssim:.4f}", f"{ours - psnr:+.3f} / {ours_ssim - ssim:+.4f}"]
+
+
+def scores(runs: Sequence[dict[str, Any]]) -> str:
+    """The terms of the later years' score for each network of the first set, and what the time
+    beside the baseline's would be on the organisers' machine."""
+    first = [run for run in runs if run["dataset"] == runs[0]["dataset"]]
+    environment = first[0]["environment"]
+    cuda = environment["device_type"] == "cuda"
+    lines = ["Scores of later years, the less the better: weight * e^(2 * cost / baseline's cost)"]
+    rows = [["", "FLOPs", "parameters", "runtime", "sum"]]
+    for year in YEARS:
+        for run in first:
+            got = terms(year, run["flops"], run["num_parameters"],
+                        run["ave_runtime_ms"] if cuda else None)  # fmt: skip
+            rows.append([f"{year.year}, against {year.baseline}: {run['model']}",
+                         f"{got.flops:.4f}", f"{got.parameters:.4f}",
+                         number(got.runtime, 4, "no CUDA"), number(got.total, 4, "no CUDA")])
+    lines.append(aligned(rows))
+    lines.append(
+        f"The runtime term is of this {environment['device']}, while the baselines' times are of "
+        "the organisers' GPUs." if cuda else
+        f"A time on {environment['device']} makes no runtime term: the baselines' are of GPUs."
+    )  # fmt: skip
+    return "\n".join([*lines, *_estimates(first)])
+
+
+def _estimates(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Each network's time in 2023's table if it took as many times the baseline's as it does here;
+    by warm medians, for a cold first image would decide."""
+
+    def time(run: dict[str, Any]) -> float | None:
+        return run["median_runtime_ms"] or run["ave_runtime_ms"]
+
+    baseline = next((run for run in runs if run["model"].startswith(BASELINE_2023)), None)
+    if baseline is None or not time(baseline):
+        return []
+    lines = []
+    for run in runs:
+        if run is baseline or not (own := time(run)):
+            continue
+        times = own / (time(baseline) or 1)
+        known = RUNTIME_2023_MS.get(run["model"].split("@")[0])
+        lines.append(
+            f"{run['model']} takes {times:.2f} times as long as {baseline['model']} here; times "
+            f"its {RUNTIME_2023_MS[BASELINE_2023]} ms of 2023's table that is "
+            f"{times * RUNTIME_2023_MS[BASELINE_2023]:.1f} ms"
+            + (f", where the organisers measured {known} ms." if known else ".")
+        )
+    return lines

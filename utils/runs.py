@@ -1,0 +1,218 @@
+"""Measure networks on a set, image by image in turns: one record a network."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils import efficiency, evaluate, record
+from utils.bicubic import Convention
+from utils.datasets import BENCHMARKS, ImageSet, Pair
+from utils.images import ImageError, write_png
+
+LR_SOURCES = {
+    "double": "bicubic x1/4 of HR, MATLAB imresize, one rounding at the end (im2double first)",
+    "uint8": "bicubic x1/4 of HR, MATLAB imresize, rounded to 8 bit after each pass",
+}
+# What concerns one image and not the others; running out of memory is a RuntimeError on a CPU.
+BAD_IMAGE = (ImageError, FloatingPointError, MemoryError, RuntimeError)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to run. `name` is that of its results, `file` its checkpoint, or None where
+    it has no weights and only what it costs is measured.
+
+    `net` is the plain network, which is what is counted; `run` what restores, on a `backend` and
+    in a `precision`: the plain network itself, or a faster form of it. Both take and give RGB in
+    0..data_range.
+    """
+
+    name: str
+    net: nn.Module
+    file: Path | None
+    run: Callable[[Tensor], Tensor]
+    backend: str = "eager"
+    precision: str = "fp32"
+    data_range: float = 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a set is measured; the fields are test_demo.py's options."""
+
+    save_dir: Path
+    ssim: bool = False
+    repeat: int = 1
+    bicubic: Convention = "double"
+    images: bool = True
+
+
+@dataclass
+class _Tally:
+    """What one network has done: a record an image, what failed, the LR images for further passes
+    and their times, the peak memory where networks take turns."""
+
+    model: Model
+    images: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    again: list[Any] = field(default_factory=list)
+    passes: list[list[float]] = field(default_factory=list)
+    memory_mib: float | None = None
+
+
+def measure_set(
+    models: Sequence[Model], image_set: ImageSet, device: torch.device, options: Options
+) -> list[dict[str, Any]]:
+    """Restore, time and score a set; for each network the run's record but for its counters.
+
+    Several networks take turns image by image, so that what disturbs the machine disturbs all.
+    """
+    tallies = [_Tally(model) for model in models]
+    runs = [_conditions(model, image_set, device, options) for model in models]
+    efficiency.reset_peak_memory(device)
+    with ExitStack() as stack:
+        for run in runs:
+            file = options.save_dir / f"{record.run_stem(run)}.log"
+            stack.enter_context(_log_file(file, run["model"]))
+        bar = stack.enter_context(tqdm(
+            total=len(image_set.pairs) * len(models) * options.repeat,
+            desc=f"{', '.join(m.name for m in models)} on {image_set.name}", unit="image",
+        ))  # fmt: skip
+        for pair in image_set.pairs:
+            _first_pass(tallies, pair, image_set, device, options, bar)
+        bar.total = bar.n + sum(len(t.again) for t in tallies) * (options.repeat - 1)
+        for tally in tallies:
+            tally.passes.append([image["runtime_ms"] for image in tally.images])
+        for _ in range(options.repeat - 1):
+            for tally, times in zip(tallies, _times(tallies, device, bar), strict=True):
+                tally.passes.append(times)
+        if len(tallies) == 1:
+            tallies[0].memory_mib = efficiency.peak_memory_mib(device)
+        for tally, run in zip(tallies, runs, strict=True):
+            if tally.model.run is not tally.model.net:
+                bar.total += len(tally.again)
+                plain = _Tally(replace(tally.model, run=tally.model.net), again=tally.again)
+                run["plain"] = asdict(efficiency.runtime(_times([plain], device, bar)))
+                tally.failed += plain.failed
+    return [run | _results(tally, options) for tally, run in zip(tallies, runs, strict=True)]
+
+
+def _conditions(
+    model: Model, image_set: ImageSet, device: torch.device, options: Options
+) -> dict[str, Any]:
+    checkpoint: dict[str, str | None] = {"name": None, "sha256": None}
+    if model.file:
+        checkpoint = {"name": model.file.name, "sha256": record.sha256(model.file)}
+    return {
+        "model": model.name,
+        "dataset": image_set.name,
+        "checkpoint": checkpoint,
+        "lr_source": lr_source(image_set.pairs, options.bicubic),
+        "backend": model.backend,
+        "precision": model.precision,
+        "environment": {**record.environment(device), "precision": model.precision},
+        "flops_counter": efficiency.COUNTER,
+    }
+
+
+def _first_pass(
+    tallies: list[_Tally], pair: Pair, image_set: ImageSet, device: torch.device,
+    options: Options, bar: tqdm,
+) -> None:  # fmt: skip
+    """Restore, score and write one image with each network."""
+    y_ssim = options.ssim or image_set.name in BENCHMARKS
+    for tally in tallies:
+        model = tally.model
+        try:
+            sample = evaluate.load(pair, options.bicubic)
+            if len(tallies) > 1:
+                efficiency.reset_peak_memory(device, free=False)
+            sr, runtime_ms = evaluate.restore(model.run, sample.lr, device, model.data_range)
+            if len(tallies) > 1:
+                peaks = (tally.memory_mib, efficiency.peak_memory_mib(device))
+                tally.memory_mib = max((peak for peak in peaks if peak is not None), default=None)
+            if model.file is None:
+                sample = replace(sample, hr=None)  # what has no weights is not scored
+            image = evaluate.measured(sample, sr, runtime_ms, options.ssim, y_ssim)
+            if options.images and model.file:
+                folder = options.save_dir / model.name / image_set.name
+                write_png(folder / f"{pair.name}.png", sr)
+        except BAD_IMAGE as error:
+            tally.failed.append(f"{pair.name}: {error}")
+            logger.error("%s/%s", image_set.name, tally.failed[-1], extra={"model": model.name})
+        else:
+            tally.images.append(image)
+            if options.repeat > 1 or model.run is not model.net:
+                tally.again.append(sample.lr)
+            logger.info("%s", _image_line(model, image), extra={"model": model.name})
+        bar.update()
+
+
+def _times(tallies: list[_Tally], device: torch.device, bar: tqdm) -> list[list[float]]:
+    """Milliseconds of one more pass of each network over its LR images, in turns."""
+    times: list[list[float]] = [[] for _ in tallies]
+    for i in range(max(len(tally.again) for tally in tallies)):
+        for tally, own in zip(tallies, times, strict=True):
+            if i >= len(tally.again):
+                continue
+            try:
+                own.append(evaluate.restore(
+                    tally.model.run, tally.again[i], device, tally.model.data_range
+                )[1])  # fmt: skip
+            except BAD_IMAGE as error:
+                tally.failed.append(f"a further pass: {error}")
+            bar.update()
+    return times
+
+
+def _results(tally: _Tally, options: Options) -> dict[str, Any]:
+    times = efficiency.runtime(tally.passes)
+    averages = ("psnr", "psnr_y", "ssim", "ssim_y", "psnr_bicubic", "psnr_y_bicubic")
+    return {
+        **{f"ave_{key}": evaluate.mean_of(tally.images, key) for key in averages},
+        "ave_runtime_ms": times.average,
+        "median_runtime_ms": times.median,
+        "p20_runtime_ms": times.p20,
+        "p80_runtime_ms": times.p80,
+        "repeat": options.repeat,
+        "memory_mib": tally.memory_mib,
+        "images": tally.images,
+        "failed": tally.failed,
+    }
+
+
+def lr_source(pairs: Sequence[Pair], convention: str) -> str:
+    """Where the LR images of a set come from, in words for the record."""
+    folders = sorted({"/".join(pair.lr.parent.parts[-2:]) for pair in pairs if pair.lr})
+    return f"files in {', '.join(folders)}" if folders else LR_SOURCES[convention]
+
+
+def _image_line(model: Model, image: dict[str, Any]) -> str:
+    width, height = image["size"]
+    line = f"{model.name} {image['name']}: {width}x{height}, {image['runtime_ms']:.2f} ms"
+    if image["psnr"] is not None:
+        line += f", PSNR {image['psnr']:.2f} dB (bicubic {image['psnr_bicubic']:.2f} dB)"
+    return line
+
+
+@contextmanager
+def _log_file(path: Path, model: str) -> Iterator[None]:
+    """Send a network's lines to a file too."""
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.addFilter(lambda line: getattr(line, "model", None) == model)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
