@@ -125,12 +125,12 @@ def _compile(command: list[str], library: Path) -> None:
 def _folder() -> Path:
     """Where compiled kernels are kept: the user's cache, or a new folder if that is not writable.
     Never one that others may write to, for what lies there is run."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lkdn"
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lkdn"
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):
             return cache
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
         pass
     return Path(tempfile.mkdtemp(prefix="lkdn-"))
 
