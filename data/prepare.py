@@ -1,0 +1,261 @@
+"""Download DIV2K, and bring LSDIR and the benchmark sets that you have into data/."""
+
+import argparse
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # was data/
+
+from utils.archives import ArchiveError, DataError, put, scratch_in, unpack  # noqa: E402
+from utils.datasets import BENCHMARKS, SCALE, DatasetError, Pair, find  # noqa: E402
+from utils.download import download  # noqa: E402
+from utils.images import ImageError, find_images  # noqa: E402
+from utils.packing import HELD_OUT, pack  # noqa: E402
+
+URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
+# What folders of the benchmark sets are called in lower case, but for an ending.
+ENDING = re.compile(r"_[hl]r.*$", re.IGNORECASE)
+SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One of DIV2K's zip files. Its images go to `folder`; a `sha256` of None is not verified."""
+
+    name: str
+    folder: str
+    images: int
+    size: int
+    sha256: str | None
+
+
+# Sizes and checksums as published by tensorflow_datasets (datasets/div2k/checksums.tsv); the
+# download itself was not run here.
+DIV2K = {
+    "DIV2K_valid": (
+        Archive("DIV2K_valid_HR.zip", "DIV2K_valid_HR", 100, 448993893,
+                "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
+        Archive("DIV2K_valid_LR_bicubic_X4.zip", "DIV2K_valid_LR_bicubic/X4", 100, 31505881,
+                "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553"),
+    ),
+    "DIV2K_train": (
+        Archive("DIV2K_train_HR.zip", "DIV2K_train_HR", 800, 3530603713,
+                "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
+        Archive("DIV2K_train_LR_bicubic_X4.zip", "DIV2K_train_LR_bicubic/X4", 800, 246914039,
+                "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a"),
+    ),
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        args.data_dir.mkdir(parents=True, exist_ok=True)
+        archives = [archive for name in dict.fromkeys(args.sets) for archive in DIV2K[name]]
+        prepare_div2k(archives, args.url, args.data_dir, args.keep)
+        if args.lsdir:
+            prepare_lsdir(list(dict.fromkeys(args.lsdir)), args.first, args.data_dir)
+        if args.benchmarks:
+            prepare_benchmarks(args.benchmarks, args.data_dir)
+        if args.pack:
+            packed = args.data_dir / "packed"
+            count = len(pack([args.data_dir], packed).images)
+            tqdm.write(f"{packed}: {count} training images, decoded; to train on them: python "
+                       f"train/train.py --data {args.data_dir} --packed {packed} ..")
+    except (DataError, DatasetError, ImageError, OSError) as error:
+        print(f"data/prepare.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("data/prepare.py: interrupted; what was downloaded stays in *.part, and the same "
+              "command continues it", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """What to prepare; argparse ends the process with 2 and a message if that is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("sets", nargs="*", type=_set, metavar="SET",
+        help=f"to download, HR and LR: {', '.join(DIV2K)}")
+    add("--lsdir", nargs="+", type=_source, metavar="PATH",
+        help="folders, tars or zips of LSDIR's training images, which go to LSDIR/")
+    add("--first", type=int, default=2000, metavar="N",
+        help="take the first N images of LSDIR, by file name")
+    add("--benchmarks", nargs="+", type=_source, metavar="PATH",
+        help=f"folders, tars or zips with {', '.join(BENCHMARKS)}, any of them")
+    add("--pack", action="store_true", help="then decode the training images to packed/")
+    add("--data_dir", type=Path, default=ROOT / "data", metavar="DIR", help="where all of it goes")
+    add("--keep", action="store_true", help="keep the downloaded archives after unpacking")
+    add("--url", default=URL, help="where DIV2K's archives lie, a mirror for example")
+    args = parser.parse_args(argv)
+    args.data_dir = args.data_dir.resolve()
+    if not (args.sets or args.lsdir or args.benchmarks or args.pack):
+        parser.error(f"expected {', '.join(DIV2K)}, --lsdir, --benchmarks or --pack, got "
+                     "nothing to prepare")
+    if args.first < 1:
+        parser.error(f"expected --first of at least 1, got {args.first}")
+    if not args.url.startswith(("http://", "https://")):
+        parser.error(f"expected --url of http:// or https://, got {args.url}")
+    return args
+
+
+def _set(text: str) -> str:
+    if text not in DIV2K:
+        raise argparse.ArgumentTypeError(f"expected {' or '.join(DIV2K)}, got {text}")
+    return text
+
+
+def _source(text: str) -> Path:
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"expected a folder or an archive, found no {text}")
+    return Path(text).resolve()
+
+
+def prepare_div2k(archives: Sequence[Archive], url: str, data_dir: Path, keep: bool) -> None:
+    """Download and unpack what is not there yet."""
+    missing = [archive for archive in archives if not is_there(archive.images, [
+        data_dir / parent / folder for parent in ("", "DIV2K")
+        for folder in (archive.folder, archive.folder.removesuffix("_bicubic/X4"))
+    ])]  # fmt: skip
+    if missing:
+        total = sum(archive.size for archive in missing)
+        with tqdm(total=total, desc="download", unit="B", unit_scale=True) as bar:
+            for archive in missing:
+                install(archive, f"{url.rstrip('/')}/{archive.name}", data_dir, keep, bar)
+
+
+def is_there(images: int, folders: Sequence[Path]) -> bool:
+    """Whether one of the folders has so many images; DataError if the first, where they would
+    go, holds something else."""
+    for folder in folders:
+        if folder.is_dir() and len(find_images(folder, recursive=False)) == images:
+            tqdm.write(f"{folder}: {images} images, complete already")
+            return True
+    require_empty(folders[0], f"{images} images")
+    return False
+
+
+def require_empty(target: Path, content: str) -> None:
+    """Raise DataError if anything lies where `content` would go."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise DataError(f"expected {content} or nothing in {target}, got something else: move "
+                           "it away and run this again")  # fmt: skip
+
+
+def install(archive: Archive, url: str, data_dir: Path, keep: bool, bar: tqdm) -> None:
+    """Download an archive, unless it lies there already, verify and unpack it."""
+    file, target = data_dir / archive.name, data_dir / archive.folder
+    start = bar.n
+    if not file.exists():
+        download(url, file, archive.size, bar)
+    bar.n = start + archive.size
+    try:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if archive.sha256 not in (None, digest):
+            raise ArchiveError(f"expected sha256 {archive.sha256}, got {digest}")
+        with scratch_in(data_dir) as scratch:
+            found = {path.name: path for path in find_images(unpack(file, scratch))}
+            if len(found) != archive.images:
+                raise ArchiveError(f"expected {archive.images} images, got {len(found)}")
+            put(found, target, scratch)
+    except (ArchiveError, ImageError) as error:
+        file.unlink()
+        raise DataError(f"{file}: {error}; the file is removed, run this again to download it "
+                           "anew, or give a mirror by --url") from error  # fmt: skip
+    if not keep:
+        file.unlink()
+    checked = "sha256 as published" if archive.sha256 else "sha256 not verified, none is known"
+    tqdm.write(f"{target}: {archive.images} images, {checked}")
+
+
+def prepare_lsdir(sources: Sequence[Path], first: int, data_dir: Path) -> None:
+    """Bring the first training images, by file name, to LSDIR/."""
+    target = data_dir / "LSDIR"
+    if is_there(first, [target]):
+        return
+    with scratch_in(data_dir) as scratch:
+        found: dict[str, Path] = {}
+        for source in sources:
+            tree = source if source.is_dir() else unpack(source, scratch)
+            for path in find_images(tree):
+                # 0000001.png, but not 0000001x4.png nor what is for validation
+                held_out = any(map(HELD_OUT.search, path.relative_to(tree.parent).parts))
+                if path.stem.isdecimal() and not held_out:
+                    found.setdefault(path.name, path)
+        if len(found) < first:
+            raise DataError(f"expected {first} training images such as 0000001.png in "
+                               f"{', '.join(map(str, sources))}, got {len(found)}: give more "
+                               "parts of LSDIR, or a lower --first")  # fmt: skip
+        chosen = sorted(found)[:first]
+        put({name: found[name] for name in chosen}, target, scratch)
+    tqdm.write(f"{target}: {first} images, {chosen[0]} to {chosen[-1]}")
+
+
+def prepare_benchmarks(sources: Sequence[Path], data_dir: Path) -> None:
+    """Bring each set that is not there yet to NAME/HR/ and, if it has LR images, NAME/LR/."""
+    if all(find_pairs(data_dir / name) for name in BENCHMARKS):
+        tqdm.write(f"{data_dir}: {', '.join(BENCHMARKS)}, complete already")
+        return
+    with scratch_in(data_dir) as scratch:
+        for source in sources:
+            tree = source if source.is_dir() else unpack(source, scratch)
+            sets: dict[str, list[Pair]] = {}
+            for folder in (tree, *sorted(path for path in tree.rglob("*") if path.is_dir())):
+                stem = ENDING.sub("", folder.name)
+                if (name := SPELLINGS.get(stem.lower())) and not sets.get(name):
+                    root = folder.with_name(stem)
+                    sets[name] = find_srf_pairs(root) or find_pairs(root)
+            missing = [name for name in sets or BENCHMARKS if not sets.get(name)]
+            if missing:
+                raise DataError(f"expected HR images of {', '.join(missing)} in {source}, in a "
+                                   "layout that data/README.md lists, got none")  # fmt: skip
+            for name, pairs in sets.items():
+                put_benchmark(pairs, data_dir / name, scratch)
+
+
+def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
+    """Bring one set into place, unless it is there already."""
+    if there := find_pairs(target):
+        tqdm.write(f"{target}: {len(there)} images, complete already")
+        return
+    require_empty(target, f"{target.name} as HR/ and LR/")
+    pictures = {f"HR/{pair.name}.png": pair.hr for pair in pairs if pair.hr}
+    low = {f"LR/{pair.name}x{SCALE}.png": pair.lr for pair in pairs if pair.lr}
+    put(pictures | low, target, scratch)
+    tqdm.write(f"{target}: {len(pictures)} images, {len(low)} of them with LR")
+
+
+def find_pairs(root: Path) -> list[Pair]:
+    """The pairs of the set called `root` whose HR images are there."""
+    try:
+        return [pair for pair in find(str(root), root.parent).pairs if pair.hr]
+    except DatasetError:
+        return []
+
+
+def find_srf_pairs(root: Path) -> list[Pair]:
+    """The pairs of a set in SelfExSR's layout, image_SRF_4/img_001_SRF_4_HR.png and .._LR.png."""
+    ending = f"_SRF_{SCALE}_HR.png"
+    files = sorted((root / f"image_SRF_{SCALE}").glob(f"*{ending}"))
+    low = [file.with_name(file.name.removesuffix("HR.png") + "LR.png") for file in files]
+    has_lr = any(path.exists() for path in low)
+    return [Pair(file.name.removesuffix(ending), file, lr if has_lr else None)
+            for file, lr in zip(files, low, strict=True)]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
