@@ -1,0 +1,266 @@
+"""The organisers' rules: each a function that names what breaks it in a repository."""
+
+import ast
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deploy.factsheet import Team
+from utils import efficiency
+from utils.datasets import BENCHMARKS, SCALE
+from utils.images import EXTENSIONS, read_rgb
+from utils.packing import HELD_OUT
+from utils.record import read_runs, sha256
+from utils.weights import load_weights
+
+LIMIT_MB = 100  # of what is sent, without SR images, unpacked
+# What is sent of the repository: files, and folders with all in them. Nothing that the judge's
+# command runs by default needs the rest.
+SENT = ("test_demo.py", "models/", "model_zoo/", "utils/", "train/", "data/README.md",
+        "data/prepare.py", "README.md", "LICENSE", "requirements.txt", "constraints.txt",
+        "results/README.md", "results/published/")  # fmt: skip
+PUBLISHED = "results/published"
+CHALLENGE_IMAGE = re.compile(rf"\d{{4,7}}(x{SCALE})?")  # DIV2K's 0801x4, LSDIR's 0000001
+CREDITED = ("Chengxing Xie", "Xiaoming Zhang", "Linze Li", "Haiteng Meng", "Tianlin Zhang",
+            "Tianrui Li", "Xiaole Zhao", "BSRN", "VapSR", "RFDN", "NTIRE 2023 organisers",
+            "Timofte", "Keller Jordan")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is entered: the repository's files, relative to `root`, and who sends them.
+
+    `models` are those of the team's ID, of which there should be one, as of `own_checkpoints`;
+    `results` is the --save_dir of a run of test_demo.py, if its images are sent.
+    """
+
+    root: Path
+    team: Team
+    files: tuple[str, ...]
+    results: Path | None = None
+
+    @property
+    def models(self) -> list[str]:
+        return [f for f in self.files if re.fullmatch(rf"models/team{self.team.id:02}_.*\.py", f)]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return [f for f in self.files if re.fullmatch(r"model_zoo/.*\.(pth|pt|ckpt)", f)]
+
+    @property
+    def own_checkpoints(self) -> list[str]:
+        return [file for file in self.checkpoints if Path(file).stem == self.stem]
+
+    @property
+    def stem(self) -> str:
+        return Path(self.models[0]).stem
+
+    @property
+    def name(self) -> str:
+        """As in results: 23_LKDN."""
+        return self.stem.removeprefix("team")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / self.own_checkpoints[0]
+
+    @property
+    def sent(self) -> list[str]:
+        return [file for file in self.files if file.startswith(SENT)]
+
+    def text(self, file: str) -> str:
+        return (self.root / file).read_text(encoding="utf-8")
+
+    def training(self) -> dict[str, Any]:
+        return json.loads(self.text(f"{PUBLISHED}/{self.name}_training.json"))
+
+    def runs(self, folder: Path | None = None) -> list[dict[str, Any]]:
+        """Of this entry, published or in `folder`."""
+        runs = read_runs(folder or self.root / PUBLISHED)
+        return [run for run in runs if run["model"] == self.name]
+
+
+def check(entry: Entry) -> list[str]:
+    """Every broken rule with what breaks it. Those on the model are left out where not exactly
+    one model and checkpoint are there."""
+    broken = [said for rule in FILE_RULES for said in _broken(rule, entry)]
+    if len(entry.models) == 1 and len(entry.own_checkpoints) == 1:
+        broken += [said for rule in MODEL_RULES for said in _broken(rule, entry)]
+    return broken
+
+
+def _broken(rule: str, entry: Entry) -> list[str]:
+    try:
+        return [f"{rule}: {reason}" for reason in (FILE_RULES | MODEL_RULES)[rule](entry)]
+    except Exception as error:  # of whatever kind: rules read, and run, what they are given
+        return [f"{rule}: {error or type(error).__name__}"]
+
+
+def _model_file(entry: Entry) -> Iterator[str]:
+    if len(entry.models) != 1:
+        found = ", ".join(entry.models) or "none"
+        yield f"expected one file models/team{entry.team.id:02}_NAME.py, got {found}"
+    for file in entry.models:
+        names = {name.split(".")[0] for name in _imports(entry.text(file))}
+        for name in sorted(names - {"torch"} - sys.stdlib_module_names):
+            yield f"expected {file} to import torch and Python's own alone, got {name or 'its own'}"
+
+
+def _imports(source: str) -> Iterator[str]:
+    """Modules that a file imports, also inside functions; `a.b` for `from a import b` too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
+
+
+def _checkpoint_file(entry: Entry) -> Iterator[str]:
+    models = {Path(file).stem for file in entry.files if file.startswith("models/")}
+    if entry.models and len(entry.own_checkpoints) != 1:
+        yield (f"expected one model_zoo/{entry.stem}.pth, .pt or .ckpt, got "
+               f"{', '.join(entry.checkpoints) or 'none'}")
+    for file in entry.checkpoints:
+        if Path(file).stem not in models:
+            yield f"expected models/{Path(file).stem}.py beside {file}, got none: rename it"
+
+
+def _network(entry: Entry) -> nn.Module:
+    """The entry's network with its weights, loaded strictly."""
+    path = entry.root / entry.models[0]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader  # as for any .py
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    net = getattr(module, entry.name.partition("_")[2])()
+    load_weights(net, entry.checkpoint)
+    return net.eval().requires_grad_(False)
+
+
+def _counters(entry: Entry) -> Iterator[str]:
+    """Whether the weights load, restore, and cost what the published runs say."""
+    net = _network(entry)
+    with torch.inference_mode():
+        sr = net(torch.rand(1, 3, 12, 20))
+    if sr.shape != (1, 3, 12 * SCALE, 20 * SCALE) or not torch.isfinite(sr).all():
+        yield f"expected finite (1, 3, 48, 80) of (1, 3, 12, 20), got {tuple(sr.shape)}, or NaN"
+    if importlib.util.find_spec("fvcore"):
+        counts = asdict(efficiency.count(net))
+    else:
+        counts = {"num_parameters": sum(p.numel() for p in net.parameters()),
+                  "num_conv": sum(isinstance(m, nn.Conv2d) for m in net.modules())}  # fmt: skip
+    runs = entry.runs()
+    for key, value in counts.items():
+        if others := {run[key] for run in runs} - {value}:
+            yield f"expected the {key} of the published runs, {min(others):,}, got {value:,}"
+    digest = sha256(entry.checkpoint)
+    if not any(run["checkpoint"]["sha256"] == digest for run in runs):
+        yield (f"expected a run of these weights in {PUBLISHED}/, got {len(runs)} of others: run "
+               "test_demo.py and python -m utils.record --publish FILE")
+
+
+def _no_images(entry: Entry) -> Iterator[str]:
+    sizes = {}
+    for file in (f for f in entry.files if Path(f).suffix.lower() in EXTENSIONS):
+        if CHALLENGE_IMAGE.fullmatch(Path(file).stem):
+            yield f"expected no image of the challenge, got {file}: remove it"
+        elif not (file.startswith(f"{PUBLISHED}/") and file.endswith(".png")):
+            yield f"expected no image but PNG pictures in {PUBLISHED}/, got {file}: remove it"
+        else:
+            sizes[file] = read_rgb(entry.root / file).shape
+    for small, large in permutations(sizes, 2):
+        if [SCALE * side for side in sizes[small][:2]] == list(sizes[large][:2]):
+            yield f"expected no LR beside its SR or HR image, got {small} and {large}"
+
+
+def _training_data(entry: Entry) -> Iterator[str]:
+    """What can be verified of the comparison that train/export.py makes before it ships."""
+    said, digest = entry.training(), sha256(entry.checkpoint)
+    if said.get("sha256") != digest:
+        yield (f"expected the training record of the checkpoint, sha256 {digest[:12]}, got that of "
+               f"{str(said.get('sha256'))[:12]}: ship weights with train/export.py")
+    if not said.get("held_out_images_compared"):
+        yield ("expected held-out images compared with the training data, got none: run "
+               "train/export.py with --held_out DIR")
+    if not said["stages"]:
+        yield "expected the stages of the training, got none: ship with train/export.py"
+    for stage in said["stages"]:
+        name, data = stage["stage"]["name"], stage["data_summary"] or {}
+        if stage["init"]:
+            yield f"expected {name} to begin with weights of known training, got {stage['init']}"
+        if data.get("fingerprint") != stage["data"]:
+            yield f"expected a record of the images of {name}, got that of others or none"
+        for part in (part for folder in data.get("folders", ()) for part in Path(folder).parts):
+            if HELD_OUT.search(part) or part in BENCHMARKS:
+                yield f"expected no validation or test images under {name}, got the folder {part}"
+    if digest not in entry.text("model_zoo/README.md"):
+        yield "expected the sha256 of the checkpoint in model_zoo/README.md, got another or none"
+
+
+def _credits(entry: Entry) -> Iterator[str]:
+    found = re.search(r"^#+ Credits$(.*?)(?=^#|\Z)", entry.text("README.md"), re.M | re.S)
+    said = " ".join(found[1].split()) if found else ""
+    if missing := [name for name in CREDITED if name not in said]:
+        yield f"expected Credits in README.md that name {', '.join(missing)}, got none"
+
+
+def _size(entry: Entry) -> Iterator[str]:
+    size = sum((entry.root / file).stat().st_size for file in entry.sent) / 1e6
+    if size > LIMIT_MB:
+        yield f"expected at most {LIMIT_MB} MB of code and weights, got {size:.0f} MB"
+
+
+def _runs_after_clone(entry: Entry) -> Iterator[str]:
+    """Whether test_demo.py selects the model, and all that the sent code imports is sent."""
+    source = entry.text("test_demo.py")
+    for needed, is_there in (
+        ("a function select_model", re.search(r"^def select_model\(", source, re.M)),
+        (f"an import of models.{entry.stem}", f"models.{entry.stem}" in _imports(source)),
+        (entry.checkpoint.name, entry.checkpoint.name in source),
+    ):
+        if not is_there:
+            yield f"expected {needed} in test_demo.py, got none: let select_model know the model"
+    # In flat packages a module is what stands before the second point.
+    packages = tuple(part.replace("/", ".") for part in SENT if part.endswith("/"))
+    known = {file.removesuffix(".py").replace("/", ".") for file in entry.sent}
+    missing = {}
+    for file in (f for f in entry.sent if f.endswith(".py")):
+        for module in (".".join(name.split(".")[:2]) for name in _imports(entry.text(file))):
+            if module.startswith(packages) and module not in known:
+                missing[module] = file
+    for module, file in missing.items():
+        yield f"expected {module}, which {file} imports, among the files, got none: git add it"
+
+
+def _results(entry: Entry) -> Iterator[str]:
+    digest = sha256(entry.checkpoint)
+    for run in entry.runs(entry.results) if entry.results else ():
+        if run["checkpoint"]["sha256"] != digest:
+            yield (f"expected results of the weights sent, got those of others on "
+                   f"{run['dataset']} in {entry.results}: run test_demo.py again")
+
+
+Rule = Callable[[Entry], Iterator[str]]
+FILE_RULES: dict[str, Rule] = {
+    "one self-contained model file": _model_file,
+    "one checkpoint, named like the model": _checkpoint_file,
+    "no LR, SR or HR images": _no_images,
+    "credit to what the work is based on": _credits,
+    f"a parcel of at most {LIMIT_MB} MB": _size,
+}
+MODEL_RULES: dict[str, Rule] = {
+    "weights that load and cost what is claimed": _counters,
+    "no training on validation or test images": _training_data,
+    "test_demo.py works after a clone": _runs_after_clone,
+    "results of the weights that are sent": _results,
+}
