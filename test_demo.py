@@ -14,7 +14,7 @@ from torch import nn
 
 from models.team00_RFDN import RFDN
 from models.team23_LKDN import LKDN
-from utils import comparison, devices, efficiency, record, summary
+from utils import comparison, devices, efficiency, record, report, summary
 from utils.datasets import BENCHMARKS, DatasetError, ImageSet, find
 from utils.runs import LR_SOURCES, Model, Options, measure_set
 from utils.weights import CheckpointError, load_weights
@@ -116,6 +116,10 @@ def main(argv: list[str] | None = None) -> int:
                     near = path.is_relative_to(Path.cwd())
                     print(summary.text(runs[-1], path.relative_to(Path.cwd()) if near else path))
         print(comparison.text(runs), end="")
+        if args.report and any(run["images"] for run in runs):
+            page = args.save_dir / "report.html"
+            report.write(args.save_dir, page, args.data_dir or ROOT / "data", sets)
+            print(f"\nReport in {page}")
     except KeyboardInterrupt:
         print(f"interrupted; finished images are in {args.save_dir}", file=sys.stderr)
         return 1
@@ -178,6 +182,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--bicubic", choices=sorted(LR_SOURCES), default="double",
         help="how LR is made where there is no file: rounded once, or after each 8-bit pass")
     add("--no_images", action="store_true", help="do not write the restored images")
+    add("--report", action="store_true",
+        help="make SAVE_DIR/report.html of all runs there: figures, charts, pictures to compare")
     add("--verbose", action="store_true", help="print a line an image")
     args = parser.parse_args(argv)
     if args.repeat < 1:

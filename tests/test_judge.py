@@ -226,7 +226,7 @@ def test_baseline_and_network_take_turns(tmp_path: Path, random_weights: Path) -
         write_png(tmp_path / "set" / "HR" / f"{seed}.png", photo(64, 80 + 4 * seed, seed))
     done = judge(tmp_path, "--dataset", "set", "--model_id", "0", "23", "--checkpoint",
                  f"23={random_weights}", "--save_dir", "out", "--repeat", "2", "--verbose",
-                 CUDA_VISIBLE_DEVICES="")  # fmt: skip
+                 "--report", CUDA_VISIBLE_DEVICES="")  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = re.findall(rf"(00_RFDN|{STEM}) (\d): \d+x\d+, ", done.stderr)
     assert lines == [("00_RFDN", "0"), (STEM, "0"), ("00_RFDN", "1"), (STEM, "1")]
@@ -243,3 +243,5 @@ def test_baseline_and_network_take_turns(tmp_path: Path, random_weights: Path) -
     assert own.count(STEM) == 2 and "00_RFDN" not in own
     results = strict(tmp_path / "out" / "results.json")
     assert results["00_RFDN"]["flops"] == pytest.approx(27.10262256)
+    assert "Report in out" in done.stdout
+    assert f"SR {STEM}" in (tmp_path / "out" / "report.html").read_text()

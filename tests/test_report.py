@@ -1,0 +1,407 @@
+"""The page of all runs: what stands in it, how large it is, and how it behaves in a browser."""
+
+import base64
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from utils import report, viewer
+from utils.bicubic import downscale, upscale
+from utils.images import read_rgb, write_png
+from utils.record import ROOT, write_json
+
+# A name that would be a script if it were not escaped; no file of Windows may have it.
+EVIL = "<img src=x onerror=document.title='run'>\"&" if sys.platform != "win32" else "a&'b"
+SIZES = {EVIL: (40, 52), "wide": (300, 1200), "c": (48, 48), "d": (56, 40), "e": (64, 64),
+         "f": (44, 72), "g": (40, 40)}  # fmt: skip
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+class Elements(HTMLParser):
+    """Every element of a page: (tag, attributes, the text directly in it)."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, Any], list[str]]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attributes), []))
+
+    def handle_data(self, data: str) -> None:
+        if self.found:
+            self.found[-1][2].append(data)
+
+    def all(self, tag: str) -> list[tuple[dict[str, Any], str]]:
+        return [(own, "".join(text)) for name, own, text in self.found if name == tag]
+
+
+def photo(height: int, width: int, seed: int) -> np.ndarray:
+    """A colourful image, the finer the larger its seed, so that scores differ."""
+    step = 12 - seed
+    noise = np.random.default_rng(seed).integers(0, 256, (height // step + 2, width // step + 2, 3))
+    return cv2.resize(noise.astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def decoded(uri: str) -> np.ndarray:
+    head, data = uri.split(",")
+    assert head == "data:image/jpeg;base64"
+    pixels = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    return pixels[..., ::-1].astype(int)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, python: Callable) -> Path:
+    """A working directory with seven images under set/ and a run of the shipped weights in out/."""
+    folder = tmp_path_factory.mktemp("report")
+    for seed, (name, (height, width)) in enumerate(SIZES.items()):
+        write_png(folder / "set" / "HR" / f"{name}.png", photo(height, width, seed))
+    done = python(folder, ROOT / "test_demo.py", "--dataset", "set", "--save_dir", "out",
+                  "--device", "cpu")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(work: Path) -> dict[str, Any]:
+    return json.loads((work / "out" / "23_LKDN_set_cpu_eager_fp32.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(work: Path) -> Path:
+    report.write(work / "out", work / "page.html", work)
+    return work / "page.html"
+
+
+@pytest.fixture
+def copy(work: Path, tmp_path: Path) -> Path:
+    """A copy of the run to spoil."""
+    shutil.copytree(work / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_names_are_escaped_and_nothing_is_loaded(page: Path) -> None:
+    text = page.read_text("utf-8")
+    elements = Elements(text)
+    assert EVIL in {heading for _, heading in elements.all("h3")}
+    for tag, own, _ in elements.found:
+        assert not [key for key in own if key.startswith("on")], (tag, own)
+        assert tag not in {"link", "iframe", "object", "base", "form"}
+        assert own.get("src", "data:").startswith("data:"), (tag, own)
+        assert own.get("href", "#").startswith("#"), (tag, own)
+    assert not re.search(r"https?://|@import|url\(", text)
+    ids = [own["id"] for _, own, _ in elements.found if "id" in own]
+    assert len(ids) == len(set(ids))
+    assert {own["href"][1:] for own, _ in elements.all("a")} <= set(ids)
+    assert ("default-src 'none'" in text) and ("not what was scored" in " ".join(text.split()))
+    assert "Speed, cpu" in text and "Training of the shipped weights" in text
+    assert "factsheet, DIV2K_valid" in text and "LR pixels [thousands]" in text
+
+
+def test_images_are_sorted_and_the_worst_are_linked(page: Path, run: dict[str, Any]) -> None:
+    expected = sorted(run["images"], key=lambda image: image["psnr"])
+    assert expected != run["images"]
+    elements = Elements(page.read_text("utf-8"))
+    start = next(i for i, (_, own, _) in enumerate(elements.found)
+                 if own.get("aria-label") == "PSNR")  # fmt: skip
+    cells = ["".join(text) for tag, _, text in elements.found[start:] if tag in {"a", "td"}]
+    rows = [cells[i : i + 4] for i in range(0, 4 * len(expected), 4)]
+    assert rows == [[image["name"], "x".join(map(str, image["size"])),
+                     f"{image['psnr_bicubic']:.2f}", f"{image['psnr']:.2f}"]
+                    for image in expected]  # fmt: skip
+
+    found = elements.found  # an article begins with its heading
+    articles = {own["id"]: "".join(found[i + 1][2]) for i, (tag, own, _) in enumerate(found)
+                if tag == "article"}  # fmt: skip
+    worst = next(i for i, (_, own, _) in enumerate(elements.found) if own.get("class", "") ==
+                 "chips worst")  # fmt: skip
+    links = [(own["href"][1:], "".join(text)) for tag, own, text
+             in elements.found[worst : worst + 11] if tag == "a"]  # fmt: skip
+    assert [text for _, text in links] == [f"{image['name']} {image['psnr']:.2f} dB"
+                                           for image in expected[:5]]  # fmt: skip
+    assert [articles[ident] for ident, _ in links] == [image["name"] for image in expected[:5]]
+    assert list(articles.values()) == [image["name"] for image in expected]
+
+
+def test_each_view_shows_what_its_label_says(page: Path, work: Path) -> None:
+    images = Elements(page.read_text("utf-8")).all("img")
+    views = {own["alt"]: decoded(own["src"]) for own, _ in images}
+    assert len(views) == len(images) == 4 * len(SIZES)
+    for name in SIZES:
+        hr = read_rgb(work / "set" / "HR" / f"{name}.png")
+        true = {"bicubic": upscale(downscale(hr)), "HR": hr,
+                "SR 23_LKDN": read_rgb(work / "out" / "23_LKDN" / "set" / f"{name}.png")}
+        if name == "wide":  # too large to be shown whole: where it is, the test of the window says
+            assert views["wide, HR"].shape == (300, 1024, 3)
+            continue
+        distances = {(a, b): np.abs(views[f"{name}, {a}"] - true[b]).mean()
+                     for a in true for b in true}
+        for label in true:
+            assert min(true, key=lambda other: distances[label, other]) == label, distances
+        error = np.abs(true["SR 23_LKDN"].astype(int) - hr).mean(2)
+        # The map in levels again: inferno grows brighter all along.
+        brightness = views[f"{name}, error of SR 23_LKDN"].sum(2)
+        assert np.corrcoef(brightness.ravel(), error.clip(0, viewer.LEVELS).ravel())[0, 1] > 0.9
+
+
+def test_the_crop_lies_where_the_error_is_largest() -> None:
+    error = np.zeros((90, 200), np.float32)
+    error[70:80, 150:170] = 1
+    error[10, 10] = 5
+    rows, columns = viewer.window(error, 32)
+    assert rows.stop - rows.start == columns.stop - columns.start == 32
+    assert rows.start <= 70 and rows.stop >= 80
+    assert columns.start <= 150 and columns.stop >= 170
+    assert viewer.window(error, 500) == (slice(0, 90), slice(0, 200))
+
+
+@pytest.mark.parametrize("budget", [200_000, 90_000, 1_000])
+def test_the_size_is_bounded_and_the_worst_images_come_first(
+    work: Path, page: Path, run: dict[str, Any], tmp_path: Path, monkeypatch: Any, budget: int
+) -> None:
+    monkeypatch.setattr(report, "PICTURE_BYTES", budget)
+    monkeypatch.setattr(report, "SMALLEST_SHARE", 20_000)
+    report.write(work / "out", tmp_path / "small.html", work)
+    text = (tmp_path / "small.html").read_text("utf-8")
+    articles = re.findall(r"<article .*?</article>", text, re.DOTALL)
+    assert sum(len(article.encode()) for article in articles) <= budget
+    ranks = [int(re.findall(r"id=set-1-(\d+)", article)[0]) for article in articles]
+    assert ranks == list(range(len(ranks))) and len(ranks) <= budget // 20_000
+    assert (len(ranks) == len(SIZES)) == (budget == 200_000)
+    assert ("no room" in text) == (budget < 200_000)
+    ids = {own.get("id") for _, own, _ in Elements(text).found}
+    assert {own["href"][1:] for own, _ in Elements(text).all("a")} <= ids
+    if budget == 90_000:
+        crops = [decoded(own["src"]).shape for own, _ in Elements(text).all("img")
+                 if own["alt"].startswith("wide,")]  # fmt: skip
+        assert all(max(shape) < 1024 for shape in crops)
+
+
+def test_the_page_is_the_same_but_for_the_time(page: Path, work: Path, tmp_path: Path) -> None:
+    report.write(work / "out", tmp_path / "again.html", work)
+    made = r"page made [-\d]+ [:\d]+ UTC"
+    texts = [re.sub(made, "", path.read_text("utf-8")) for path in (page, tmp_path / "again.html")]
+    assert texts[0] == texts[1]
+
+
+def test_what_is_missing_is_said(copy: Path, work: Path, run: dict[str, Any]) -> None:
+    def words(data_dir: Path) -> str:
+        report.write(copy, copy / "page.html", data_dir)
+        return " ".join((copy / "page.html").read_text("utf-8").split())
+
+    run = json.loads(json.dumps(run))
+    assert "the original is not found any more" in words(copy)
+    (copy / "23_LKDN" / "set" / "c.png").unlink()
+    write_png(copy / "23_LKDN" / "set" / "d.png", photo(12, 12, 0))
+    (copy / "23_LKDN" / "set" / "e.png").write_bytes(b"no image")
+    run["images"][5] |= {"psnr": None}  # equal to HR
+    run["images"][6] |= {"psnr": None, "psnr_bicubic": None}  # no HR
+    run["images"].append(run["images"][0] | {"name": "gone"})
+    run["failed"] = [f"{EVIL}: expected <b>"]
+    write_json(copy / "23_LKDN_set_cpu_eager_fp32.json", run)
+    write_json(copy / "old.json", {"model": 1, "dataset": 2, "images": [3], "checkpoint": 4})
+    (copy / "broken.json").write_text('{"model":')
+    text = words(work)
+    for said in ("c: no restored image was written", "d: what 23_LKDN restored is not of 4 times",
+                 "e: expected a whole image", "gone: the original is not found",
+                 "<td>infinite</td>", "<td>not measured</td>", "expected &lt;b&gt;",
+                 "1 run of"):  # fmt: skip
+        assert said in text, said
+    shutil.rmtree(copy / "23_LKDN")
+    text = words(work)
+    assert text.count("no restored image was written") == 4 and "and 3 more" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["empty"], 2, "expected runs of test_demo.py in empty, found none"),
+        (["no such folder"], 2, "found none"),
+        (["out", "-o", "file/report.html"], 1, "cannot write file/report.html"),
+        (["out", "-o", "empty"], 1, "cannot write empty"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    copy: Path, python: Callable, arguments: list[str], code: int, message: str
+) -> None:
+    (copy.parent / "empty").mkdir()
+    (copy.parent / "file").touch()
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils import report; "
+    done = python(copy.parent, "-c", f"{script}sys.exit(report.main(sys.argv[1:]))", *arguments)
+    assert done.returncode == code
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not [path for path in copy.parent.rglob("*") if path.suffix == ".tmp"]
+    assert not list(copy.parent.rglob("report.html"))
+
+
+class Browser:
+    """Chromium by the WebDriver protocol."""
+
+    def __init__(self, port: int) -> None:
+        self.base = f"http://127.0.0.1:{port}"
+        self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def call(self, path: str, content: Any = None) -> Any:
+        data = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self.base + path, data)
+        with self.open(request, timeout=60) as response:
+            return json.load(response)["value"]
+
+    def start(self, profile: Path) -> None:
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                   "--no-first-run", "--disable-background-networking",
+                   "--disable-component-update", "--disable-sync",
+                   f"--user-data-dir={profile}"]  # fmt: skip
+        capabilities = {"goog:chromeOptions": {"args": options, "binary": CHROMIUM},
+                        "goog:loggingPrefs": {"browser": "ALL"}}  # fmt: skip
+        session = self.call("/session", {"capabilities": {"alwaysMatch": capabilities}})
+        self.base += f"/session/{session['sessionId']}"
+
+    def run(self, script: str) -> Any:
+        return self.call("/execute/sync", {"script": script, "args": []})
+
+    def window(self, width: int, height: int) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.call("/goog/cdp/execute",
+                  {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})  # fmt: skip
+
+    def act(self, kind: str, *actions: dict[str, Any]) -> None:
+        self.call("/actions", {"actions": [{"type": kind, "id": kind, "actions": actions}]})
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not CHROMIUM or not DRIVER:
+        pytest.skip("needs chromium and chromedriver, which are not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    profile = tmp_path_factory.mktemp("profile")
+    with subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        try:
+            browser = Browser(port)
+            for _ in range(200):
+                try:
+                    browser.call("/status")
+                    break
+                except OSError:
+                    time.sleep(0.05)
+            browser.start(profile)
+            yield browser
+            request = urllib.request.Request(browser.base, method="DELETE")
+            browser.open(request, timeout=60).close()
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def opened(browser: Browser, page: Path) -> Browser:
+    """The page, with `at()`: where the first divider is, in parts of the picture in sight."""
+    browser.window(1100, 800)
+    browser.call("/url", {"url": page.as_uri()})
+    browser.run("""
+        const picture = document.querySelector("article.picture");
+        window.get = (what) => picture.querySelector(what);
+        window.set = (what, value, event) => {
+          get(what).value = value;
+          get(what).dispatchEvent(new Event(event, {bubbles: true}));
+        };
+        window.at = () => {
+          const line = get(".divider").getBoundingClientRect();
+          const frame = get(".stage").getBoundingClientRect(), all =
+            get(".layers").getBoundingClientRect();
+          const from = Math.max(frame.left, all.left), to = Math.min(frame.right, all.right);
+          return ((line.left + line.right) / 2 - from) / (to - from);
+        };
+        picture.scrollIntoView();
+    """)
+    return browser
+
+
+def test_it_opens_from_disk_without_errors_and_every_picture_decodes(opened: Browser) -> None:
+    widths = opened.run("""
+        return Promise.all([...document.images].map(
+          (image) => image.decode().then(() => image.naturalWidth, () => 0)))
+    """)
+    assert len(widths) == 4 * len(SIZES) and all(widths)
+    assert opened.call("/se/log", {"type": "browser"}) == []
+    assert opened.run("return document.title") == "LKDN report"
+    loaded = opened.run("return performance.getEntriesByType('resource').map((e) => e.name)")
+    assert not [name for name in loaded if not name.startswith("data:")]
+    assert opened.run("return [...document.querySelectorAll('input, select')].filter((control) =>"
+                      "!control.labels.length && !control.ariaLabel).length") == 0  # fmt: skip
+    assert opened.run("return document.querySelectorAll('svg.chart circle').length") >= len(SIZES)
+
+
+def test_keyboard_mouse_and_events_move_the_divider(opened: Browser) -> None:
+    assert opened.run("return at()") == pytest.approx(0.5, abs=0.01)
+    opened.run("get('input').focus()")
+    for _ in range(3):
+        opened.act("key", {"type": "keyDown", "value": "\ue014"}, {"type": "keyUp",
+                                                                   "value": "\ue014"})
+    assert opened.run("return get('input').value") == "53"
+    assert opened.run("return at()") == pytest.approx(0.53, abs=0.01)
+    assert opened.run("return get('input').getAttribute('aria-valuetext')").startswith("53 %")
+    opened.run("set('input', 20, 'input')")
+    assert opened.run("return at()") == pytest.approx(0.2, abs=0.01)
+    box = opened.run("return get('.layers').getBoundingClientRect().toJSON()")
+    x, y = (int(box["left"] + share * box["width"]) for share in (0.3, 0.8))
+    move = {"type": "pointerMove", "duration": 0, "y": int(box["top"] + box["height"] / 2)}
+    opened.act("pointer", {**move, "x": x}, {"type": "pointerDown", "button": 0},
+               {**move, "x": y}, {"type": "pointerUp", "button": 0})  # fmt: skip
+    assert opened.run("return at()") == pytest.approx(0.8, abs=0.02)
+
+
+def test_two_views_are_chosen_and_enlarged_to_pixels(opened: Browser) -> None:
+    shown = ("return [...get('.layers').querySelectorAll('img')].filter((image) => !image.hidden)"
+             ".map((image) => [image.dataset.view, image.classList.contains('over')])")
+    assert opened.run(shown) == [["bicubic", False], ["SR 23_LKDN", True]]
+    opened.run("set('.left', 2, 'change')")
+    assert opened.run(shown) == [["SR 23_LKDN", True], ["HR", False]]
+    opened.run("set('.right', 2, 'change')")
+    assert opened.run(shown) == [["HR", False]]
+    opened.run("set('.right', 0, 'change'); set('.zoom', 16, 'change')")
+    assert opened.run(shown) == [["bicubic", True], ["HR", False]]
+    width, natural, rendering = opened.run("""
+        const image = get(".layers img");
+        return [image.clientWidth, image.naturalWidth, getComputedStyle(image).imageRendering]
+    """)
+    assert (width, rendering) == (16 * natural, "pixelated")
+    opened.window(390, 844)  # the smallest picture is wider than this when enlarged
+    opened.run("set('input', 30, 'input'); get('.stage').scrollLeft = 37")
+    # The scroll event comes with the next frame.
+    at = opened.run("return new Promise((done) => requestAnimationFrame(() => "
+                    "requestAnimationFrame(() => done(at()))))")  # fmt: skip
+    assert at == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_phone_has_nothing_to_scroll_sideways(opened: Browser) -> None:
+    opened.window(390, 844)
+    assert opened.run("return innerWidth") == 390
+    wide = opened.run("""
+        return [...document.querySelectorAll("body *")].filter((element) => {
+          const box = element.getBoundingClientRect();
+          return box.right > 390.5 && !element.closest(".scroll, .stage");
+        }).map((element) => element.outerHTML.slice(0, 80))
+    """)
+    assert wide == []
+    assert opened.run("return document.documentElement.scrollWidth") <= 390
+    assert opened.run("return get('.stage').clientWidth") >= 300
+    opened.run("set('input', 75, 'input')")
+    assert opened.run("return at()") == pytest.approx(0.75, abs=0.01)

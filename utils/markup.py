@@ -1,0 +1,84 @@
+"""Tables, notes and charts as HTML and SVG; text is escaped unless it is Html."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+Points = Sequence[tuple[float, float, str]]  # x, y, what to say of it
+
+
+class Html(str):
+    """Text that is HTML already; all other text is escaped."""
+
+
+def chart(series: Mapping[str, Points], x_label: str, y_label: str, lines: bool = False) -> str:
+    """An SVG of points, from the origin on, or of lines, and its legend."""
+    origin = [] if lines else [0.0]
+    xs = _ticks([*origin, *(x for points in series.values() for x, _, _ in points)])
+    ys = _ticks([*origin, *(y for points in series.values() for _, y, _ in points)])
+    left, right, top, bottom = 62, 462, 16, 246
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (round(left + (right - left) * (x - xs[0]) / (xs[-1] - xs[0]), 1),
+                round(bottom - (bottom - top) * (y - ys[0]) / (ys[-1] - ys[0]), 1))  # fmt: skip
+
+    drawn, legend = "", ""
+    for tick in xs:
+        x, _ = place(tick, ys[0])
+        drawn += (f"<path class=grid d='M{x} {top}V{bottom}'/><text class=middle x={x} y=264>"
+                  f"{tick:g}</text>")  # fmt: skip
+    for tick in ys:
+        _, y = place(xs[0], tick)
+        drawn += (f"<path class=grid d='M{left} {y}H{right}'/><text class=end x=56 y={y + 4}>"
+                  f"{tick:g}</text>")  # fmt: skip
+    for i, (label, points) in enumerate(series.items()):
+        placed = [(*place(x, y), said) for x, y, said in points]
+        path = " ".join(f"{x},{y}" for x, y, _ in placed) if lines else ""
+        dots = "".join(f"<circle cx={x} cy={y} r={2 if lines else 4}><title>{escape(said)}</title>"
+                       "</circle>" for x, y, said in placed)  # fmt: skip
+        drawn += f"<g class=c{i % 6}><polyline points='{path}'/>{dots}</g>"
+        legend += f"<li><i class=c{i % 6}></i>{escape(label)}</li>"
+    return (
+        f"<svg class=chart viewBox='0 0 480 290' role=img aria-label='{escape(y_label)} against "
+        f"{escape(x_label)}'>{drawn}<text class=middle x=262 y=286>{escape(x_label)}</text>"
+        f"<text class=middle transform='translate(14 131) rotate(-90)'>{escape(y_label)}</text>"
+        f"</svg><ul class=legend>{legend}</ul>"
+    )
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers, five to eleven of them as a rule, that enclose all values."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    span = (high - low) or abs(high) or 1.0
+    power = 10 ** math.floor(math.log10(span / 4))
+    step = power * max((f for f in (1, 2, 5) if f * power <= span / 4), default=1)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [step * i for i in range(first, max(last, first + 1) + 1)]
+
+
+def table(name: str, rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+    """A table that scrolls in itself, its first row the header."""
+    head = "".join(f"<th scope=col>{_html(text)}</th>" for text in rows[0])
+    body = ""
+    for label, *cells in rows[1:]:
+        body += f"<tr><th scope=row>{_html(label)}</th>"
+        body += "".join(f"<td>{_html(text)}</td>" for text in cells) + "</tr>"
+    return (f"<div class=scroll tabindex=0 role=region aria-label='{name}'><table class={kind}>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
+
+
+def notes(title: str, notes: Sequence[str]) -> str:
+    """A list of at most six lines, the last of them how many more there are."""
+    if not notes:
+        return ""
+    told = [*notes] if len(notes) < 7 else [*notes[:5], f"and {len(notes) - 5} more"]
+    lines = "".join(f"<li>{escape(note)}</li>" for note in told)
+    return f"<h3>{title}</h3><ul class=soft>{lines}</ul>"
+
+
+def link(ident: str, text: str) -> Html:
+    return Html(f"<a href='#{ident}'>{escape(text)}</a>")
+
+
+def _html(text: str) -> str:
+    return text if isinstance(text, Html) else escape(text)

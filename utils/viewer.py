@@ -1,0 +1,117 @@
+"""One image in a report: its pictures to compare, as JPEGs in HTML, and maps of the errors."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from utils import evaluate
+from utils.bicubic import Convention, upscale
+from utils.datasets import SCALE, Pair
+from utils.images import ImageError, read_rgb
+
+MAP_SIDE = 320  # of an error map
+LEVELS = 64  # of 255, at the bright end of an error map
+JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image in all its forms, of equal size.
+
+    views: (H, W, 3) uint8: bicubic, what each model restored, HR if public. errors: (H, W) float32,
+    0..255: how far each restored one is from HR, or from bicubic without HR, mean over RGB.
+    """
+
+    views: dict[str, NDArray[np.uint8]]
+    errors: dict[str, NDArray[np.float32]]
+
+
+def read(pair: Pair, convention: Convention, restored_files: Mapping[str, Path]) -> Picture:
+    """Read an image and what each model restored of it, where it did.
+
+    Raises:
+        ImageError: something is missing or does not fit.
+    """
+    sample = evaluate.load(pair, convention)
+    views = {"bicubic": upscale(sample.lr)}
+    reference = views["bicubic"] if sample.hr is None else sample.hr
+    errors = {}
+    for model, path in restored_files.items():
+        if path.is_file():
+            restored = views[f"SR {model}"] = read_rgb(path)
+            if restored.shape != reference.shape:
+                raise ImageError(f"what {model} restored is not of {SCALE} times the LR size")
+            error = np.subtract(restored, reference, dtype=np.float32)
+            errors[f"SR {model}"] = np.abs(error).mean(2)
+    if not errors:
+        raise ImageError("no restored image was written")
+    return Picture(views if sample.hr is None else {**views, "HR": sample.hr}, errors)
+
+
+def article(
+    ident: str, name: str, scores: Mapping[str, str], picture: Picture, side: int
+) -> str:
+    """The pictures of one image, cut to `side` HR pixels where the error is largest."""
+    name = escape(name)
+    rows, columns = window(next(iter(picture.errors.values())), side)
+    whole_height, whole_width = picture.views["bicubic"].shape[:2]
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    part, frame = "", ""
+    if (width, height) != (whole_width, whole_height):
+        part = f", shown are {width}x{height} where the error is largest"
+        frame = (f"<i style='left:{columns.start / whole_width:.2%};top:"
+                 f"{rows.start / whole_height:.2%};width:{width / whole_width:.2%};"
+                 f"height:{height / whole_height:.2%}'></i>")
+    psnr = "; ".join(f"{escape(key)} {value}" for key, value in scores.items())
+    views = "".join(
+        f"<img alt='{name}, {escape(view)}' data-view='{escape(view)}' "
+        f"src='{_jpeg(pixels[rows, columns])}'>" for view, pixels in picture.views.items()
+    )  # fmt: skip
+    scale = f"<span class=scale>0 <i></i> {LEVELS} or more of 255</span>"
+    maps = "".join(
+        f"<figure><div class=map><img alt='{name}, error of {escape(view)}' "
+        f"src='{_jpeg(_error_map(error, min(side, MAP_SIDE)))}'>{frame}</div><figcaption>"
+        f"|{escape(view)} &minus; HR|, the whole image{scale}</figcaption></figure>"
+        for view, error in picture.errors.items() if "HR" in picture.views
+    )  # fmt: skip
+    return (
+        f"<article class=picture id={ident}><h3>{name}</h3><p class='soft facts'>{whole_width}x"
+        f"{whole_height} pixels{part}. PSNR [dB]: {psnr}</p><div class=columns><div class=viewer>"
+        f"<div class=stage tabindex=0 role=group aria-label='{name}, scrolls when enlarged'>"
+        f"<div class='layers fit' style='--w:{width};--h:{height}'>{views}</div></div></div>"
+        f"<div class=maps>{maps}</div></div></article>"
+    )
+
+
+def window(error: NDArray[np.float32], side: int) -> tuple[slice, slice]:
+    """The rows and columns of the crop, `side` at most, with the largest sum of errors."""
+    height, width = (min(side, size) for size in error.shape)
+    total = cv2.integral(error)
+    strips = total[height:] - total[:-height]
+    sums = strips[:, width:] - strips[:, :-width]
+    y, x = (int(at) for at in np.unravel_index(sums.argmax(), sums.shape))
+    return slice(y, y + height), slice(x, x + width)
+
+
+def _error_map(error: NDArray[np.float32], side: int) -> NDArray[np.uint8]:
+    """(H, W) float32, 0..255 -> (H, W, 3) uint8 of `side` pixels at most, averaged down to it."""
+    scale = min(1, side / max(error.shape))
+    height, width = (max(1, round(scale * size)) for size in error.shape)
+    small = cv2.resize(error, (width, height), interpolation=cv2.INTER_AREA)
+    return coloured((small * 255 / LEVELS).clip(0, 255).astype(np.uint8))
+
+
+def coloured(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.uint8)
+
+
+def _jpeg(rgb: NDArray[np.uint8]) -> str:
+    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), JPEG)
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
