@@ -115,3 +115,14 @@ def test_table_1_has_the_difference_to_the_factsheet() -> None:
         ["23_LKDN", "32.050 / 0.8940", "-0.050 / +0.0002"],
         ["23_LKDN@x", "32.200 / 0.9000", "+0.100 / +0.0062"],
     ]
+
+
+def test_costs_are_told_once_a_network() -> None:
+    ours = run("23_LKDN", 151_000, 1.0, "cpu", flops=4_915_000_000, activations=2_500_000,
+               num_conv=7)  # fmt: skip
+    header, row = comparison.costs([ours, ours | {"model": "23_LKDN@x"}])
+    assert len(header) == len(row)
+    assert row[:5] == ["23_LKDN", "151,000", "4.92", "2.50", "7"]
+    score = 0.1 * math.e**2 + 0.1 * math.e  # all of SPAN's parameters, half of its FLOPs
+    assert row[header.index("2026's score without runtime")] == f"{score:.3f}"
+    assert row[-1] == "99.79"

@@ -51,6 +51,21 @@ def _cells(run: dict[str, Any], psnr: float, ssim: float) -> list[str]:
     return [f"{ours:.3f} / {ours_ssim:.4f}", f"{ours - psnr:+.3f} / {ours_ssim - ssim:+.4f}"]
 
 
+def costs(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """What each network costs by the challenge's counters, and its terms of the score."""
+    rows = [["", "parameters", "FLOPs [G]", "activations [M]", "convs",
+             *(f"{y.year}'s score without runtime" for y in YEARS), "2023's runtime [ms]"]]
+    for run in {run["model"].split("@")[0]: run for run in runs}.values():
+        terms_of = [terms(year, run["flops"], run["num_parameters"], None) for year in YEARS]
+        known = RUNTIME_2023_MS.get(run["model"].split("@")[0])
+        rows.append([
+            run["model"].split("@")[0], f"{run['num_parameters']:,}", f"{run['flops'] / 1e9:.2f}",
+            f"{run['activations'] / 1e6:.2f}", str(run["num_conv"]),
+            *(f"{t.flops + t.parameters:.3f}" for t in terms_of), number(known, 2, ""),
+        ])  # fmt: skip
+    return rows
+
+
 def scores(runs: Sequence[dict[str, Any]]) -> str:
     """The terms of the later years' score for each network of the first set, and what the time
     beside the baseline's would be on the organisers' machine."""

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import ladder, summary
-from utils.comparison import FACTSHEET
+from utils import comparison, ladder, summary
 from utils.datasets import BENCHMARKS
 from utils.images import write_bytes
 from utils.record import ROOT, is_run, read_runs, run_stem
@@ -151,7 +150,7 @@ def _quality(published: Published) -> str:
     """Table 1 of the factsheet with every published benchmark run below it."""
     cells: dict[str, dict[str, str]] = {
         "factsheet (published)": {name: f"{psnr:.2f} / {ssim:.4f}"
-                                  for name, (psnr, ssim) in FACTSHEET.items()}
+                                  for name, (psnr, ssim) in comparison.FACTSHEET.items()}
     }
     for run in sorted(published.runs, key=lambda run: run["model"]):
         if run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"]:
@@ -283,5 +282,6 @@ PARTS: dict[str, Callable[[Published], str]] = {
     "trials": _trials,
     "throughput": _throughput,
     "ladder": lambda published: ladder.tables(published.ladders),
+    "costs": lambda published: markdown(comparison.costs(published.runs)),
     "speed": lambda published: ladder.sentences(published.ladders),
 }
