@@ -28,6 +28,7 @@ OTHERS: dict[str, set[str] | None] = {
     "train": None,
     "utils/efficiency.py": {"fvcore"},
     "utils/photos.py": {"PIL"},
+    "utils/encode.py": {"PIL"},
     "utils/ladder.py": {"matplotlib"},
 }
 

@@ -1,0 +1,129 @@
+"""Photos to files: PNG, JPEG, WebP, TIFF or BMP by the suffix, EXIF and colour profile within."""
+
+import io
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from utils.images import ImageError, write_bytes
+from utils.photos import EXIF_IFD, GPS_IFD, Photo, exif_text
+
+LONGEST = {".png": 2**31 - 1, ".jpg": 65500, ".jpeg": 65500, ".webp": 16383, ".tif": 2**31 - 1,
+           ".tiff": 2**31 - 1, ".bmp": 2**31 - 1}  # what can be written: pixels a side  # fmt: skip
+
+
+def write(path: str | Path, photo: Photo) -> None:
+    """Write a picture as its suffix says; the file appears whole or not at all.
+
+    16 bit is written as PNG and TIFF, and rounded to 8 for JPEG, WebP and BMP. BMP holds neither
+    EXIF nor a profile; WebP holds grey as RGB, without a profile of grey.
+
+    Raises:
+        ImageError: an unknown suffix, or one of a format that has no transparency or not the size.
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    suffix, (height, width) = path.suffix.lower(), photo.pixels.shape[:2]
+    if suffix not in LONGEST:
+        raise ImageError(f"expected a name that ends in {', '.join(LONGEST)}, got {path.name}")
+    if max(height, width) > LONGEST[suffix]:
+        raise ImageError(f"expected at most {LONGEST[suffix]} pixels a side for {suffix}, got "
+                         f"{width}x{height}: give --ext png: {path}")  # fmt: skip
+    if photo.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
+        if photo.alpha.min() < np.iinfo(photo.alpha.dtype).max:
+            raise ImageError("expected a format with transparency (.png, .webp, .tif), got "
+                             f"{suffix}: give --ext png: {path}")  # fmt: skip
+        photo = replace(photo, alpha=None)
+    pixels = photo.pixels if photo.alpha is None else np.dstack((photo.pixels, photo.alpha))
+    if pixels.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    try:
+        if suffix in (".tif", ".tiff"):
+            encoded = _tiff(pixels, photo)
+        elif pixels.dtype == np.uint16:
+            encoded = _deep_png(pixels, photo)
+        else:
+            encoded = _pillow(pixels, photo, suffix)
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders raise as many kinds as decoders; all mean "not this"
+        raise ImageError(f"expected a picture that {suffix} can hold, got {width}x{height}: "
+                         f"{error}: give another --ext: {path}") from error  # fmt: skip
+    write_bytes(path, encoded)
+
+
+def _pillow(pixels: NDArray[np.uint8], photo: Photo, suffix: str) -> bytes:
+    options: dict[str, Any] = {}
+    if suffix != ".bmp":
+        options = {"exif": photo.exif or b"", "icc_profile": photo.icc or b""}
+    if suffix in (".jpg", ".jpeg"):
+        options |= {"quality": 95, "subsampling": 0}
+    elif suffix == ".webp":
+        options |= {"quality": 95}
+        if photo.pixels.shape[2] == 1:
+            options["icc_profile"] = b""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
+        buffer, Image.registered_extensions()[suffix], **options
+    )
+    return buffer.getvalue()
+
+
+def _deep_png(pixels: NDArray[np.uint16], photo: Photo) -> bytes:
+    """PNG of 16 bit, (H, W, 1..4), which Pillow writes of grey alone."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checked = name + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    height, width, channels = pixels.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))]
+    if photo.icc:
+        chunks.append(chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.icc)))
+    if photo.exif:
+        chunks.append(chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0")))
+    packer = zlib.compressobj(3)
+    for row in pixels.astype(">u2").reshape(height, -1).view(np.uint8):
+        line = np.insert(row, 0, 1)  # the filter "Sub": each byte less that of the pixel before it
+        line[1 + 2 * channels :] -= row[: -2 * channels]
+        if data := packer.compress(line.tobytes()):
+            chunks.append(chunk(b"IDAT", data))
+    chunks += [chunk(b"IDAT", packer.flush()), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _tiff(pixels: NDArray, photo: Photo) -> bytes:
+    """TIFF of one compressed strip; Pillow writes no 16-bit colour, and no EXIF beside
+    compression."""
+    height, width, channels = pixels.shape
+    steps = pixels.astype(pixels.dtype.newbyteorder("<"))
+    steps[:, 1:] -= pixels[:, :-1]  # predictor 2
+    data = zlib.compress(steps.tobytes(), 3)
+    ifd = ImageFileDirectory_v2()
+    if photo.exif:
+        exif = Image.Exif()
+        exif.load(photo.exif)
+        for tag in exif:
+            inner = exif.get_ifd(tag) if tag in (EXIF_IFD, GPS_IFD) else {}
+            ifd[tag] = {k: exif_text(v) for k, v in inner.items()} or exif_text(exif[tag])
+    bits = 8 * pixels.dtype.itemsize
+    tags = {256: width, 257: height, 258: (bits,) * channels, 259: 8, 262: 1 if channels < 3 else 2,
+            273: 0, 277: channels, 278: height, 279: len(data), 284: 1, 317: 2}  # fmt: skip
+    if photo.alpha is not None:
+        tags[338] = 2  # not multiplied into the colours
+    for tag, value in tags.items():
+        ifd[tag] = value
+    if photo.icc:
+        ifd.tagtype[34675] = TiffTags.UNDEFINED
+        ifd[34675] = photo.icc
+    buffer = io.BytesIO()
+    ifd.save(buffer)  # which makes of the strip's offset, 0, the place behind itself
+    return buffer.getvalue() + data
