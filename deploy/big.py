@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploy import backends
 from deploy.rungs import shipped
@@ -42,21 +42,28 @@ def measure(device: torch.device, side: int = SIDE, bound: int = BOUND) -> dict[
     restore(in_8_bit, x, size, out=out, progress=True)
     seconds = time.perf_counter() - began
     peak = (efficiency.peak_memory_mib(device) or 0.0) - before
+    return {
+        "megapixels": 16 * side**2 / 1e6, "bound_mib": bound / 2**20, "backend": fast.name,
+        "tile": size, "seconds": seconds, "peak_mib": peak, **compare(net, x, out),
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def compare(net: nn.Module, x: Tensor, out: Tensor) -> dict[str, int]:
+    """How `out`, (1, 3, 4H, 4W) uint8, differs in WINDOWS from what the plain network makes of
+    their surroundings in x, (1, 3, H, W) uint8."""
+    device = next(net.parameters()).device
+    rng = np.random.default_rng(1)
     levels, differing, compared = 0, 0, 0
     for _ in range(WINDOWS):
-        top, left = (int(v) for v in rng.integers(0, side - WINDOW, 2))
+        top, left = (int(rng.integers(0, side - WINDOW)) for side in x.shape[-2:])
         y0, x0 = max(0, top - CONTEXT), max(0, left - CONTEXT)
         seen = x[..., y0 : top + WINDOW + CONTEXT, x0 : left + WINDOW + CONTEXT].to(device)
-        with torch.inference_mode():
-            whole = (net(seen.float() / 255).clamp(0, 1) * 255).round().cpu()
+        whole = (net(seen.float() / 255).clamp(0, 1) * 255).round().cpu()
         whole = whole[..., 4 * (top - y0) :, 4 * (left - x0) :][..., : 4 * WINDOW, : 4 * WINDOW]
         got = out[..., 4 * top : 4 * (top + WINDOW), 4 * left : 4 * (left + WINDOW)]
         apart = (got.float() - whole).abs()
         levels = max(levels, int(apart.max()))
         differing += int((apart > 0).sum())
         compared += apart.numel()
-    return {
-        "megapixels": 16 * side**2 / 1e6, "bound_mib": bound / 2**20, "backend": fast.name,
-        "tile": size, "seconds": seconds, "peak_mib": peak, "compared": compared,
-        "differing": differing, "largest_difference_levels": levels,
-    }  # fmt: skip
+    return {"compared": compared, "differing": differing, "largest_difference_levels": levels}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from deploy import bench, big
+from deploy import bench, big, large
 from deploy.rungs import Rung
 from models.team23_LKDN import LKDN
 from utils import ladder, tables
@@ -102,7 +102,7 @@ def test_interrupted_it_keeps_the_sizes_that_are_done(
     result = json.loads(file.read_text())
     assert [row["height"] for row in result["rows"]] == [8, 8]
     assert not ladder.is_whole(result)
-    with pytest.raises(tables.PublishError, match="of all of deploy/bench.py"):
+    with pytest.raises(tables.PublishError, match="all of deploy/bench.py"):
         tables.publish([file], tmp_path)
 
 
@@ -112,6 +112,15 @@ def test_a_large_image_keeps_to_its_bound_and_to_the_plain_network() -> None:
     assert result["largest_difference_levels"] <= 1
     assert result["differing"] <= 1e-3 * result["compared"]
     assert result["compared"] == 12 * 3 * (4 * 24) ** 2
+
+
+def test_a_large_photo_is_measured_through_the_command() -> None:
+    result = large.measure(height=90, width=130)
+    assert ladder.is_large(result) and result["code"] == 0
+    assert result["megapixels"] == 16 * 90 * 130 / 1e6
+    assert 0 < result["peak_mib"] < 1000 and result["import_mib"] > 50
+    assert result["largest_difference_levels"] <= 1
+    assert f"and {result['peak_mib']:.0f} MiB beyond the" in ladder.large([result])
 
 
 def a_ladder(device: str = "cpu") -> dict[str, Any]:

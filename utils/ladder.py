@@ -22,6 +22,26 @@ def is_whole(content: Any) -> bool:
     )
 
 
+def is_large(content: Any) -> bool:
+    """Whether the content of a JSON file is a run of deploy/large.py."""
+    needed = {"environment", "megapixels", "import_mib", "peak_mib"}
+    return isinstance(content, dict) and needed <= set(content)
+
+
+def large(results: Sequence[dict[str, Any]]) -> str:
+    """A sentence a run of deploy/large.py."""
+    sentences = [
+        f"{result['environment']['device']}, {result['environment']['threads']} threads: "
+        f"{result['megapixels']:.0f} megapixels in {result['seconds']:.1f} s, the file's reading "
+        f"and writing included, and {result['peak_mib']:.0f} MiB beyond the "
+        f"{result['import_mib']:.0f} of Python and its libraries; {result['differing']} of "
+        f"{result['compared']} sampled values differ from the plain network's, by "
+        f"{result['largest_difference_levels']} of 255 at most."
+        for result in results
+    ]
+    return "\n\n".join(sentences) or "not measured"
+
+
 def text(result: dict[str, Any]) -> str:
     """What `python -m deploy.bench` prints."""
     return "\n".join(["", conditions(result), aligned(rows(result)), *remarks(result)])

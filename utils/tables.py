@@ -57,11 +57,11 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
-        if ladder.is_whole(run):
+        if ladder.is_whole(run) or ladder.is_large(run):
             continue
         if not is_run(run):
-            raise PublishError(f"expected the JSON of a run of test_demo.py or "
-                               f"of all of deploy/bench.py, got {file}")
+            raise PublishError(f"expected the JSON of a run of test_demo.py, "
+                               f"deploy/large.py or all of deploy/bench.py, got {file}")
         if failed := run.get("failed", ["nobody knows"]):
             raise PublishError(f"expected a run without failures, got {len(failed)} failed images "
                                f"in {file}")
@@ -105,13 +105,14 @@ def regenerated(document: str, root: Path = ROOT) -> str:
 class Published:
     """What results/published/ holds: runs of test_demo.py, the record of the shipped weights'
     training, the records of train/trial.py and train/throughput.py, and the runs of
-    deploy/bench.py by the type of their device."""
+    deploy/bench.py by the type of their device and of deploy/large.py."""
 
     runs: list[dict[str, Any]]
     training: dict[str, Any]
     trials: list[dict[str, Any]]
     throughput: list[dict[str, Any]]
     ladders: dict[str, dict[str, Any]]
+    large: list[dict[str, Any]]
 
 
 def _read(folder: Path) -> Published:
@@ -121,9 +122,12 @@ def _read(folder: Path) -> Published:
         for files in (sorted((folder / k).glob("*.json")) for k in ("trials", "throughput"))
     )
     runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
-    ladders = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("ladder_*.json"))]
+    ladders, large = (
+        [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(names))]
+        for names in ("ladder_*.json", "large_*.json")
+    )
     by_device = {result["environment"]["device_type"]: result for result in ladders}
-    return Published(runs, training, trials, throughput, by_device)
+    return Published(runs, training, trials, throughput, by_device, large)
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -283,5 +287,6 @@ PARTS: dict[str, Callable[[Published], str]] = {
     "throughput": _throughput,
     "ladder": lambda published: ladder.tables(published.ladders),
     "costs": lambda published: markdown(comparison.costs(published.runs)),
+    "large": lambda published: ladder.large(published.large),
     "speed": lambda published: ladder.sentences(published.ladders),
 }

@@ -1,0 +1,208 @@
+"""The network for whoever has an image: array in, array of 4 times the size out, in any memory."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deploy import backends
+from models.team23_LKDN import LKDN
+from utils import tiling
+from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
+from utils.tiling import CONTEXT, SMALLEST
+from utils.weights import load_weights
+
+SHIPPED = Path(__file__).resolve().parent.parent / "model_zoo" / "team23_LKDN.pth"
+SCALE = 4
+# LR pixels that a CPU is given at once unless told otherwise: more take no less time each, for
+# they leave its caches sooner than the context of more tiles costs.
+CPU_PIXELS = 3 << 18
+UNTOLD = 2 << 30  # bytes, where nobody tells how much memory is free
+ENSEMBLE = 2 * 4 * 3 * SCALE**2  # bytes a LR pixel: the sum, and a result turned back
+
+logger = logging.getLogger(__name__)
+
+
+class Upscaler:
+    """LKDN with its weights on a backend: `upscaler(image)` is the image of 4 times the size.
+
+    Restores in tiles what does not fit, equal to the whole to the last bits. Not for several
+    threads at once.
+
+    Args:
+        device: auto, cpu, cuda or mps.
+        backend: see deploy/backends.py; auto is the fastest that runs here.
+        precision: fp32, fp16 or bf16.
+        checkpoint: weights of the inference form; by default the shipped ones.
+        tile: side of a tile in LR pixels, without the context around it; by default an image that
+            fits is not cut.
+        memory_bytes: what an image may take on the device; by default half of what is free, and
+            on a CPU no more than what is fastest.
+        self_ensemble: average over the 8 flips and quarter turns; takes 8 times as long.
+
+    Attributes:
+        device: torch.device.
+        backend: deploy.backends.Backend, with its name and precision.
+        checkpoint: name of the file.
+        memory_bytes: the bound that holds.
+        progress: whether a bar is shown for each image; False unless set.
+
+    Raises:
+        DeviceError, BackendError, CheckpointError: see utils/devices.py, deploy/backends.py and
+            utils/weights.py; all are ValueErrors.
+        ValueError: the tile is too small.
+        MemoryError: memory_bytes are not enough for the smallest tile.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        backend: str = "auto",
+        precision: str = "fp32",
+        checkpoint: str | Path | None = None,
+        tile: int | None = None,
+        memory_bytes: int | None = None,
+        self_ensemble: bool = False,
+    ) -> None:
+        if tile is not None and tile < SMALLEST:
+            raise ValueError(f"expected a tile of at least {SMALLEST} LR pixels, got {tile}: most "
+                             "of a smaller one is context")  # fmt: skip
+        if device not in NAMES:
+            raise DeviceError(f"expected a device of {', '.join(NAMES)}, got {device}")
+        self.device = select_device(device)
+        if self.device.type == "cpu":
+            prepare_cpu()
+        file = Path(checkpoint or SHIPPED)
+        net = LKDN().eval()
+        load_weights(net, file)
+        self.checkpoint = file.name
+        self.backend = backends.make(backend, net, precision, self.device)
+        self.tile = tile
+        self.self_ensemble = self_ensemble
+        self.progress = False
+        self._cost = backends.MEMORY[self.backend.name] + ENSEMBLE * self_ensemble
+        self.memory_bytes = memory_bytes or _default_memory(self.device, self._cost)
+        tiling.tile_size(self.memory_bytes, self._cost)
+
+    def __call__(self, image: NDArray) -> NDArray:
+        """The image of 4 times the size, rounded to its own depth.
+
+        Args:
+            image: (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16; or a batch (B, H, W, 3).
+
+        Returns:
+            (4H, 4W, 3), (4H, 4W, 1) or (B, 4H, 4W, 3) of the same dtype.
+
+        Raises:
+            ValueError: another shape or dtype.
+            FloatingPointError: the network gave NaN or infinity.
+        """
+        _check(image, (np.uint8, np.uint16), (3, 4))
+        levels = int(np.iinfo(image.dtype).max)
+        kind = torch.uint8 if image.dtype == np.uint8 else torch.int32
+
+        def rounded(piece: Tensor) -> Tensor:
+            y = self._forward(piece.float() / levels)
+            return y.clamp_(0, 1).mul_(levels).round_().to(kind).cpu()
+
+        batch = image if image.ndim == 4 else image[None]
+        count, height, width, channels = batch.shape
+        out = np.empty((count, SCALE * height, SCALE * width, channels), image.dtype)
+        together = count if self._fits(count * height * width, batch.nbytes + out.nbytes) else 1
+        for i in range(0, count, together):
+            self._fill(rounded, batch[i : i + together], out[i : i + together])
+        return out if image.ndim == 4 else out[0]
+
+    def restore(self, rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the network makes of (H, W, 3) float32, RGB, 0..1: (4H, 4W, 3), not clamped.
+
+        Raises:
+            ValueError: another shape or dtype.
+            FloatingPointError: the network gave NaN or infinity.
+        """
+        _check(rgb, (np.float32,), (3,))
+        out = np.empty((SCALE * rgb.shape[0], SCALE * rgb.shape[1], rgb.shape[2]), np.float32)
+        self._fill(lambda piece: self._forward(piece).cpu(), rgb[None], out[None])
+        return out
+
+    def tile_for(self, height: int, width: int, held: int = 0) -> int | None:
+        """Side of the tiles in which an image of so many LR pixels is restored, or None for the
+        whole at once; `held` bytes of its memory are taken already."""
+        if self.tile is not None:
+            return self.tile if max(height, width) > self.tile + 2 * CONTEXT else None
+        if self._fits(height * width, held):
+            return None
+        # What the image itself takes has to be there in any case.
+        least = (SMALLEST + 2 * CONTEXT) ** 2 * self._cost
+        room = max(least, self.memory_bytes - held)
+        return _thriftiest(height, width, tiling.tile_size(room, self._cost))
+
+    def _fits(self, pixels: int, held: int) -> bool:
+        held = held if self.device.type == "cpu" else 0
+        return held + pixels * self._cost <= self.memory_bytes
+
+    def _fill(self, net: Callable[[Tensor], Tensor], batch: NDArray, out: NDArray) -> None:
+        """Restore (B, H, W, C) into `out`, (B, 4H, 4W, C)."""
+        height, width = batch.shape[1:3]
+        held = batch.nbytes + out.nbytes if self.device.type == "cpu" else 0
+        x = torch.from_numpy(np.require(batch, requirements=["C", "W"])).permute(0, 3, 1, 2)
+        y = torch.from_numpy(out).permute(0, 3, 1, 2)
+        tile = None if len(batch) > 1 and self.tile is None else self.tile_for(height, width, held)
+        logger.info("%dx%d to %dx%d: %s", width, height, SCALE * width, SCALE * height,
+                    f"tiles of {tile} pixels" if tile else "whole")  # fmt: skip
+        tiling.restore(net, x, tile or max(height, width), SCALE, out=y,
+                       progress=self.progress)  # fmt: skip
+
+    def _forward(self, piece: Tensor) -> Tensor:
+        """(B, 3 or 1, h, w) float32, 0..1 -> (B, 3 or 1, 4h, 4w) on the device, checked."""
+        x = piece.to(self.device)
+        grey = x.shape[1] == 1
+        x = x.expand(-1, 3, -1, -1) if grey else x
+        y = _mean_of_eight(self.backend, x) if self.self_ensemble else self.backend(x)
+        if not y.sum().isfinite():
+            raise FloatingPointError("expected finite pixels, got NaN or infinity from the "
+                                     "network: try --precision fp32")  # fmt: skip
+        return y.mean(1, keepdim=True) if grey else y
+
+
+def _check(image: NDArray, dtypes: tuple[type, ...], dimensions: tuple[int, ...]) -> None:
+    shapes = "(H, W, 3) or (H, W, 1)" + (" or (B, H, W, 3)" if 4 in dimensions else "")
+    wanted = f"{' or '.join(dtype.__name__ for dtype in dtypes)} of shape {shapes}"
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected a NumPy array, {wanted}, got {type(image).__name__}")
+    if (image.dtype not in dtypes or image.ndim not in dimensions
+            or image.shape[-1] not in (1, 3) or not image.size):  # fmt: skip
+        raise ValueError(f"expected {wanted}, got {image.dtype} of shape {image.shape}")
+
+
+def _default_memory(device: torch.device, cost: int) -> int:
+    free = tiling.free_memory(device)
+    half = UNTOLD if free is None else free // 2
+    return min(half, CPU_PIXELS * cost) if device.type == "cpu" else half
+
+
+def _thriftiest(height: int, width: int, largest: int) -> int:
+    """Of the tile sizes up to the largest, the one with which the least is computed twice."""
+
+    def computed(size: int) -> int:
+        seen = size + 2 * CONTEXT
+        return len(tiling.tiles(height, width, size)) * min(height, seen) * min(width, seen)
+
+    return min(range(largest, max(SMALLEST, largest // 2) - 1, -1), key=computed)
+
+
+def _mean_of_eight(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Mean of what the network makes of the image in its 8 positions, each turned back."""
+    total: Tensor | None = None
+    for turns in range(4):
+        for flip in (False, True):
+            seen = x.rot90(turns, (-2, -1))
+            y = net((seen.flip(-1) if flip else seen).contiguous())
+            y = (y.flip(-1) if flip else y).rot90(-turns, (-2, -1))
+            total = y.clone() if total is None else total.add_(y)
+    assert total is not None
+    return total.div_(8)
