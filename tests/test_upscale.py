@@ -15,10 +15,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
+from test_photos import mutated, small_files
 
 import upscale
 from deploy import folders
 from models.team23_LKDN import LKDN
+from utils import photos
+from utils.images import ImageError
 
 SCRIPT = Path(upscale.__file__).resolve()
 
@@ -362,3 +365,39 @@ def test_ctrl_c_keeps_finished_images_and_a_rerun_completes(
     assert names(out) == [f"{i:02}_x4.png" for i in range(60)]
     assert {path: path.read_bytes() for path in done} == done
     assert all(opened(path).size == (256, 256) for path in out.iterdir())
+
+
+def test_damaged_files_give_whole_results_or_one_line(
+    tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture
+) -> None:
+    """LKDN_FUZZ=500 for as many files."""
+    rng = np.random.default_rng(7)
+    files = [(name, data) for name, data in small_files().items() if not name.endswith(".gif")]
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for i in range(int(os.environ.get("LKDN_FUZZ", "60"))):
+        kind, data = files[i % len(files)]
+        path = tmp_path / "in" / f"{i:03}_{kind}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(mutated(data, rng))
+        try:
+            height, width = photos.read(path).pixels.shape[:2]
+        except ImageError:
+            sizes[path.name] = None
+        else:
+            sizes[path.name] = (4 * width, 4 * height)
+            if height * width > 2000:  # a whole picture as its header has it, which takes long
+                path.unlink()
+                del sizes[path.name]
+    capsys.readouterr()
+    assert run("in", "-o", "out") == 1
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    good = {name: size for name, size in sizes.items() if size}
+    assert names(tmp_path / "out") == sorted(f"{Path(name).stem}_x4.png" for name in good)
+    for name, size in good.items():
+        assert opened(tmp_path / "out" / f"{Path(name).stem}_x4.png").size == size
+    failed = [line for line in said.out.splitlines() if line.startswith("  ")]
+    assert sorted(Path(line.split(":")[0].strip()).name for line in failed) == sorted(
+        set(sizes) - set(good)
+    )
+    assert good and failed
