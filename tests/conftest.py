@@ -14,6 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models.team23_LKDN import LKDN
+
 ROOT = Path(__file__).resolve().parent.parent
 
 Image = NDArray[np.uint8]
@@ -73,6 +75,21 @@ def save() -> Callable[[Path, Image], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def random_net() -> LKDN:
+    """The challenge's network with weights that nobody trained."""
+    torch.manual_seed(0)
+    return LKDN().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def random_weights(random_net: LKDN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their file, random.pth."""
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(random_net.state_dict(), path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -30,14 +30,6 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return cv2.resize(noise.astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-@pytest.fixture(scope="session")
-def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save(LKDN().state_dict(), path)
-    return path
-
-
 def judge(cwd: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
     import os
 

@@ -26,26 +26,15 @@ from utils.images import ImageError
 SCRIPT = Path(upscale.__file__).resolve()
 
 
-@pytest.fixture(scope="module")
-def net() -> LKDN:
-    torch.manual_seed(0)
-    return LKDN().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def weights(net: LKDN, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save(net.state_dict(), path)
-    return path
-
-
 @pytest.fixture
-def run(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def run(
+    random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
     """main() in this process, in tmp_path, with random weights on the plain backend."""
     monkeypatch.chdir(tmp_path)
 
     def main(*arguments: object) -> int:
-        options = ["--checkpoint", weights] if "--checkpoint" not in arguments else []
+        options = ["--checkpoint", random_weights] if "--checkpoint" not in arguments else []
         options += ["--device", "cpu"] if "--device" not in arguments else []
         options += ["--backend", "eager"] if "--backend" not in arguments else []
         try:
@@ -83,11 +72,11 @@ def names(folder: Path) -> list[str]:
 
 
 def test_one_photo_from_another_directory(
-    net: LKDN, weights: Path, tmp_path: Path, python: Callable
+    random_net: LKDN, random_weights: Path, tmp_path: Path, python: Callable
 ) -> None:
     image = photo(20, 31)
     Image.fromarray(image).save(tmp_path / "my photo.png")
-    done = python(tmp_path, SCRIPT, "my photo.png", "--checkpoint", weights, "--verbose",
+    done = python(tmp_path, SCRIPT, "my photo.png", "--checkpoint", random_weights, "--verbose",
                   "--device", "cpu")  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     first, last = done.stdout.splitlines()
@@ -95,10 +84,10 @@ def test_one_photo_from_another_directory(
     assert last == "1 of 1 images written to my photo_x4.png"
     assert "memory bound: " in done.stderr and "31x20 to 124x80: whole" in done.stderr
     written = np.array(opened(tmp_path / "my photo_x4.png"))
-    assert np.abs(written - plain(net, image).clip(0, 255)).max() <= 0.51  # half a level
+    assert np.abs(written - plain(random_net, image).clip(0, 255)).max() <= 0.51  # half a level
 
 
-def test_every_kind_of_photo(net: LKDN, run: Callable, tmp_path: Path) -> None:
+def test_every_kind_of_photo(random_net: LKDN, run: Callable, tmp_path: Path) -> None:
     image = photo(19, 26)
     picture = Image.fromarray(image)
     grey, palette = picture.convert("L"), picture.quantize(16)
@@ -126,7 +115,7 @@ def test_every_kind_of_photo(net: LKDN, run: Callable, tmp_path: Path) -> None:
         written = opened(f"out/{name}_x4.png")
         height, width = rgb.shape[:2]
         assert (written.mode, written.size) == (mode, (4 * width, 4 * height)), name
-        expected = plain(net, np.ascontiguousarray(rgb))
+        expected = plain(random_net, np.ascontiguousarray(rgb))
         if mode == "L":
             expected = expected.mean(2)
         got = np.array(written)[..., :3] if mode != "L" else np.array(written)
@@ -143,7 +132,7 @@ def test_every_kind_of_photo(net: LKDN, run: Callable, tmp_path: Path) -> None:
     assert check("profile", "RGB", image).info["icc_profile"] == profile
     written = cv2.imread("out/deep_x4.png", cv2.IMREAD_UNCHANGED)[..., ::-1]
     assert written.dtype == np.uint16
-    assert np.abs(written - plain(net, deep).clip(0, 65535)).max() <= 4  # of 65535
+    assert np.abs(written - plain(random_net, deep).clip(0, 65535)).max() <= 4  # of 65535
 
 
 def test_formats_and_names(run: Callable, tmp_path: Path) -> None:
@@ -339,13 +328,13 @@ def test_an_output_that_may_not_be_written(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_keeps_finished_images_and_a_rerun_completes(
-    run: Callable, weights: Path, tmp_path: Path
+    run: Callable, random_weights: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     for i in range(60):
         Image.fromarray(photo(64, 64, i)).save(tmp_path / "in" / f"{i:02}.png")
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "in", "-o", "out", "--checkpoint", str(weights),
+        [sys.executable, str(SCRIPT), "in", "-o", "out", "--checkpoint", str(random_weights),
          "--device", "cpu", "--backend", "eager"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -20,21 +20,8 @@ MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def net() -> LKDN:
-    torch.manual_seed(0)
-    return LKDN().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def weights(net: LKDN, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save(net.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def eager(weights: Path) -> Upscaler:
-    return Upscaler("cpu", "eager", checkpoint=weights)
+def eager(random_weights: Path) -> Upscaler:
+    return Upscaler("cpu", "eager", checkpoint=random_weights)
 
 
 def plain(net: Callable[[Tensor], Tensor], image: NDArray) -> NDArray:
@@ -57,62 +44,62 @@ def same(got: NDArray, expected: NDArray) -> bool:
 @pytest.mark.parametrize("backend", ["eager", "auto"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 53)])
 def test_an_image_is_what_the_network_makes_of_it(
-    net: LKDN, weights: Path, noise: Callable, backend: str, size: tuple[int, int]
+    random_net: LKDN, random_weights: Path, noise: Callable, backend: str, size: tuple[int, int]
 ) -> None:
-    upscaler = Upscaler("cpu", backend, checkpoint=weights)
+    upscaler = Upscaler("cpu", backend, checkpoint=random_weights)
     image = noise(*size)
     before = image.copy()
-    assert same(upscaler(image), plain(net, image))
+    assert same(upscaler(image), plain(random_net, image))
     assert (image == before).all()
     assert upscaler.device == torch.device("cpu") and upscaler.checkpoint == "random.pth"
     assert upscaler.backend.name == backend or backend == "auto"
     deep = image.astype(np.uint16) * 257 - np.minimum(image, 5)
-    assert same(upscaler(deep), plain(net, deep))
+    assert same(upscaler(deep), plain(random_net, deep))
     assert len(np.unique(upscaler(deep) % 257)) > 10 or image.size < 10  # all 16 bits are used
 
 
-def test_a_batch_is_its_images(net: LKDN, weights: Path, noise: Callable) -> None:
+def test_a_batch_is_its_images(random_net: LKDN, random_weights: Path, noise: Callable) -> None:
     batch = np.stack([noise(30, 26, seed) for seed in range(2)])
-    expected = np.stack([plain(net, image) for image in batch])
-    assert same(Upscaler("cpu", "eager", checkpoint=weights)(batch), expected)
+    expected = np.stack([plain(random_net, image) for image in batch])
+    assert same(Upscaler("cpu", "eager", checkpoint=random_weights)(batch), expected)
     # What does not fit together goes one by one.
     one = 30 * 26 * 6200 + batch.nbytes * 17
-    small = Upscaler("cpu", "eager", checkpoint=weights, memory_bytes=max(one, 130 * MIB))
+    small = Upscaler("cpu", "eager", checkpoint=random_weights, memory_bytes=max(one, 130 * MIB))
     large = np.stack([noise(170, 110, seed) for seed in range(2)])
-    assert same(small(large), np.stack([plain(net, image) for image in large]))
+    assert same(small(large), np.stack([plain(random_net, image) for image in large]))
 
 
-def test_views_and_grey_images(net: LKDN, eager: Upscaler, noise: Callable) -> None:
+def test_views_and_grey_images(random_net: LKDN, eager: Upscaler, noise: Callable) -> None:
     image = noise(21, 34)
     turned = image[::-1, :, ::-1]
-    assert same(eager(turned), plain(net, np.ascontiguousarray(turned)))
+    assert same(eager(turned), plain(random_net, np.ascontiguousarray(turned)))
     locked = image.copy()
     locked.setflags(write=False)
-    assert same(eager(locked), plain(net, image))
+    assert same(eager(locked), plain(random_net, image))
     grey = image[..., :1]
     repeated = torch.from_numpy(np.repeat(grey, 3, 2)).permute(2, 0, 1)[None] / 255
-    mean = (net(repeated).mean(1)[0, ..., None].clamp(0, 1) * 255).round().numpy()
+    mean = (random_net(repeated).mean(1)[0, ..., None].clamp(0, 1) * 255).round().numpy()
     assert same(eager(grey), mean.astype(np.uint8))
 
 
-def test_restore_gives_the_floats(net: LKDN, eager: Upscaler, noise: Callable) -> None:
+def test_restore_gives_the_floats(random_net: LKDN, eager: Upscaler, noise: Callable) -> None:
     rgb = noise(19, 23).astype(np.float32) / 255
-    expected = net(torch.from_numpy(rgb).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    expected = random_net(torch.from_numpy(rgb).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     got = eager.restore(rgb)
     assert got.dtype == np.float32 and got.shape == (76, 92, 3)
     assert np.abs(got - expected).max() < 1e-5
 
 
-def test_tiles_are_the_whole(net: LKDN, weights: Path, noise: Callable) -> None:
+def test_tiles_are_the_whole(random_net: LKDN, random_weights: Path, noise: Callable) -> None:
     image = noise(170, 221)
-    expected = plain(net, image)
-    tiled = Upscaler("cpu", "eager", checkpoint=weights, tile=32)
+    expected = plain(random_net, image)
+    tiled = Upscaler("cpu", "eager", checkpoint=random_weights, tile=32)
     assert tiled.tile_for(170, 221) == 32 and tiled.tile_for(100, 158) is None
     assert same(tiled(image), expected)
 
 
 def test_little_memory_forces_tiles(
-    net: LKDN, weights: Path, noise: Callable, monkeypatch: pytest.MonkeyPatch
+    random_net: LKDN, random_weights: Path, noise: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = noise(170, 221)
     sizes = []
@@ -124,11 +111,11 @@ def test_little_memory_forces_tiles(
 
     monkeypatch.setattr(tiling, "restore", watched)
     for memory, most in ((2**40, 221), (160 * MIB, 40)):
-        upscaler = Upscaler("cpu", "eager", checkpoint=weights, memory_bytes=memory)
-        assert same(upscaler(image), plain(net, image))
+        upscaler = Upscaler("cpu", "eager", checkpoint=random_weights, memory_bytes=memory)
+        assert same(upscaler(image), plain(random_net, image))
         assert sizes.pop() <= most and upscaler.memory_bytes == memory
     assert upscaler.tile_for(5000, 5000, held=160 * MIB) == tiling.SMALLEST
-    assert Upscaler("cpu", "eager", checkpoint=weights).memory_bytes > 160 * MIB
+    assert Upscaler("cpu", "eager", checkpoint=random_weights).memory_bytes > 160 * MIB
 
 
 def test_tiles_in_which_least_is_computed_twice_are_taken() -> None:
@@ -142,7 +129,9 @@ def test_tiles_in_which_least_is_computed_twice_are_taken() -> None:
         assert computed[best] == min(computed.values())
 
 
-def test_self_ensemble_is_the_mean_of_eight(net: LKDN, weights: Path, noise: Callable) -> None:
+def test_self_ensemble_is_the_mean_of_eight(
+    random_net: LKDN, random_weights: Path, noise: Callable
+) -> None:
     image = noise(17, 30)
 
     def eight(x: Tensor) -> Tensor:
@@ -150,11 +139,11 @@ def test_self_ensemble_is_the_mean_of_eight(net: LKDN, weights: Path, noise: Cal
         for turns in range(4):
             for flip in (False, True):
                 seen = torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1))
-                y = torch.rot90(net(seen), -turns, (-2, -1))
+                y = torch.rot90(random_net(seen), -turns, (-2, -1))
                 results.append(y.flip(-1) if flip else y)
         return torch.stack(results).mean(0)
 
-    upscaler = Upscaler("cpu", "eager", checkpoint=weights, self_ensemble=True)
+    upscaler = Upscaler("cpu", "eager", checkpoint=random_weights, self_ensemble=True)
     assert same(upscaler(image), plain(eight, image))
     # Turning the image turns the result: no position is preferred.
     assert same(upscaler(np.rot90(image)), np.rot90(upscaler(image)))
@@ -182,7 +171,7 @@ def test_restore_refuses_integers(eager: Upscaler) -> None:
         eager.restore(np.zeros((4, 5, 3), np.uint8))
 
 
-def test_wrong_options_are_refused(weights: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_refused(random_weights: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save(LKDN(56, 8).state_dict(), other)
     with pytest.raises(ValueError, match="expected a tile of at least 16"):
@@ -190,17 +179,17 @@ def test_wrong_options_are_refused(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="expected a device of auto"):
         Upscaler("tpu")
     with pytest.raises(ValueError, match="expected a backend of eager"):
-        Upscaler("cpu", "fast", checkpoint=weights)
+        Upscaler("cpu", "fast", checkpoint=random_weights)
     with pytest.raises(CheckpointError, match="does not fit LKDN"):
         Upscaler("cpu", "eager", checkpoint=other)
     with pytest.raises(MemoryError, match="expected at least 120 MiB"):
-        Upscaler("cpu", "eager", checkpoint=weights, memory_bytes=MIB)
+        Upscaler("cpu", "eager", checkpoint=random_weights, memory_bytes=MIB)
 
 
 def test_a_broken_network_is_no_black_picture(
-    net: LKDN, tmp_path: Path, noise: Callable, monkeypatch: pytest.MonkeyPatch
+    random_net: LKDN, tmp_path: Path, noise: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = {key: value.clone() for key, value in net.state_dict().items()}
+    state = {key: value.clone() for key, value in random_net.state_dict().items()}
     upscaler_bias = next(key for key in state if key.endswith("upsampler.0.bias"))
     state[upscaler_bias].fill_(3e38)
     state[upscaler_bias.replace("bias", "weight")].fill_(3e38)
