@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -218,7 +218,7 @@ def prepare_benchmarks(sources: Sequence[Path], data_dir: Path) -> None:
                 stem = ENDING.sub("", folder.name)
                 if (name := SPELLINGS.get(stem.lower())) and not sets.get(name):
                     root = folder.with_name(stem)
-                    sets[name] = find_srf_pairs(root) or find_pairs(root)
+                    sets[name] = find_pairs(root)
             missing = [name for name in sets or BENCHMARKS if not sets.get(name)]
             if missing:
                 raise DataError(f"expected HR images of {', '.join(missing)} in {source}, in a "
@@ -240,21 +240,12 @@ def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
 
 
 def find_pairs(root: Path) -> list[Pair]:
-    """The pairs of the set called `root` whose HR images are there."""
+    """The pairs of the set called `root` whose HR images are there, by their plain names."""
     try:
-        return [pair for pair in find(str(root), root.parent).pairs if pair.hr]
+        return [replace(pair, name=pair.name.removesuffix(f"_SRF_{SCALE}_HR"))
+                for pair in find(str(root), root.parent).pairs if pair.hr]
     except DatasetError:
         return []
-
-
-def find_srf_pairs(root: Path) -> list[Pair]:
-    """The pairs of a set in SelfExSR's layout, image_SRF_4/img_001_SRF_4_HR.png and .._LR.png."""
-    ending = f"_SRF_{SCALE}_HR.png"
-    files = sorted((root / f"image_SRF_{SCALE}").glob(f"*{ending}"))
-    low = [file.with_name(file.name.removesuffix("HR.png") + "LR.png") for file in files]
-    has_lr = any(path.exists() for path in low)
-    return [Pair(file.name.removesuffix(ending), file, lr if has_lr else None)
-            for file, lr in zip(files, low, strict=True)]  # fmt: skip
 
 
 if __name__ == "__main__":

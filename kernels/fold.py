@@ -16,6 +16,11 @@ def block_names(weights: Mapping[str, Tensor]) -> list[str]:
     return [f"B{i}" for i in range(1, 1 + sum(key.endswith(".c6.bias") for key in weights))]
 
 
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple that is at least `number`."""
+    return -(-number // multiple) * multiple
+
+
 def folded(net: nn.Module) -> dict[str, Tensor]:
     """The inference form's state dict in float64, with what can be computed beforehand computed.
 

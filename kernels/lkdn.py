@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import fused
-from kernels.fold import block_names, dense, folded
+from kernels.fold import block_names, dense, folded, round_up
 
 MOST_NUMBERS = 2**31  # the kernels count in int32
 
@@ -43,14 +43,14 @@ class FusedLKDN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         size, w, steps = (batch, height, width), self.layers, self.steps
-        pitch = _up(self.channels, 16)
+        pitch = round_up(self.channels, 16)
         if batch * height * width * 2 * pitch >= MOST_NUMBERS:
             raise ValueError(f"expected fewer than {MOST_NUMBERS // (2 * pitch)} pixels, got "
                              f"{batch}x{height}x{width}: use tiles")  # fmt: skip
         shallow = steps.shallow(w["shallow"], x.float().contiguous(), pitch, self.dtype, size)
         features, running = shallow, torch.empty_like(shallow)
         distilled = self.channels // 2
-        parts = shallow.new_empty(len(shallow), _up(3 * distilled, 16))[:, : 3 * distilled]
+        parts = shallow.new_empty(len(shallow), round_up(3 * distilled, 16))[:, : 3 * distilled]
         for i, block in enumerate(self.blocks):
             refined = features
             for j in range(3):
@@ -141,10 +141,6 @@ def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
     """Zeros below and to the right, up to the given size."""
     down, right = max(0, rows - matrix.shape[-2]), columns - matrix.shape[-1]
     return torch.nn.functional.pad(matrix, (0, right, 0, down))
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _power(number: int) -> int:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.fold import block_names, folded
+from kernels.fold import block_names, folded, round_up
 
 SOURCES = tuple(Path(__file__).with_name(f"native.{kind}") for kind in ("cpp", "h"))
 COMPILERS = ("c++", "g++", "clang++")
@@ -148,7 +148,9 @@ def _packed(weights: dict[str, Tensor]) -> Tensor:
     """All weights in the order and shapes of native.cpp's struct Weights, one float32 vector."""
     channels = len(weights["fea_conv.bias"])
     distilled = channels // 2
-    pitch, half, wide = _up16(channels), _up16(distilled), _up16(channels + distilled)
+    pitch, half, wide = (
+        round_up(count, 16) for count in (channels, distilled, channels + distilled)
+    )
     parts: list[Tensor] = []
 
     def add(value: Tensor, columns: int) -> None:
@@ -195,12 +197,8 @@ def _packed(weights: dict[str, Tensor]) -> Tensor:
     add(weights["c1.bias"], pitch)
     add(matrix(weights["c2.pw.weight"]), pitch)
     depthwise("c2.dw", pitch)
-    outputs = _up16(len(weights["upsampler.0.bias"]))
+    outputs = round_up(len(weights["upsampler.0.bias"]), 16)
     rows = torch.einsum("et,oiyt->yeio", WINOGRAD, weights["upsampler.0.weight"])
     add(rows.flatten(0, 2), outputs)
     add(weights["upsampler.0.bias"], outputs)
     return torch.cat(parts).float()
-
-
-def _up16(number: int) -> int:
-    return -(-number // 16) * 16

@@ -55,11 +55,11 @@ def costs(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
     """What each network costs by the challenge's counters, and its terms of the score."""
     rows = [["", "parameters", "FLOPs [G]", "activations [M]", "convs",
              *(f"{y.year}'s score without runtime" for y in YEARS), "2023's runtime [ms]"]]
-    for run in {run["model"].split("@")[0]: run for run in runs}.values():
+    for name, run in {run["model"].split("@")[0]: run for run in runs}.items():
         terms_of = [terms(year, run["flops"], run["num_parameters"], None) for year in YEARS]
-        known = RUNTIME_2023_MS.get(run["model"].split("@")[0])
+        known = RUNTIME_2023_MS.get(name)
         rows.append([
-            run["model"].split("@")[0], f"{run['num_parameters']:,}", f"{run['flops'] / 1e9:.2f}",
+            name, f"{run['num_parameters']:,}", f"{run['flops'] / 1e9:.2f}",
             f"{run['activations'] / 1e6:.2f}", str(run["num_conv"]),
             *(f"{t.flops + t.parameters:.3f}" for t in terms_of), number(known, 2, ""),
         ])  # fmt: skip
@@ -98,13 +98,14 @@ def _estimates(runs: Sequence[dict[str, Any]]) -> list[str]:
         return run["median_runtime_ms"] or run["ave_runtime_ms"]
 
     baseline = next((run for run in runs if run["model"].startswith(BASELINE_2023)), None)
-    if baseline is None or not time(baseline):
+    unit = baseline and time(baseline)
+    if baseline is None or not unit:
         return []
     lines = []
     for run in runs:
         if run is baseline or not (own := time(run)):
             continue
-        times = own / (time(baseline) or 1)
+        times = own / unit
         known = RUNTIME_2023_MS.get(run["model"].split("@")[0])
         lines.append(
             f"{run['model']} takes {times:.2f} times as long as {baseline['model']} here; times "

@@ -105,10 +105,12 @@ def _pair_up(hr_folder: Path | None, lr_folder: Path | None) -> Iterable[Pair]:
 
 def _pair_up_srf(folder: Path) -> Iterable[Pair]:
     """Pairs of a folder of img_001_SRF_4_HR.png, .._LR.png and what other methods made of them."""
-    files = {path.stem: path for path in find_images(folder, recursive=False)}
-    for stem, path in files.items():
-        if stem.endswith("_HR"):
-            yield Pair(stem, path, files.get(f"{stem.removesuffix('_HR')}_LR"))
+    files = find_images(folder, recursive=False)
+    has_lr = any(path.stem.endswith(f"_SRF_{SCALE}_LR") for path in files)
+    for path in files:
+        if path.stem.endswith(f"_SRF_{SCALE}_HR"):  # as above, one missing LR is an error
+            lr = path.with_name(f"{path.stem.removesuffix('HR')}LR{path.suffix}")
+            yield Pair(path.stem, path, lr if has_lr else None)
 
 
 def _unique(pairs: Iterable[Pair]) -> Iterator[Pair]:

@@ -130,10 +130,16 @@ def _first_pass(
 ) -> None:  # fmt: skip
     """Restore, score and write one image with each network."""
     y_ssim = options.ssim or image_set.name in BENCHMARKS
+    try:
+        loaded = evaluate.load(pair, options.bicubic)
+    except BAD_IMAGE as error:
+        for tally in tallies:
+            _fail(tally, f"{pair.name}: {error}", image_set)
+            bar.update()
+        return
     for tally in tallies:
-        model = tally.model
+        model, sample = tally.model, loaded
         try:
-            sample = evaluate.load(pair, options.bicubic)
             if len(tallies) > 1:
                 efficiency.reset_peak_memory(device, free=False)
             sr, runtime_ms = evaluate.restore(model.run, sample.lr, device, model.data_range)
@@ -147,14 +153,18 @@ def _first_pass(
                 folder = options.save_dir / model.name / image_set.name
                 write_png(folder / f"{pair.name}.png", sr)
         except BAD_IMAGE as error:
-            tally.failed.append(f"{pair.name}: {error}")
-            logger.error("%s/%s", image_set.name, tally.failed[-1], extra={"model": model.name})
+            _fail(tally, f"{pair.name}: {error}", image_set)
         else:
             tally.images.append(image)
             if options.repeat > 1 or model.run is not model.net:
                 tally.again.append(sample.lr)
             logger.info("%s", _image_line(model, image), extra={"model": model.name})
         bar.update()
+
+
+def _fail(tally: _Tally, failure: str, image_set: ImageSet) -> None:
+    tally.failed.append(failure)
+    logger.error("%s/%s", image_set.name, failure, extra={"model": tally.model.name})
 
 
 def _times(tallies: list[_Tally], device: torch.device, bar: tqdm) -> list[list[float]]:

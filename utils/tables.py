@@ -52,9 +52,10 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
         PublishError: a file holds no run, or one in which images failed; nothing is copied then.
     """
     published = root / "results" / "published"
+    contents: dict[Path, Any] = {}
     for file in files:
         try:
-            run = json.loads(file.read_text(encoding="utf-8"))
+            run = contents[file] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
         if ladder.is_whole(run) or ladder.is_large(run):
@@ -69,10 +70,9 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
             raise PublishError(f"expected a run of the weights in model_zoo/, got one of others "
                                f"in {file}: run test_demo.py again")
     published.mkdir(parents=True, exist_ok=True)
-    for file in files:
+    for file, content in contents.items():
         if file.resolve().parent != published.resolve():
             shutil.copyfile(file, published / file.name)
-        content = json.loads(file.read_text(encoding="utf-8"))
         if ladder.is_whole(content) and (drawn := ladder.picture(content)):
             write_bytes((published / file.name).with_suffix(".png"), drawn)
     regenerate(root)
