@@ -15,24 +15,11 @@
 #include <system_error>
 #include <thread>
 #include <vector>
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
 
 #include "native.h"
 
 namespace {
 
-constexpr int up16(int n) { return (n + 15) / 16 * 16; }
-
-constexpr int C = CHANNELS, D = C / 2;    // channels, distilled channels
-constexpr int PITCH = up16(C);            // floats of a pixel's features
-constexpr int HALF = up16(D);             // .. of its last distilled part
-constexpr int WIDE = up16(C + D);         // columns of a 1x1 that refines and distils at once
-constexpr int FIRST_PART = C / 16 * 16;   // .. of which those from here on are kept as the part,
-constexpr int PART = WIDE - FIRST_PART;   // so many,
-constexpr int OFFSET = C - FIRST_PART;    // with the distilled channels from here on
-constexpr int OUT = up16(IMAGE * SCALE * SCALE);
 constexpr int STRIP = 128;   // columns of a strip at most, without what it needs to each side
 constexpr int SHORTEST = 16;  // rows of a tile at least, where there are more
 constexpr int OVERLAP = 5;   // rows and columns that a tile computes in vain, on average
@@ -40,7 +27,6 @@ constexpr double UNEVEN = 0.1;  // share of a tile by which a thread is late, on
 constexpr int MARGIN = 16;   // columns to each side of a strip's own in a ring
 constexpr int ROW = STRIP + 2 * MARGIN;
 constexpr int AHEAD = 8 * PITCH;  // what a group of pixels has fetched of the row after its own
-constexpr float ZEROS[std::max(PITCH, OUT)] = {};  // the bias of a 1x1 that has none
 
 // What the weights are, in order; every matrix (inputs, outputs), padded with zeros.
 struct Block {
@@ -153,7 +139,7 @@ void distil(const Block& w, const Image& image, Tile t, Distil& s) {
                                : s.part3.row(row)) + at * PART;
                 const long next = stage == 0 ? long(image.width) * PITCH : 0;
                 matrix<WIDE>(count, w.refine_bias[stage], [&](int first, auto add) INLINED {
-                    fetch<AHEAD>(source + first * PITCH + next);
+                    prefetch<AHEAD>(source + first * PITCH + next);
                     add(inputs<C>, source + first * PITCH, PITCH, w.refine[stage][0]);
                 }, [&](int i, int n, Vec value) INLINED {
                     if (n < PITCH) store(up + i * PITCH + n, value);
@@ -197,7 +183,7 @@ void attend(const Weights& weights, int block, const Image& image, Tile t, Atten
             float* out = s.point.row(y) + (left - t.left) * PITCH;
             matrix<PITCH>(std::min(image.width, t.right + 8) - left, w.point_bias,
                           [&](int first, auto add) INLINED {
-                fetch<AHEAD>(source + (first + image.width) * PITCH);
+                prefetch<AHEAD>(source + (first + image.width) * PITCH);
                 add(inputs<C>, source + first * PITCH, PITCH, w.point[0]);
             }, [&](int i, int n, Vec value) INLINED { store(out + i * PITCH + n, value); });
         }
@@ -226,18 +212,18 @@ void attend(const Weights& weights, int block, const Image& image, Tile t, Atten
                 store(s.gated[i] + n, value * load(merged + i * PITCH + n));
             });
         matrix<PITCH>(count, w.c6_bias, [&](int first, auto add) INLINED {
-            fetch<AHEAD>(features + (first + image.width) * PITCH);
-            if (!is_first) fetch<AHEAD>(running + (first + image.width) * PITCH);
+            prefetch<AHEAD>(features + (first + image.width) * PITCH);
+            if (!is_first) prefetch<AHEAD>(running + (first + image.width) * PITCH);
             add(inputs<C>, s.gated[first], PITCH, w.c6[0]);
         }, [&](int i, int n, Vec value) INLINED { store(s.z[i] + n, value); });
         for (int i = 0; i < count; ++i) {  // c6 is centred: its mean is zero
             Vec squares = {};
             for (int n = 0; n < PITCH; n += LANES) squares += load(s.z[i] + n) * load(s.z[i] + n);
-            s.factor[i] = total(squares);
+            s.factor[i] = horizontal_sum(squares);
         }
         for (int i = 0; i < count; ++i) s.factor[i] = 1 / std::sqrt(s.factor[i] / C + w.eps);
         for (int i = 0; i < count; ++i) {
-            const Vec factor = all(s.factor[i]);
+            const Vec factor = broadcast(s.factor[i]);
             for (int n = 0; n < PITCH; n += LANES) {
                 Vec z = load(s.z[i] + n) * factor * load(w.scale + n) + load(w.shift + n);
                 z += load(features + i * PITCH + n);
@@ -256,30 +242,31 @@ void attend(const Weights& weights, int block, const Image& image, Tile t, Atten
 
 // Winograd's F(4, 3): four neighbouring sums of three products each by six products in all. What
 // enters them, from six values; what the sums are, from six products.
-INLINE void enter(const float* x, float (&wave)[6][STRIP / 4][PITCH], int tile) {
+INLINE void input_transform(const float* x, float (&wave)[6][STRIP / 4][PITCH], int tile) {
     for (int n = 0; n < PITCH; n += LANES) {
         Vec d[6];
         for (int i = 0; i < 6; ++i) d[i] = load(x + i * PITCH + n);
-        const Vec a = d[4] - all(4) * d[2], b = d[3] - all(4) * d[1];
-        const Vec c = d[4] - d[2], e = all(2) * (d[3] - d[1]);
-        store(wave[0][tile] + n, all(4) * d[0] - all(5) * d[2] + d[4]);
+        const Vec a = d[4] - broadcast(4) * d[2], b = d[3] - broadcast(4) * d[1];
+        const Vec c = d[4] - d[2], e = broadcast(2) * (d[3] - d[1]);
+        store(wave[0][tile] + n, broadcast(4) * d[0] - broadcast(5) * d[2] + d[4]);
         store(wave[1][tile] + n, a + b);
         store(wave[2][tile] + n, a - b);
         store(wave[3][tile] + n, c + e);
         store(wave[4][tile] + n, c - e);
-        store(wave[5][tile] + n, all(4) * d[1] - all(5) * d[3] + d[5]);
+        store(wave[5][tile] + n, broadcast(4) * d[1] - broadcast(5) * d[3] + d[5]);
     }
 }
 
-INLINE void leave(float (&products)[6][STRIP / 4][OUT], int tile, const float* bias, float* out) {
+INLINE void output_transform(float (&products)[6][STRIP / 4][OUT], int tile, const float* bias,
+                             float* out) {
     for (int n = 0; n < OUT; n += LANES) {
         Vec m[6];
         for (int i = 0; i < 6; ++i) m[i] = load(products[i][tile] + n);
         const Vec a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
         store(out + n, m[0] + a + c + load(bias + n));
-        store(out + OUT + n, b + all(2) * e + load(bias + n));
-        store(out + 2 * OUT + n, a + all(4) * c + load(bias + n));
-        store(out + 3 * OUT + n, b + all(8) * e + m[5] + load(bias + n));
+        store(out + OUT + n, b + broadcast(2) * e + load(bias + n));
+        store(out + 2 * OUT + n, a + broadcast(4) * c + load(bias + n));
+        store(out + 3 * OUT + n, b + broadcast(8) * e + m[5] + load(bias + n));
     }
 }
 
@@ -297,7 +284,7 @@ void enlarge(const Weights& w, const Image& image, Tile t, Enlarge& s) {
             float* out = s.up.row(y) + (left - t.left) * PITCH;
             matrix<PITCH>(std::min(image.width, t.right + 2) - left, ZEROS,
                           [&](int first, auto add) INLINED {
-                fetch<AHEAD>(source + (first + image.width) * PITCH);
+                prefetch<AHEAD>(source + (first + image.width) * PITCH);
                 add(inputs<C>, source + first * PITCH, PITCH, w.smooth[0]);
             }, [&](int i, int n, Vec value) INLINED { store(out + i * PITCH + n, value); });
         }
@@ -320,7 +307,7 @@ void enlarge(const Weights& w, const Image& image, Tile t, Enlarge& s) {
                 [&](int i, int n, Vec value) INLINED {
                     store(out + i * PITCH + n, value + load(s.shallow[i] + n));
                 });
-            for (int i = 0; i < tiles; ++i) enter(s.total[MARGIN + 4 * i - 1], waves, i);
+            for (int i = 0; i < tiles; ++i) input_transform(s.total[MARGIN + 4 * i - 1], waves, i);
         }
         row = y - 2;
         if (row < t.top) continue;
@@ -330,7 +317,8 @@ void enlarge(const Weights& w, const Image& image, Tile t, Enlarge& s) {
                     add(inputs<C>, s.waves[(row + tap + 2) % 3][i][first], PITCH,
                         w.enlarge[tap][i][0]);
             }, [&](int tile, int n, Vec value) INLINED { store(s.products[i][tile] + n, value); });
-        for (int i = 0; i < tiles; ++i) leave(s.products, i, w.enlarge_bias, s.pixels[4 * i]);
+        for (int i = 0; i < tiles; ++i)
+            output_transform(s.products, i, w.enlarge_bias, s.pixels[4 * i]);
         for (int c = 0; c < IMAGE; ++c)
             for (int r = 0; r < SCALE; ++r) {
                 const long line = (long(c) * image.height + row) * SCALE + r;
@@ -361,15 +349,6 @@ std::vector<Tile> cut(int height, int width, int threads) {
                              int(long(width) * j / strips), int(long(width) * (j + 1) / strips)});
     return tiles;
 }
-
-// Numbers below 1e-38 are taken for zero while this lives.
-struct Flushed {
-#if defined(__SSE__)
-    unsigned before = _mm_getcsr();
-    Flushed() { _mm_setcsr(before | 0x8040); }
-    ~Flushed() { _mm_setcsr(before); }
-#endif
-};
 
 }  // namespace
 
