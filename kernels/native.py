@@ -4,6 +4,7 @@ The kernels' plain twin is the network itself; the tests compare them.
 """
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 from kernels.fold import block_names, folded, round_up
 
-SOURCES = tuple(Path(__file__).with_name(f"native.{kind}") for kind in ("cpp", "h"))
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-pthread", "-fno-math-errno",
          "-fno-trapping-math", "-ffp-contract=fast")  # fmt: skip
@@ -55,10 +55,21 @@ class NativeLKDN:
         self.threads = threads or torch.get_num_threads()
         self.channels = weights["fea_conv.weight"].shape[1]
         self.scale = round((len(weights["upsampler.0.bias"]) / self.channels) ** 0.5)
-        self.library = _library(
-            CHANNELS=len(weights["fea_conv.bias"]), BLOCKS=len(block_names(weights)),
-            IMAGE=self.channels, SCALE=self.scale,
-        )  # fmt: skip
+        self.library = load_library(
+            ("native.cpp", "native.h"),
+            CHANNELS=len(weights["fea_conv.bias"]),
+            BLOCKS=len(block_names(weights)),
+            IMAGE=self.channels,
+            SCALE=self.scale,
+        )
+        for query in (
+            self.library.lkdn_weights,
+            self.library.lkdn_scratch,
+            self.library.lkdn_pitch,
+        ):
+            query.restype = ctypes.c_long
+        self.library.lkdn_run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
+        self.library.lkdn_run.restype = None
         self.weights = _packed(weights)
         assert len(self.weights) == self.library.lkdn_weights()
         self.memory = torch.empty(0)
@@ -81,43 +92,53 @@ class NativeLKDN:
         return y
 
 
-def _library(**defined: int) -> ctypes.CDLL:
-    """native.cpp as a library, compiled unless an earlier process did so on the same machine."""
+def load_library(sources: tuple[str, ...], **defined: int) -> ctypes.CDLL:
+    """A source of this folder as a library, compiled for this CPU unless an earlier process did so
+    on the same machine.
+
+    Args:
+        sources: the file to compile, and the files that it includes.
+        defined: macros and their values.
+
+    Raises:
+        CompileError: no C++ compiler, or one that does not know C++20 or this CPU.
+    """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
     if compiler is None:
         raise CompileError("expected a C++ compiler for the CPU kernels, got none: install g++")
     arm_mac = platform.system() == "Darwin" and platform.machine() == "arm64"
-    command = [compiler, *FLAGS, "-mcpu=native" if arm_mac else "-march=native",
-               *(f"-D{name}={value}" for name, value in defined.items())]  # fmt: skip
+    command = [
+        compiler,
+        *FLAGS,
+        "-mcpu=native" if arm_mac else "-march=native",
+        *(f"-D{name}={value}" for name, value in defined.items()),
+    ]
+    files = [Path(__file__).with_name(source) for source in sources]
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-        sources = [source.read_text(encoding="utf-8") for source in SOURCES]
-        identity = "\0".join([*command, version, _cpu(), *sources])
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        identity = "\0".join([*command, version, _cpu(), *texts])
         name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
         path = _folder() / name
         if not path.exists():
-            _compile(command, path)
-        library = ctypes.CDLL(str(path))
+            _compile(command, files[0], path)
+        return ctypes.CDLL(str(path))
     except OSError as error:
         raise CompileError(f"expected to compile and load the CPU kernels, got: {error}") from error
-    for query in (library.lkdn_weights, library.lkdn_scratch, library.lkdn_pitch):
-        query.restype = ctypes.c_long
-    library.lkdn_run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
-    library.lkdn_run.restype = None
-    return library
 
 
-def _compile(command: list[str], library: Path) -> None:
+def _compile(command: list[str], source: Path, library: Path) -> None:
     logger.info("compiling the CPU kernels, once on this machine")
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
     os.close(handle)
     try:
-        subprocess.run([*command, str(SOURCES[0]), "-o", temporary],
-                       check=True, capture_output=True, text=True)  # fmt: skip
+        subprocess.run(
+            [*command, str(source), "-o", temporary], check=True, capture_output=True, text=True
+        )
         os.replace(temporary, library)
     except subprocess.CalledProcessError as error:
         said = [line for line in error.stderr.splitlines() if "error" in line] or ["nothing said"]
-        raise CompileError(f"{command[0]} cannot compile {SOURCES[0].name}: {said[0]}") from error
+        raise CompileError(f"{command[0]} cannot compile {source.name}: {said[0]}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -132,6 +153,12 @@ def _folder() -> Path:
             return cache
     except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
         pass
+    return _own_folder()
+
+
+@functools.cache
+def _own_folder() -> Path:
+    """A new folder that this process alone uses."""
     return Path(tempfile.mkdtemp(prefix="lkdn-"))
 
 

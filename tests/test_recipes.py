@@ -14,7 +14,7 @@ from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 
 from models.team23_LKDN import LKDN
-from train.loop import make_forward
+from train.forward import make_forward
 from train.reparam import training_form
 from train.stages import RECIPES, STAGES, Engine
 from utils.weights import read_checkpoint

@@ -15,6 +15,7 @@ from models.team23_LKDN import LKDN
 from train.reparam import (
     RepBSConv,
     RepUpsampler,
+    branch_gradients,
     fuse,
     fused_parameters,
     plain_like,
@@ -195,3 +196,19 @@ def test_published_training_form_fuses_to_the_published_fused_weights(shared: Pa
         # The authors folded in float32; 84 terms a sum give 2.3e-7 of the largest weight at most.
         atol = 1e-6 * float(value.abs().max())
         torch.testing.assert_close(ours[name], value, rtol=0, atol=atol, msg=name)
+
+
+def test_branch_gradients_are_those_of_autograd() -> None:
+    torch.manual_seed(6)
+    for net in (LKDN(), LKDN(8, 2, 3, 1, 2)):
+        for form in (training_form(net).double(), copy.deepcopy(net).double()):
+            parameters = dict(form.named_parameters())
+            plain = fused_parameters(parameters)
+            given = {name: torch.randn_like(value) for name, value in plain.items()}
+            expected = torch.autograd.grad(
+                list(plain.values()), list(parameters.values()), [given[name] for name in plain]
+            )
+            got = branch_gradients({n: p.detach() for n, p in parameters.items()}, given)
+            assert got.keys() == parameters.keys()
+            for name, value in zip(parameters, expected, strict=True):
+                torch.testing.assert_close(got[name], value, **EXACT)

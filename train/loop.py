@@ -13,24 +13,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from tqdm import tqdm
 
-from models.team23_LKDN import LKDN
 from train import checkpoint, log
+from train.forward import Gradients, make_gradients
 from train.optim import learning_rate, set_learning_rate, update_ema
-from train.patches import Sampler, sample
+from train.patches import Patches, Sampler, cut_patches
 from train.reparam import fused_parameters, plain_like
 from train.stages import Engine, Stage
-from utils import evaluate
+from utils import devices, evaluate
 from utils.record import environment, finite
 
 logger = logging.getLogger(__name__)
 
 GO_ON, TIME_IS_UP, STOPPED = range(3)  # outcomes of the loop, the more urgent the higher
-LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
 class Diverged(FloatingPointError):
@@ -50,8 +47,8 @@ class World:
 class Run:
     """What the loop needs besides its state.
 
-    fingerprint is the data's; log_every, val_every and save_every count steps; stop_at is a time
-    of time.monotonic().
+    fingerprint is the data's; samples are the validation sets by name; log_every, val_every and
+    save_every count steps; stop_at is a time of time.monotonic().
     """
 
     stage: Stage
@@ -60,7 +57,7 @@ class Run:
     file: Path
     source: Sampler
     fingerprint: str
-    samples: list[evaluate.Sample]
+    samples: dict[str, list[evaluate.Sample]]
     world: World
     log_every: int
     val_every: int
@@ -82,13 +79,19 @@ def train(run: Run, state: checkpoint.State) -> int:
         Diverged: the loss or a gradient is not finite. Nothing is saved after that.
     """
     stage, device, lead = run.stage, run.world.device, run.world.rank == 0
-    forward = make_forward(state.net, stage, device, run.engine)
+    gradients = make_gradients(state.net, stage, device, run.engine)
+    part = slice(run.world.rank, None, run.world.size)
+    patches = cut_patches(run.source, run.seed, state.step, stage.batch, part)
     weights = dict(state.net.named_parameters())
+    # What torch does beside the native kernels is too small for two threads: those of its pools
+    # would wait for each other while the kernels' want the cores.
+    threads = torch.get_num_threads()
+    few = devices.torch_threads(1 if run.engine.kernels == "native" else threads)
     began, work, outcome = time.monotonic(), _begin_work(run, state), GO_ON
     unseen: list[Tensor] = []  # (loss, gradient norm) of the steps not looked at yet
     logged: list[list[float]] = []
     since = time.monotonic()
-    with _stop_flag() as stopped, tqdm(
+    with _stop_flag() as stopped, few, tqdm(
         total=stage.steps, initial=state.step, desc=stage.name, unit="step", disable=not lead
     ) as bar:
         while state.step < stage.steps:
@@ -101,7 +104,7 @@ def train(run: Run, state: checkpoint.State) -> int:
                 torch.compiler.cudagraph_mark_step_begin()
             rate = learning_rate(stage, state.step)
             set_learning_rate(state.optimizers, rate)
-            unseen.append(_gradients(run, state, forward))
+            unseen.append(_gradients(run, state, gradients, patches))
             step = state.step + 1
             last = step == stage.steps
             to_log, to_save = step % run.log_every == 0 or last, step % run.save_every == 0
@@ -125,7 +128,8 @@ def train(run: Run, state: checkpoint.State) -> int:
                 logged, since = [], time.monotonic()
             if run.samples and (step % run.val_every == 0 or last):
                 paused = time.monotonic()
-                _validate(run, state)
+                with devices.torch_threads(threads):
+                    _validate(run, state)
                 since += time.monotonic() - paused
             if to_save and not last:
                 _save(run, state, work, began)
@@ -134,78 +138,12 @@ def train(run: Run, state: checkpoint.State) -> int:
         return _agree(run.world, STOPPED if stopped() else outcome, 0)
 
 
-def make_forward(
-    form: LKDN, stage: Stage, device: torch.device, engine: Engine
-) -> Callable[[Tensor], Tensor]:
-    """The network to train as a function of (B, 3, H, W), gradients reaching `form`'s parameters.
-
-    Folding the branches into the plain network's kernels at every step is the same function with
-    the same gradients as running the branches, at the inference form's cost.
-    """
-    network = plain_like(form).to(device) if engine.fold else form
-    if engine.depthwise == "triton":
-        from kernels.depthwise import depthwise  # Triton is not everywhere
-
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-                module.forward = _with_kernel(depthwise, module)  # type: ignore[assignment]
-    if stage.precision == "bf16" and device.type == "cpu":
-        # On a CPU torch 2.13 computes in bfloat16 garbage as the weight gradient of the dilated
-        # depthwise in channels_last, and those of LayerNorm as sums that stall at eight bits.
-        for name in network.blocks:
-            _keep_float32(network.get_submodule(f"{name}.atten.depthwise_dilated"))
-            _keep_float32(network.get_submodule(f"{name}.pixel_norm"))
-
-    def forward(x: Tensor) -> Tensor:
-        kernels: dict[str, Tensor] = dict(form.named_parameters())
-        if engine.fold:
-            kernels = fused_parameters(kernels)
-        with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
-            return functional_call(network, kernels, (x,))
-
-    if engine.compile == "off":
-        return forward
-    graphs = engine.compile == "graphs"
-    return torch.compile(forward, dynamic=False, mode="reduce-overhead" if graphs else None)
-
-
-def _with_kernel(
-    depthwise: Callable[..., Tensor], conv: nn.Conv2d
-) -> Callable[[Tensor], Tensor]:
-    """The forward of a depthwise convolution by another kernel."""
-    return lambda x: depthwise(x, conv.weight, conv.bias, conv.dilation[0])
-
-
-def _keep_float32(module: nn.Module) -> None:
-    """Take a module of (B, C, H, W) -> (B, C, H, W) out of autocast."""
-    inner = module.forward
-
-    def forward(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return inner(x.float())
-
-    module.forward = forward
-
-
-def _gradients(
-    run: Run, state: checkpoint.State, forward: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _gradients(run: Run, state: checkpoint.State, gradients: Gradients, patches: Patches) -> Tensor:
     """Leave the gradients of the global batch in the parameters; (loss, gradient norm)."""
-    stage, world = run.stage, run.world
-    part = slice(world.rank, None, world.size)
-    dtype = torch.float64 if stage.precision == "fp64" else torch.float32
-    layout = torch.channels_last if run.engine.channels_last else torch.contiguous_format
-    lr, hr = (
-        patches.to(world.device).to(dtype, memory_format=layout) / 255
-        for patches in sample(run.source, run.seed, state.step, stage.batch, part)
-    )
     state.net.zero_grad()
-    share = len(lr) / stage.batch
-    loss = LOSSES[stage.loss](forward(lr).to(dtype), hr) * share
-    loss.backward()
-    loss = loss.detach()
+    loss = gradients(*next(patches))
     grads = [p.grad for p in state.net.parameters() if p.grad is not None]
-    if world.size > 1:  # one small message instead of a wrapper around the network
+    if run.world.size > 1:  # one small message instead of a wrapper around the network
         flat = torch.cat([g.flatten() for g in grads] + [loss.view(1)])
         dist.all_reduce(flat)
         parts = flat.split([g.numel() for g in grads] + [1])
@@ -233,9 +171,18 @@ def _validate(run: Run, state: checkpoint.State) -> None:
     average = plain_like(state.net).to(run.world.device)
     average.load_state_dict(fused_parameters(state.ema))
     average.float()
-    scores = evaluate.validate(average, run.samples, run.world.device)
-    tqdm.write(f"step {state.step}: validation {scores.psnr:.3f} dB RGB, {scores.psnr_y:.3f} dB Y")
-    _log(run, state, {"val_psnr": scores.psnr, "val_psnr_y": scores.psnr_y})
+    line: dict[str, Any] = {}
+    for name, samples in run.samples.items():
+        scores = evaluate.validate(average, samples, run.world.device)
+        tqdm.write(
+            f"step {state.step}: {name} {scores.psnr:.3f} dB RGB, {scores.psnr_y:.3f} dB Y"
+        )
+        own = {"val_psnr": scores.psnr, "val_psnr_y": scores.psnr_y}
+        if line:
+            line.setdefault("others", {})[name] = own
+        else:
+            line = own
+    _log(run, state, line)
 
 
 def _log(run: Run, state: checkpoint.State, line: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
 """Optimisers, learning rate and weight averaging."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from train.stages import Stage
+
+Orthogonalise = Callable[[Sequence[Tensor]], list[Tensor]]
 
 # Part of the steps over which a trapezoid falls to zero.
 COOLDOWN = 0.3
@@ -21,29 +23,46 @@ class Muon(torch.optim.Optimizer):
     orthogonalised as one batch.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        orthogonalise: Orthogonalise | None = None,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.orthogonalise = orthogonalise or orthogonalise_all
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             momentum = group["momentum"]
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.flatten(1).shape, []).append(p)
-            for (rows, columns), params in by_shape.items():
-                for p in params:
-                    if not self.state[p]:
-                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                grads = [p.grad for p in params if p.grad is not None]
-                buffers = [self.state[p]["momentum_buffer"] for p in params]
-                torch._foreach_lerp_(buffers, grads, 1 - momentum)
-                nesterov = torch._foreach_lerp(grads, buffers, momentum)
-                updates = orthogonalise(torch.stack([u.flatten(1) for u in nesterov]))
-                scale = math.sqrt(max(1, rows / columns))
-                shaped = [u.view_as(p) for p, u in zip(params, updates, strict=True)]
-                torch._foreach_add_(params, shaped, alpha=-group["lr"] * scale)
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            grads = [p.grad for p in params if p.grad is not None]
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_lerp_(buffers, grads, 1 - momentum)
+            nesterov = torch._foreach_lerp(grads, buffers, momentum)
+            updates = self.orthogonalise([u.flatten(1) for u in nesterov])
+            scales = [-group["lr"] * math.sqrt(max(1, u.shape[0] / u.shape[1])) for u in updates]
+            torch._foreach_mul_(updates, scales)
+            shaped = [u.view_as(p) for p, u in zip(params, updates, strict=True)]
+            torch._foreach_add_(params, shaped)
+
+
+def orthogonalise_all(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonalise` for matrices (rows, columns) of any shapes; those of equal shape at once."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        by_shape.setdefault(matrix.shape, []).append(index)
+    results = list(matrices)
+    for indices in by_shape.values():
+        batch = orthogonalise(torch.stack([matrices[i] for i in indices]))
+        for i, result in zip(indices, batch, strict=True):
+            results[i] = result
+    return results
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -58,15 +77,17 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
-def make_optimizers(net: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    net: nn.Module, stage: Stage, orthogonalise: Orthogonalise | None = None
+) -> list[torch.optim.Optimizer]:
     """The factsheet's Adam for everything, or Muon for the kernels that mix channels and Adam
     for depthwise kernels, biases and normalisation. No weight decay."""
     params = list(net.parameters())
-    fused = params[0].is_cuda  # one kernel for all parameters
+    fused = params[0].device.type in ("cpu", "cuda")  # one kernel for all parameters
     if stage.optimizer == "adam":
         return [torch.optim.Adam(params, stage.lr, betas=(0.9, 0.99), eps=1e-8, fused=fused)]
     mixing = [p for p in params if p.ndim == 4 and p.shape[1] > 1]
@@ -75,7 +96,7 @@ def make_optimizers(net: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]
                             fused=fused)  # fmt: skip
     for group in adam.param_groups:
         group["share"] = stage.adam_share
-    return [Muon(mixing, stage.lr, stage.momentum), adam]
+    return [Muon(mixing, stage.lr, stage.momentum, orthogonalise), adam]
 
 
 def learning_rate(stage: Stage, step: int) -> float:

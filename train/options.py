@@ -11,6 +11,9 @@ from pathlib import Path
 
 import torch
 
+from kernels.native import CompileError
+from kernels.native_training import NativeGradients
+from models.team23_LKDN import LKDN
 from train.stages import RECIPES, Engine, Stage
 from utils import devices
 from utils.datasets import SCALE
@@ -34,7 +37,8 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     add("--data", type=Path, nargs="+", required=True, metavar="DIR",
         help="trees of HR images, with DIV2K's LR images or without")
     add("--first", type=int, metavar="N", help="only the first N images of each DIR")
-    add("--val", metavar="DIR", help="images to score while training")
+    add("--val", nargs="+", default=[], metavar="DIR",
+        help="folders of images to score while training; choices are made on the first")
     add("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
     add("--init", type=Path, metavar="FILE",
         help="start from these training-form weights; stage 2: stage 1's in RUN")
@@ -71,6 +75,8 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     engine = parser.add_argument_group("how they are computed", "default: the recipe's")
     switch = argparse.BooleanOptionalAction
     how = engine.add_argument
+    how("--kernels", choices=("torch", "native"), default=argparse.SUPPRESS,
+        help="torch's, or ours compiled for this CPU")
     how("--fold", action=switch, default=argparse.SUPPRESS, help="fold the branches at each step")
     how("--channels_last", action=switch, default=argparse.SUPPRESS, help="memory layout")
     how("--depthwise", choices=("torch", "triton"), default=argparse.SUPPRESS,
@@ -130,12 +136,35 @@ def engine_of(
     engine = replace(RECIPES[args.recipe].engine, **given)
     if engine.compile == "graphs" and device.type != "cuda":
         raise UsageError(f"expected CUDA for --compile graphs, got {device}: give --compile on")
+    if torch_only := [name for name in ("fold", "channels_last", "compile") if name in given]:
+        if given.get("kernels") == "native":
+            raise UsageError(f"expected --{torch_only[0]} with --kernels torch, got native")
+        engine = replace(engine, kernels="torch")
+    if engine.kernels == "native" and (reason := _without_native(device, stages)):
+        if "kernels" in given:
+            raise UsageError(f"expected {reason} for --kernels native: leave it out")
+        logger.warning("training by torch: the faster kernels need %s", reason)
+        engine = replace(engine, kernels="torch")
     if engine.depthwise == "triton" and (reason := _without_triton(device, stages)):
         if "depthwise" in given:
             raise UsageError(f"expected {reason} for --depthwise triton: leave it out")
         logger.warning("depthwise convolutions by torch: Triton's need %s", reason)
         engine = replace(engine, depthwise="torch")
     return engine
+
+
+def _without_native(device: torch.device, stages: Mapping[int, Stage]) -> str | None:
+    """What is missing for the compiled kernels, if anything."""
+    if device.type != "cpu":
+        return f"a CPU, not {device}"
+    if any(stage.precision == "fp64" for stage in stages.values()):
+        return "a precision other than fp64"
+    try:
+        for precision in {stage.precision for stage in stages.values()}:
+            NativeGradients(LKDN(), precision)
+    except CompileError as error:
+        return f"to be compiled here: {error}"
+    return None
 
 
 def _without_triton(device: torch.device, stages: Mapping[int, Stage]) -> str | None:

@@ -1,6 +1,8 @@
 """Random aligned LR and HR crops, each decided by (seed, step) alone, so a run can resume."""
 
 import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from utils.packing import Pack
 
 logger = logging.getLogger(__name__)
 
+Patches = Iterator[tuple[Tensor, Tensor]]  # a step's LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8
 
 @dataclass(frozen=True)
 class Sampler:
@@ -94,6 +97,24 @@ def sample(
     hr = _crop(source.pixels, hr_offset, width * SCALE, top * SCALE, left * SCALE,
                source.patch * SCALE, transforms)
     return lr, hr
+
+
+def cut_patches(
+    source: Sampler, seed: int, step: int, batch: int, part: slice = slice(None)
+) -> Patches:
+    """The patches of `step` and of every step after it, see `sample`. On a CPU the next step's are
+    cut in another thread while this step's are used."""
+    if source.pixels.is_cuda:
+        while True:
+            yield sample(source, seed, step, batch, part)
+            step += 1
+    with ThreadPoolExecutor(1) as cutter:
+        coming = cutter.submit(sample, source, seed, step, batch, part)
+        while True:
+            step += 1
+            patches = coming.result()
+            coming = cutter.submit(sample, source, seed, step, batch, part)
+            yield patches
 
 
 def _crop(

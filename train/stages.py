@@ -40,6 +40,8 @@ class Stage:
 class Engine:
     """How the numbers of a stage are computed: how fast, not what, rounding excepted.
 
+    kernels: torch's, or ours for a CPU (kernels/native_training.py), which have no use for the
+    choices below but the last two.
     fold: run the plain network on kernels folded from the branches, not the branches.
     channels_last: memory layout. depthwise: whose kernels for the depthwise convolutions.
     compile: torch.compile for the network, alone or with CUDA graphs.
@@ -47,6 +49,7 @@ class Engine:
     tuned_cpu: flush denormals and keep freed memory, see utils.devices.prepare_cpu.
     """
 
+    kernels: Literal["torch", "native"] = "torch"
     fold: bool = True
     channels_last: bool = True
     depthwise: Literal["torch", "triton"] = "torch"
@@ -86,6 +89,7 @@ RECIPES = {
         {
             1: Stage("stage1", steps=3_000, batch=12, patch=192, loss="l1", lr=2e-2,
                      optimizer="muon", schedule="cosine", warmup=100, norm_start=0.1),
-        }
+        },
+        Engine(kernels="native"),
     ),
 }  # fmt: skip

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # was train/, where `train` would be this very file
 
+from kernels.native_training import NativeOrthogonaliser  # noqa: E402
 from models.team23_LKDN import LKDB, LKDN  # noqa: E402
 from train import checkpoint, log, loop  # noqa: E402
 from train.optim import make_optimizers  # noqa: E402
@@ -100,9 +101,10 @@ def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
             raise UsageError(f"expected a new run, got one in {file}: give --resume to continue "
                              "it, or another --out")
     args.out.mkdir(parents=True, exist_ok=True)
-    samples = validation_samples(args.val) if args.val and world.rank == 0 else []
+    folders = args.val if world.rank == 0 else []
+    samples = {Path(folder).name: validation_samples(folder) for folder in folders}
     first = min(stages)  # weights that cannot be had are missed before the data are packed
-    states = {first: initial_state(args, first, stages[first], world)}
+    states = {first: initial_state(args, first, stages[first], engine, world)}
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
@@ -112,7 +114,7 @@ def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
         data = on_device(data, world.device)
     sources = {number: sampler(data, stage.patch // SCALE) for number, stage in stages.items()}
     for number, stage in stages.items():
-        state = states.get(number) or initial_state(args, number, stage, world)
+        state = states.get(number) or initial_state(args, number, stage, engine, world)
         run = loop.Run(
             stage, engine, args.seed, args.out / f"{stage.name}.pt", sources[number],
             data.fingerprint, samples, world, args.log_every, args.val_every, args.save_every,
@@ -177,7 +179,7 @@ def train_stage(
 
 
 def initial_state(
-    args: argparse.Namespace, number: int, stage: Stage, world: loop.World
+    args: argparse.Namespace, number: int, stage: Stage, engine: Engine, world: loop.World
 ) -> checkpoint.State:
     """Seeded first weights, or those of --init; stage 2 starts from stage 1's average. A run that
     resumes brings its own weights."""
@@ -207,7 +209,9 @@ def initial_state(
                            before[-1]["stage"]["steps"])
     net = net.to(world.device, torch.float64 if stage.precision == "fp64" else torch.float32)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
-    return checkpoint.State(net, ema, make_optimizers(net, stage), before=before, init=unknown)
+    native = NativeOrthogonaliser() if engine.kernels == "native" else None
+    optimizers = make_optimizers(net, stage, native)
+    return checkpoint.State(net, ema, optimizers, before=before, init=unknown)
 
 
 if __name__ == "__main__":

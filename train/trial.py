@@ -65,8 +65,8 @@ def trial(source: Path, name: str, note: str) -> dict[str, Any]:
     return {
         "trial": name, "note": note, "command": commands(records)[-1], **own,
         "minutes": sum(work["minutes"] for work in own["history"]),
-        "validation": [{key: line[key] for key in ("step", "val_psnr", "val_psnr_y")}
-                       for line in lines if "val_psnr" in line],
+        "validation": [{key: line[key] for key in ("step", "val_psnr", "val_psnr_y", "others")
+                        if key in line} for line in lines if "val_psnr" in line],
         "failed": next((line["failed"] for line in lines if "failed" in line), None),
     }  # fmt: skip
 

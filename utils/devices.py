@@ -1,9 +1,11 @@
 """A device by name, or the reason why it cannot be had."""
 
+import contextlib
 import ctypes
 import logging
 import platform
 import shutil
+from collections.abc import Iterator
 
 import torch
 
@@ -49,6 +51,17 @@ def _cuda_works() -> bool:
         logger.warning("the CUDA device does not work with this torch: %s",
                        str(error).splitlines()[0])
         return False
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` CPU threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def prepare_cpu() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import comparison, ladder, summary
-from utils.datasets import BENCHMARKS
+from utils.datasets import BENCHMARKS, SCALE
 from utils.images import write_bytes
 from utils.record import ROOT, is_run, read_runs, run_stem
 from utils.summary import markdown, number
@@ -240,13 +240,17 @@ def _validation(published: Published) -> str:
 
 def _trials(published: Published) -> str:
     """Every recorded training run: its numbers, its price and its score."""
-    rows = [["trial", "step", "seed", "minutes", "device", "validation Y-PSNR [dB]", "note"]]
+    rows = [["trial", "step", "LR megapixels", "seed", "minutes", "device",
+             "validation Y-PSNR [dB]", "structure", "note"]]  # fmt: skip
     for trial in published.trials:
-        last = (trial["validation"] or [{}])[-1]
+        stage, last = trial["stage"], (trial["validation"] or [{}])[-1]
         score = number(last.get("val_psnr_y"), 3)
+        structure = last.get("others", {}).get("val_structure", {})
+        pixels = trial["step"] * stage["batch"] * (stage["patch"] / SCALE) ** 2
         rows.append([
-            trial["trial"], f"{trial['step']} of {trial['stage']['steps']}", str(trial["seed"]),
-            f"{trial['minutes']:.0f}", _devices(trial), f"{score} at {last.get('step', 0)}",
+            trial["trial"], f"{trial['step']} of {stage['steps']}", f"{pixels / 1e6:.0f}",
+            str(trial["seed"]), f"{trial['minutes']:.0f}", _devices(trial),
+            f"{score} at {last.get('step', 0)}", number(structure.get("val_psnr_y"), 3),
             f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
         ])  # fmt: skip
     lines = [f"    {trial['trial']}: {trial['command']}" for trial in published.trials]

@@ -1,0 +1,167 @@
+"""LKDN's loss and gradients on a CPU: native_training.cpp, compiled for the machine at hand."""
+
+import ctypes
+import mmap
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kernels.native import load_library
+
+SOURCES = ("native_training.cpp", "native_training.h", "native.h")
+LOSSES = ("l1", "l2")  # in the order of the kernels' numbers
+HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
+
+
+class NativeGradients:
+    """Losses of LKDN's inference form on batches of patches and the gradients of its parameters.
+
+    Keeps its memory from step to step; not for several threads at once. The same arguments give
+    the same bits, whatever the number of threads.
+
+    Args:
+        net: models.team23_LKDN.LKDN, of any width, blocks and scale.
+        precision: fp32.
+        threads: CPU threads; by default as many as torch uses.
+
+    Raises:
+        kernels.native.CompileError: see kernels.native.load_library.
+    """
+
+    def __init__(
+        self, net: nn.Module, precision: str = "fp32", threads: int | None = None
+    ) -> None:
+        self.threads = threads or torch.get_num_threads()
+        self.copies = int(net.copies)  # type: ignore[arg-type]
+        shapes = {name: p.shape for name, p in net.named_parameters()}
+        self.names = list(shapes)
+        norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
+        self.eps = norms[0].eps
+        assert all(norm.eps == self.eps for norm in norms)
+        channels, inputs = shapes["fea_conv.pw.weight"][:2]
+        self.channels = inputs // self.copies
+        self.scale = round((shapes["upsampler.0.weight"][0] / self.channels) ** 0.5)
+        self.library = load_library(
+            SOURCES, CHANNELS=channels, BLOCKS=len(norms), IMAGE=self.channels, SCALE=self.scale
+        )
+        for query in ("parameters", "training_weights", "gradients", "memory"):
+            getattr(self.library, f"lkdn_{query}").restype = ctypes.c_long
+        pointer, whole, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+        self.library.lkdn_gradient.argtypes = (
+            [pointer] * 3 + [whole] * 4 + [real] * 2 + [whole] + [pointer] * 5
+        )
+        self.library.lkdn_gradient.restype = None
+        self.weights = torch.empty(self.library.lkdn_training_weights())
+        self.size = (0, 0)
+        self.memory = self.gradients = torch.empty(0)
+
+    @torch.no_grad()
+    def __call__(
+        self, parameters: Mapping[str, Tensor], lr: Tensor, hr: Tensor, loss: str, share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a float64 scalar, and its gradients by the parameters' names, float32.
+
+        Args:
+            parameters: by the names of the network's, float32.
+            lr: (B, C, H, W) uint8, any strides. hr: (B, C, scale*H, scale*W) uint8.
+            loss: of LOSSES; the absolute or the squared error of pixels in 0..1.
+            share: what every pixel's error counts; 1 / number of values gives their mean.
+        """
+        batch, channels, height, width = lr.shape
+        expected = (batch, channels, self.scale * height, self.scale * width)
+        if hr.shape != expected or channels != self.channels or lr.dtype != torch.uint8:
+            raise ValueError(
+                f"expected uint8 patches of {self.channels} channels, hr {expected}, got "
+                f"{lr.dtype} {tuple(lr.shape)}, hr {tuple(hr.shape)}"
+            )
+        values = dict(parameters)
+        pointwise, depthwise = values["fea_conv.pw.weight"], values.pop("fea_conv.dw.weight")
+        summed = pointwise.view(len(pointwise), self.copies, channels, 1, 1).sum(1)
+        values["fea_conv.pw.weight"] = summed * depthwise  # (C, channels, 3, 3), one convolution
+        names = [name for name in self.names if name in values]
+        flat = torch.cat([values[name].flatten() for name in names])
+        assert len(flat) == self.library.lkdn_parameters() and flat.dtype == torch.float32
+        gradient = torch.empty_like(flat)
+        losses = torch.empty(batch, dtype=torch.float64)
+        self._take_memory(batch, height, width)
+        lr, hr = (x.permute(0, 2, 3, 1).contiguous() for x in (lr, hr))
+        self.library.lkdn_gradient(
+            flat.data_ptr(),
+            lr.data_ptr(),
+            hr.data_ptr(),
+            batch,
+            height,
+            width,
+            LOSSES.index(loss),
+            share,
+            self.eps,
+            self.threads,
+            self.weights.data_ptr(),
+            self.memory.data_ptr(),
+            self.gradients.data_ptr(),
+            losses.data_ptr(),
+            gradient.data_ptr(),
+        )
+        parts = gradient.split([values[name].numel() for name in names])
+        gradients = {n: g.view_as(values[n]) for n, g in zip(names, parts, strict=True)}
+        dense = gradients["fea_conv.pw.weight"]
+        pointwise = (dense * depthwise).sum((2, 3))  # of one copy of the input; all have the same
+        gradients["fea_conv.pw.weight"] = pointwise.repeat(1, self.copies)[:, :, None, None]
+        gradients["fea_conv.dw.weight"] = (dense * summed).sum(1, keepdim=True)
+        return losses.sum(), gradients
+
+    def _take_memory(self, batch: int, height: int, width: int) -> None:
+        """Memory for patches of this size: zeros, for what lies around a map stays as it is."""
+        if self.size != (height, width):
+            self.size, self.memory = (height, width), torch.empty(0)  # freed before more is taken
+            self.memory = zeros(self.threads * self.library.lkdn_memory(height, width))
+        if len(self.gradients) < batch * self.library.lkdn_gradients():
+            self.gradients = zeros(batch * self.library.lkdn_gradients())
+
+
+class NativeOrthogonaliser:
+    """train.optim.orthogonalise_all on compiled kernels, for float32 matrices of any shapes.
+
+    Args:
+        threads: CPU threads; by default as many as torch uses.
+
+    Raises:
+        kernels.native.CompileError: see kernels.native.load_library.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads or torch.get_num_threads()
+        # The layers' header wants a network's dimensions, which do not matter here.
+        self.library = load_library(
+            ("native_muon.cpp", *SOURCES[1:]), CHANNELS=16, BLOCKS=1, IMAGE=1, SCALE=1
+        )
+        pointer, whole = ctypes.c_void_p, ctypes.c_int
+        self.library.lkdn_orthogonalise.argtypes = [pointer] * 3 + [whole] * 2
+        self.library.lkdn_orthogonalise.restype = None
+
+    @torch.no_grad()
+    def __call__(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """New matrices (rows, columns), with singular values near 1."""
+        if too_large := [m.shape for m in matrices if min(m.shape) > 64]:
+            raise ValueError(f"expected matrices of at most 64 on a side, got {too_large[0]}")
+        sizes = torch.tensor([m.shape for m in matrices], dtype=torch.int32).t().contiguous()
+        flat = torch.cat([m.flatten() for m in matrices])
+        assert flat.dtype == torch.float32
+        self.library.lkdn_orthogonalise(
+            flat.data_ptr(), sizes[0].data_ptr(), sizes[1].data_ptr(), len(matrices), self.threads
+        )
+        parts = flat.split([m.numel() for m in matrices])
+        return [part.view(m.shape) for part, m in zip(parts, matrices, strict=True)]
+
+
+def zeros(floats: int) -> Tensor:
+    """A float32 vector of zeros, in huge pages where the system has them: a patch takes 50 MB, and
+    finding the ordinary pages of that takes time."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(floats)
+    memory = mmap.mmap(-1, 4 * floats + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.float32)  # which keeps the memory
+    first = -whole.data_ptr() % HUGE_PAGE // 4
+    return whole[first : first + floats]

@@ -1,0 +1,287 @@
+"""The compiled training kernels: every gradient against float64 autograd on the branches."""
+
+import copy
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import native
+from kernels.native_training import NativeGradients, NativeOrthogonaliser
+from models.team23_LKDN import LKDN
+from train.forward import LOSSES
+from train.optim import orthogonalise_all
+from train.reparam import fused_parameters, plain_like, training_form
+from utils.weights import load_state, read_checkpoint
+
+Run = Callable[..., CompletedProcess[str]]
+SIZES = ((1, 1), (1, 7), (5, 3), (17, 31), (48, 48))
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
+)
+
+
+def patches(net: LKDN, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Random bytes (B, C, H, W), and (B, C, scale*H, scale*W) as large."""
+    generator = torch.Generator().manual_seed(batch + height + 50 * width)
+    channels = net.fea_conv.pw.in_channels // net.copies
+    scale = next(m.upscale_factor for m in net.modules() if hasattr(m, "upscale_factor"))
+
+    def pixels(factor: int) -> Tensor:
+        shape = (batch, channels, factor * height, factor * width)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    return pixels(1), pixels(scale)
+
+
+def randomised(net: LKDN) -> LKDN:
+    """Its training form, with norms that do not start at one and zero."""
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.LayerNorm):
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
+    return training_form(net)
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def form(request: pytest.FixtureRequest, root: Path) -> Iterator[LKDN]:
+    """The challenge network's training form; trained: one that fuses to the shipped weights."""
+    torch.manual_seed(0)
+    if request.param == "random":
+        yield randomised(LKDN())
+        return
+    plain = LKDN()
+    file = root / "model_zoo" / "team23_LKDN.pth"
+    load_state(plain, read_checkpoint(file), file)
+    form = training_form(plain)
+    with torch.no_grad():
+        # What the branches add is taken from the kernels that they are added to.
+        fused = fused_parameters(dict(form.named_parameters()))
+        own = dict(form.named_parameters())
+        for name, value in plain.named_parameters():
+            target = own[name.replace("upsampler.0.", "upsampler.conv3.")]
+            target.add_(value - fused[name])
+    yield form
+
+
+def gradients(
+    form: LKDN, kernels: NativeGradients, lr: Tensor, hr: Tensor, loss: str
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss and the gradients of the branches by the compiled kernels."""
+    plain = fused_parameters(dict(form.named_parameters()))
+    values = {name: value.detach() for name, value in plain.items()}
+    result, by_name = kernels(values, lr, hr, loss, 1 / hr.numel())
+    form.zero_grad()
+    torch.autograd.backward(list(plain.values()), [by_name[name] for name in plain])
+    return float(result), by_parameter(form)
+
+
+def torch_gradients(
+    form: LKDN, lr: Tensor, hr: Tensor, loss: str, dtype: torch.dtype = torch.float64
+) -> tuple[float, dict[str, Tensor]]:
+    """The same by autograd on the branches as they are."""
+    form = copy.deepcopy(form).to(dtype)
+    form.zero_grad()
+    result = LOSSES[loss](form(lr.to(dtype) / 255), hr.to(dtype) / 255)
+    result.backward()
+    return float(result.detach()), by_parameter(form)
+
+
+def by_parameter(form: LKDN) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in form.named_parameters() if p.grad is not None}
+
+
+def errors(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """The largest error of each gradient as a share of its largest number."""
+    assert got.keys() == expected.keys()
+    return {
+        name: float((got[name] - value).abs().max() / value.abs().max().clamp_min(1e-30))
+        for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients_are_those_of_float64(
+    form: LKDN, size: tuple[int, int], batch: int, loss: str
+) -> None:
+    lr, hr = patches(form, batch, *size)
+    value, got = gradients(form, NativeGradients(plain_like(form), threads=2), lr, hr, loss)
+    expected, exact = torch_gradients(form, lr, hr, loss)
+    assert value == pytest.approx(expected, rel=1e-5)
+    # Rounding of 90 layers there and back. On a few pixels of noise through trained weights terms
+    # cancel, and torch's own float32 is off by more than that.
+    _, rounded = torch_gradients(form, lr, hr, loss, torch.float32)
+    most = max(2e-5, 3 * max(errors(rounded, exact).values()))
+    assert not {name: e for name, e in errors(got, exact).items() if not e < most}
+
+
+@pytest.fixture()
+def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the compiler's time for kernels that are not run for long."""
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-O1"))
+
+
+# Channels, blocks, scale, image channels: registers filled to the last lane, and not.
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("shape", [(56, 2, 3, 3), (48, 1, 2, 1), (6, 1, 4, 3)])
+def test_networks_of_other_sizes(shape: tuple[int, int, int, int]) -> None:
+    torch.manual_seed(1)
+    form = randomised(LKDN(*shape))
+    lr, hr = patches(form, 2, 7, 13)
+    value, got = gradients(form, NativeGradients(plain_like(form)), lr, hr, "l2")
+    expected, exact = torch_gradients(form, lr, hr, "l2")
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert not {name: e for name, e in errors(got, exact).items() if not e < 2e-5}
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("flags", [("-mno-avx512f",), ("-mno-avx512f", "-mno-avx")])
+def test_a_cpu_with_narrower_registers(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native.platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("flags of x86-64")
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *flags))
+    torch.manual_seed(2)
+    form = randomised(LKDN(42, 1))
+    lr, hr = patches(form, 1, 6, 11)
+    _, got = gradients(form, NativeGradients(plain_like(form)), lr, hr, "l1")
+    _, exact = torch_gradients(form, lr, hr, "l1")
+    assert not {name: e for name, e in errors(got, exact).items() if not e < 2e-5}
+
+
+def test_the_same_bits_whatever_ran_before_and_by_however_many_threads() -> None:
+    torch.manual_seed(3)
+    form = randomised(LKDN())
+    batches = [patches(form, 5, 16, 16), patches(form, 3, 9, 20)]
+    results: list[dict[str, Tensor]] = []
+    for threads in (1, 2, 7):
+        kernels = NativeGradients(plain_like(form), threads=threads)
+        for lr, hr in (*batches, batches[0]):
+            _, got = gradients(form, kernels, lr, hr, "l1")
+            results.append({name: value.clone() for name, value in got.items()})
+    for i, result in enumerate(results):
+        expected = results[i % 3 % 2]
+        assert all(torch.equal(value, expected[name]) for name, value in result.items())
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_strides_are_followed_and_wrong_patches_refused() -> None:
+    torch.manual_seed(4)
+    net = LKDN(6, 1)
+    kernels, values = NativeGradients(net), dict(net.named_parameters())
+    lr, hr = patches(net, 2, 5, 4)
+    expected, _ = kernels(values, lr, hr, "l1", 1.0)
+    strided = lr.to(memory_format=torch.channels_last)
+    assert kernels(values, strided, hr, "l1", 1.0)[0] == expected
+    output = net(lr / 255)
+    assert float(expected) == pytest.approx(
+        float(F.l1_loss(output, hr / 255, reduction="sum").detach()), rel=1e-5
+    )
+    with pytest.raises(ValueError, match="expected uint8 patches"):
+        kernels(values, lr, hr[..., 1:], "l1", 1.0)
+    with pytest.raises(ValueError, match="expected uint8 patches"):
+        kernels(values, lr.float(), hr, "l1", 1.0)
+
+
+def test_matrices_are_orthogonalised_as_by_torch() -> None:
+    torch.manual_seed(6)
+    shapes = [(42, 42), (21, 42), (42, 210), (84, 42), (42, 12), (1, 5), (7, 1), (64, 65)]
+    matrices = [torch.randn(shape) * 10.0**i for i, shape in enumerate(shapes, -4)]
+    matrices.append(torch.zeros(3, 4))
+    exact = orthogonalise_all([m.double() for m in matrices])
+    for threads in (1, 3):
+        got = NativeOrthogonaliser(threads)(matrices)
+        for one, other in zip(got, exact, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=0, atol=5e-6)
+    with pytest.raises(ValueError, match="at most 64"):
+        NativeOrthogonaliser()([torch.zeros(65, 70)])
+
+
+def test_a_run_by_two_processes_is_one_by_one(place: Path, root: Path, train: Run) -> None:
+    options = ("--kernels", "native", "--precision", "fp32", "--batch", 4, "--val", "held out")
+    assert train("native", *options).returncode == 0
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    together = train("native by two", *options, script=(*launcher, root / "train/train.py"))
+    assert together.returncode == 0, together.stderr
+    one, two = (read_checkpoint(place / run / "stage1.pt") for run in ("native", "native by two"))
+    assert one["history"][0]["engine"]["kernels"] == "native"
+    for name, value in one["params_ema"].items():
+        # Float32 sums in another order, and Muon takes the gradient's direction alone.
+        assert float((two["params_ema"][name] - value).abs().max()) < 1e-3
+
+
+def test_torch_trains_where_the_kernels_cannot_be_compiled(
+    place: Path, train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def history(out: str) -> Any:
+        return read_checkpoint(place / out / "stage1.pt")["history"][0]["engine"]["kernels"]
+
+    recipe = ("--recipe", "cpu", "--steps", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert train("compiled", *recipe).returncode == 0
+    assert history("compiled") == "native"
+    done = train("asked for", *recipe, "--no-fold")
+    assert done.returncode == 0 and history("asked for") == "torch"
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    done = train("no compiler", *recipe)
+    assert done.returncode == 0 and history("no compiler") == "torch"
+    assert "training by torch: the faster kernels need" in done.stderr
+    assert "install g++" in done.stderr
+    done = train("none but asked for", *recipe, "--kernels", "native")
+    assert done.returncode == 2 and "install g++" in done.stderr
+
+    broken = empty / "c++"
+    broken.write_text("#!/bin/sh\necho 'native.h:1: error: C++20 is unknown' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    done = train("broken compiler", *recipe)
+    assert done.returncode == 0 and history("broken compiler") == "torch"
+    assert "error: C++20 is unknown" in done.stderr
+
+
+def test_a_home_that_cannot_be_written_to_is_done_without(
+    place: Path, train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    done = train("no home", "--recipe", "cpu", "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    engine = read_checkpoint(place / "no home" / "stage1.pt")["history"][0]["engine"]
+    assert engine["kernels"] == "native"
+
+
+def test_no_read_or_write_outside_of_memory_and_nothing_undefined(
+    root: Path, tmp_path: Path
+) -> None:
+    """Both libraries' entry points under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    compiler = next(filter(None, map(shutil.which, native.COMPILERS)))
+    command = [
+        compiler, "-std=c++20", "-O1", "-g", "-march=native", "-pthread",
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+        "-DCHANNELS=6", "-DBLOCKS=2", "-DIMAGE=3", "-DSCALE=4",
+    ]  # fmt: skip
+    probe = tmp_path / "probe.cpp"
+    probe.write_text("int main() {}")
+    linked = subprocess.run([*command, probe, "-o", tmp_path / "probe"], capture_output=True)
+    if linked.returncode or subprocess.run([tmp_path / "probe"], capture_output=True).returncode:
+        pytest.skip("this compiler lacks the sanitizers")
+    sources = [root / "kernels" / name for name in ("native.cpp", "native_training.cpp")]
+    main = root / "tests" / "sanitized.cpp"
+    subprocess.run([*command, main, *sources, "-o", tmp_path / "sanitized"], check=True)
+    done = subprocess.run([tmp_path / "sanitized"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "8 sizes"

@@ -1,0 +1,109 @@
+"""Loss and gradients of a batch of patches, by torch or by the CPU kernels."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kernels.native_training import NativeGradients
+from models.team23_LKDN import LKDN
+from train.reparam import branch_gradients, fused_parameters, plain_like
+from train.stages import Engine, Stage
+
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+# Leaves the gradients of (B, 3, H, W) and (B, 3, 4H, 4W), uint8, in the parameters; the loss.
+Gradients = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engine) -> Gradients:
+    """What computes the loss of a step's patches, or of a process's share of them, and leaves its
+    gradients in the parameters of `form`.
+
+    Raises:
+        kernels.native.CompileError: the engine's kernels cannot be compiled.
+    """
+    if engine.kernels == "native":
+        return _native_gradients(form, stage)
+    forward = make_forward(form, stage, device, engine)
+    dtype = torch.float64 if stage.precision == "fp64" else torch.float32
+    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+
+    def gradients(lr: Tensor, hr: Tensor) -> Tensor:
+        share = len(lr) / stage.batch
+        lr, hr = (x.to(device).to(dtype, memory_format=layout) / 255 for x in (lr, hr))
+        loss = LOSSES[stage.loss](forward(lr).to(dtype), hr) * share
+        loss.backward()
+        return loss.detach()
+
+    return gradients
+
+
+def _native_gradients(form: LKDN, stage: Stage) -> Gradients:
+    kernels = NativeGradients(plain_like(form), stage.precision)
+
+    def gradients(lr: Tensor, hr: Tensor) -> Tensor:
+        parameters = {name: p.detach() for name, p in form.named_parameters()}
+        plain = fused_parameters(parameters)
+        loss, by_name = kernels(plain, lr, hr, stage.loss, len(lr) / (stage.batch * hr.numel()))
+        by_name = branch_gradients(parameters, by_name)
+        for name, parameter in form.named_parameters():
+            parameter.grad = by_name[name]
+        return loss.float()
+
+    return gradients
+
+
+def make_forward(
+    form: LKDN, stage: Stage, device: torch.device, engine: Engine
+) -> Callable[[Tensor], Tensor]:
+    """The network to train as a function of (B, 3, H, W), gradients reaching `form`'s parameters.
+
+    Folding the branches into the plain network's kernels at every step is the same function with
+    the same gradients as running the branches, at the inference form's cost.
+    """
+    network = plain_like(form).to(device) if engine.fold else form
+    if engine.depthwise == "triton":
+        from kernels.depthwise import depthwise  # Triton is not everywhere
+
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                module.forward = _with_kernel(depthwise, module)  # type: ignore[assignment]
+    if stage.precision == "bf16" and device.type == "cpu":
+        # On a CPU torch 2.13 computes in bfloat16 garbage as the weight gradient of the dilated
+        # depthwise in channels_last, and those of LayerNorm as sums that stall at eight bits.
+        for name in network.blocks:
+            _keep_float32(network.get_submodule(f"{name}.atten.depthwise_dilated"))
+            _keep_float32(network.get_submodule(f"{name}.pixel_norm"))
+
+    def forward(x: Tensor) -> Tensor:
+        kernels: dict[str, Tensor] = dict(form.named_parameters())
+        if engine.fold:
+            kernels = fused_parameters(kernels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
+            return functional_call(network, kernels, (x,))
+
+    if engine.compile == "off":
+        return forward
+    graphs = engine.compile == "graphs"
+    return torch.compile(forward, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def _with_kernel(
+    depthwise: Callable[..., Tensor], conv: nn.Conv2d
+) -> Callable[[Tensor], Tensor]:
+    """The forward of a depthwise convolution by another kernel."""
+    return lambda x: depthwise(x, conv.weight, conv.bias, conv.dilation[0])
+
+
+def _keep_float32(module: nn.Module) -> None:
+    """Take a module of (B, C, H, W) -> (B, C, H, W) out of autocast."""
+    inner = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return inner(x.float())
+
+    module.forward = forward
