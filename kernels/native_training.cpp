@@ -22,6 +22,8 @@ namespace {
 
 constexpr int OUTS = IMAGE * SCALE * SCALE;
 
+enum Loss { L1, L2, PSNR };  // as kernels/native_training.py numbers them
+
 // The plain kernels in float32, or their gradients: matrices (inputs, outputs), padded with zeros.
 struct Block {
     float refine[3][C][WIDE], refine_bias[3][WIDE];
@@ -410,15 +412,17 @@ struct Task {
                  term(c + 2 * WIDTH, WIDTH, by[8]));
     }
 
-    // The loss, summed over the patch's values; the error becomes its gradient, times `share`.
-    double loss(int kind, float share) {
+    // The loss, a sum over the patch's values of which each counts `share`; the error becomes its
+    // gradient.
+    double loss(Loss kind, float share) {
+        const long values = long(width()) * OUT;
         double sum = 0;
         for (int y = 0; y < height(); ++y) {
             float* error = m.error.row(y);
             Vec row = {};
-            for (long i = 0; i < long(width()) * OUT; i += LANES) {
+            for (long i = 0; i < values; i += LANES) {
                 const Vec value = load(error + i);
-                if (kind == 0) {
+                if (kind == L1) {
                     row += value < Vec{} ? -value : value;
                     store(error + i, value > Vec{}   ? broadcast(share)
                                      : value < Vec{} ? broadcast(-share)
@@ -430,7 +434,16 @@ struct Task {
             }
             sum += horizontal_sum(row);
         }
-        return sum;
+        if (kind != PSNR) return sum;
+        // -PSNR, 10 / log(10) * log(mean square), by NAFNet's authors: a patch counts as its values.
+        const double count = double(height()) * width() * OUTS, mean = sum / count + 1e-8;
+        const float slope = float(10 / std::log(10.0) / mean);
+        for (int y = 0; y < height(); ++y) {
+            float* error = m.error.row(y);
+            for (long i = 0; i < values; i += LANES)
+                store(error + i, load(error + i) * broadcast(slope));
+        }
+        return 10 / std::log(10.0) * std::log(mean) * count;
     }
 
     void enlarge_back(Weights& g) {
@@ -627,7 +640,7 @@ struct Task {
         }
     }
 
-    double run(int kind, float share, Weights& g) {
+    double run(Loss kind, float share, Weights& g) {
         std::memset(static_cast<void*>(&g), 0, sizeof g);
         read();
         for (int block = 0; block < BLOCKS; ++block) forward(block);
@@ -689,7 +702,7 @@ void lkdn_gradient(const float* parameters, const unsigned char* lr, const unsig
             const long pixels = long(height) * width * IMAGE;
             Task task{flat.weights, flat.operands, own,
                       {lr + i * pixels, hr + i * pixels * SCALE * SCALE, height, width}};
-            losses[i] = task.run(kind, share,
+            losses[i] = task.run(Loss(kind), share,
                                  *reinterpret_cast<Weights*>(gradients + i * lkdn_gradients()));
             losses[i] *= share;
         }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kernels.native import load_library
 
 SOURCES = ("native_training.cpp", "native_training.h", "native.h")
-LOSSES = ("l1", "l2")  # in the order of the kernels' numbers
+LOSSES = ("l1", "l2", "psnr")  # in the order of the kernels' numbers
 HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
 
 
@@ -65,7 +65,8 @@ class NativeGradients:
         Args:
             parameters: by the names of the network's, float32.
             lr: (B, C, H, W) uint8, any strides. hr: (B, C, scale*H, scale*W) uint8.
-            loss: of LOSSES; the absolute or the squared error of pixels in 0..1.
+            loss: of LOSSES; the absolute or the squared error of pixels in 0..1, or the patch's
+                negative PSNR in dB for each of its values.
             share: what every pixel's error counts; 1 / number of values gives their mean.
         """
         batch, channels, height, width = lr.shape

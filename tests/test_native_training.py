@@ -108,7 +108,7 @@ def errors(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, flo
     }
 
 
-@pytest.mark.parametrize("loss", ["l1", "l2"])
+@pytest.mark.parametrize("loss", ["l1", "l2", "psnr"])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("size", SIZES)
 def test_gradients_are_those_of_float64(

@@ -1,5 +1,6 @@
 """Loss and gradients of a batch of patches, by torch or by the CPU kernels."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,21 @@ from models.team23_LKDN import LKDN
 from train.reparam import branch_gradients, fused_parameters, plain_like
 from train.stages import Engine, Stage
 
-LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+def psnr_loss(x: Tensor, target: Tensor) -> Tensor:
+    """Minus the mean PSNR of (B, C, H, W) in 0..1, in dB: easy and hard patches count alike.
+
+    As in Chen et al., "Simple Baselines for Image Restoration", 2022 (NAFNet).
+    """
+    errors = (x - target).square().mean((1, 2, 3))
+    return 10 / math.log(10) * (errors + 1e-8).log().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+    "psnr": psnr_loss,
+}
 
 # Leaves the gradients of (B, 3, H, W) and (B, 3, 4H, 4W), uint8, in the parameters; the loss.
 Gradients = Callable[[Tensor, Tensor], Tensor]

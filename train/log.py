@@ -50,12 +50,14 @@ def plot(path: Path, picture: Path) -> None:
         own = [line for line in lines if line["stage"] == stage]
         trained = [line for line in own if "loss" in line]
         scored = [line for line in own if "val_psnr_y" in line]
-        losses.semilogy([offset + line["step"] for line in trained],
+        losses.plot([offset + line["step"] for line in trained],
                         [line["loss"] for line in trained], label=stage)
         scores.plot([offset + line["step"] for line in scored],
                     [line["val_psnr_y"] for line in scored], marker=".", label=stage)
         offset += max(line["step"] for line in own)
     losses.set_ylabel("training loss")
+    if all(line.get("loss", 1) > 0 for line in lines):  # minus PSNR is not
+        losses.set_yscale("log")
     scores.set_ylabel("validation PSNR (Y), dB")
     scores.set_xlabel("step")
     for axes in (losses, scores):

@@ -59,7 +59,7 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     number("--batch", type=int, default=argparse.SUPPRESS, help="patches a step")
     number("--patch", type=int, default=argparse.SUPPRESS, help="HR pixels a side of a patch")
     number("--lr", type=float, default=argparse.SUPPRESS, help="learning rate")
-    number("--loss", choices=("l1", "l2"), default=argparse.SUPPRESS)
+    number("--loss", choices=("l1", "l2", "psnr"), default=argparse.SUPPRESS)
     number("--optimizer", choices=("adam", "muon"), default=argparse.SUPPRESS)
     number("--schedule", choices=("constant", "cosine", "trapezoid"), default=argparse.SUPPRESS)
     number("--warmup", type=int, default=argparse.SUPPRESS, help="steps of linear rise")

@@ -23,7 +23,7 @@ class Stage:
     steps: int
     batch: int
     patch: int
-    loss: Literal["l1", "l2"]
+    loss: Literal["l1", "l2", "psnr"]
     lr: float
     optimizer: Literal["adam", "muon"] = "adam"
     schedule: Literal["constant", "cosine", "trapezoid"] = "constant"

@@ -6,6 +6,7 @@ lever to the one it is compared with. A rung that fails is recorded with its rea
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ if __name__ == "__main__":
 
 from train import log  # noqa: E402
 from utils import devices, record  # noqa: E402
+
+BUSY = "another process on one core"  # ends the names of rungs that are measured beside one
 
 logger = logging.getLogger("throughput")
 
@@ -35,6 +39,9 @@ LADDERS = {
         "+ denormals flushed, freed memory kept": [],
         "+ bf16": ["--precision", "bf16"],
         "+ torch.compile, without bf16": ["--compile", "on"],
+        "native kernels": ["--kernels", "native"],
+        "native kernels, bf16": ["--kernels", "native", "--precision", "bf16"],
+        "native kernels, another process on one core": ["--kernels", "native"],
     },
     "cuda": {
         "branches run as they are, NCHW": ["--no-fold", "--no-channels_last", "--crops", "cpu"],
@@ -65,13 +72,20 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     measured: dict[str, Any] = {
         "throughput_of": "train/train.py", "batch": args.batch, "patch": args.patch,
-        "steps": args.steps, "init": record.sha256(args.init) if args.init else None,
+        "steps": args.steps, "rounds": args.rounds,
+        "init": record.sha256(args.init) if args.init else None,
         "environment": record.environment(device), "rungs": [],
     }  # fmt: skip
     measured["rungs"] = earlier_rungs(args.output, measured)
-    chosen = [rung for i, rung in enumerate(ladder.items()) if i in (args.rungs or range(99))]
-    for name, options in chosen:
-        rung = {"name": name, "options": options, **measure(options, args)}
+    numbers = args.rungs or range(len(ladder))
+    chosen = [rung for i, rung in enumerate(ladder.items()) if i in numbers]
+    speeds: dict[str, list[float]] = {}
+    for name, options in chosen * args.rounds:
+        with busy_process(name.endswith(BUSY)):
+            rung = {"name": name, "options": options, **measure(options, args)}
+        if "failed" not in rung:
+            speeds.setdefault(name, []).extend(rung.pop("speeds"))
+            rung = {**rung, **spread(speeds[name], args.batch)}
         logger.info("%s: %s", name, rung.get("failed") or f"{rung['steps_per_s']:.2f} steps/s, "
                     f"loss {rung['loss']:.6f}")
         by_name = {other["name"]: other for other in [*measured["rungs"], rung]}
@@ -116,6 +130,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=200, help="steps a rung; the first fifth warms up")
     add("--init", type=Path, metavar="FILE", help="weights to start from")
     add("--minutes", type=float, default=10, metavar="M", help="at most so long a rung")
+    add("--rounds", type=int, default=1, metavar="N",
+        help="measure the rungs in turn so often, on a machine whose speed changes")
     add("--rungs", type=int, nargs="+", metavar="N", help="only these, from 0; None: all")
     args = parser.parse_args(argv)
     if args.steps < 10:
@@ -152,13 +168,34 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
             logger.info("all that it said is in %s", whole)
             return {"failed": reason(done.stderr)}
         lines = [line for line in log.read(Path(folder) / "log.jsonl") if "loss" in line]
-    speeds = sorted(x["images_per_s"] / args.batch for x in lines if x["step"] > args.steps / 5)
+    speeds = [x["images_per_s"] / args.batch for x in lines if x["step"] > args.steps / 5]
+    return {
+        "speeds": speeds, "loss": lines[-1]["loss"],
+        "memory_mib": lines[-1].get("memory_mib"), "seconds": time.monotonic() - began,
+    }  # fmt: skip
+
+
+def spread(speeds: list[float], batch: int) -> dict[str, float]:
+    """Median and percentiles of steps a second, over all rounds."""
+    speeds = sorted(speeds)
     return {
         "steps_per_s": statistics.median(speeds), "steps_per_s_p20": speeds[len(speeds) // 5],
         "steps_per_s_p80": speeds[-1 - len(speeds) // 5],
-        "patches_per_s": statistics.median(speeds) * args.batch, "loss": lines[-1]["loss"],
-        "memory_mib": lines[-1].get("memory_mib"), "seconds": time.monotonic() - began,
+        "patches_per_s": statistics.median(speeds) * batch,
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def busy_process(wanted: bool) -> Iterator[None]:
+    """Meanwhile, if wanted, a process that keeps one core busy."""
+    if not wanted:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            yield
+        finally:
+            other.kill()
 
 
 def reason(stderr: str) -> str:

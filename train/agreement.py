@@ -1,0 +1,83 @@
+"""The same steps by torch and by the compiled kernels: python train/agreement.py -o FILE.json ..
+
+Runs the recipe cpu, shortened, once for each way to compute it, from one seed, and records each
+one's losses and validation scores side by side: other rounding must not train otherwise.
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
+
+from train import log  # noqa: E402
+from train.throughput import reason  # noqa: E402
+from utils import devices, record  # noqa: E402
+
+logger = logging.getLogger("agreement")
+
+WAYS = {
+    "torch fp32": ["--kernels", "torch"],
+    "native fp32": ["--kernels", "native"],
+    "native bf16": ["--kernels", "native", "--precision", "bf16"],
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py")
+    add("--packed", type=Path, default=ROOT / "data" / "packed", metavar="DIR",
+        help="where decoded images are kept")
+    add("--val", required=True, metavar="DIR", help="images to score")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
+    add("--steps", type=int, default=300, help="steps of each run; default: %(default)s")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    device = devices.select_device("cpu")
+    runs = []
+    for name, options in WAYS.items():
+        run = {"name": name, "options": options, **train(options, args)}
+        logger.info("%s: %s", name, run.get("failed") or f"loss {run['losses'][-1][1]:.6f}, "
+                    f"validation {run['val_psnr_y']:.3f} dB Y")
+        runs.append(run)
+        try:
+            record.write_json(args.output, {
+                "agreement_of": "train/train.py --recipe cpu", "steps": args.steps,
+                "seed": args.seed, "environment": record.environment(device), "runs": runs,
+            })  # fmt: skip
+        except OSError as error:
+            logger.error("%s", error)
+            return 1
+    return 0 if all("failed" not in run for run in runs) else 1
+
+
+def train(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Losses as (step, mean since the line before) and the last validation score; or why not."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, ROOT / "train" / "train.py", "--recipe", "cpu", "--stage", 1,
+            "--data", *args.data, "--packed", args.packed, "--val", args.val, "--out", folder,
+            "--steps", args.steps, "--seed", args.seed, "--device", "cpu", "--log_every", 10,
+            *options,
+        ]  # fmt: skip
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode:
+            return {"failed": reason(done.stderr)}
+        lines = log.read(Path(folder) / "log.jsonl")
+    return {
+        "losses": [(line["step"], line["loss"]) for line in lines if "loss" in line],
+        **next({k: line[k] for k in ("val_psnr", "val_psnr_y")}
+               for line in reversed(lines) if "val_psnr" in line),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
