@@ -175,6 +175,13 @@ def test_the_same_bits_whatever_ran_before_and_by_however_many_threads() -> None
         assert all(torch.equal(value, expected[name]) for name, value in result.items())
 
 
+def test_memory_of_a_step_is_bounded() -> None:
+    kernels = NativeGradients(LKDN(), threads=2)
+    lr, hr = patches(LKDN(), 12, 64, 64)
+    kernels(dict(LKDN().named_parameters()), lr, hr, "l1", 1.0)
+    assert 4 * (len(kernels.memory) + len(kernels.gradients)) < 200e6  # bytes
+
+
 @pytest.mark.usefixtures("compiled_quickly")
 def test_strides_are_followed_and_wrong_patches_refused() -> None:
     torch.manual_seed(4)

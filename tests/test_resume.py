@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels import native
 from utils.weights import read_checkpoint
 
 Train = Callable[..., CompletedProcess[str]]
@@ -125,6 +126,27 @@ def test_run_killed_again_and_again_ends_bit_for_bit_equal(
     done = train(*arguments)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(place / "killed", uninterrupted, logged)
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
+)
+def test_run_on_compiled_kernels_killed_twice_ends_bit_for_bit_equal(
+    place: Path, train: Train, accident: Accident, logged: Logged
+) -> None:
+    options = ("--kernels", "native", "--resume")
+    assert train("native", *options).returncode == 0
+    for moment, count in (
+        ("killed between weights and average", 5),
+        ("killed before the rename of a checkpoint", 2),
+    ):
+        done = train("native killed", *options, script=accident(moment, count))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert train("native killed", *options, "--threads", 2).returncode == 0
+    assert read_checkpoint(place / "native" / "stage1.pt")["history"][0]["engine"]["kernels"] == (
+        "native"
+    )
+    assert_equal_runs(place / "native killed", place / "native", logged)
 
 
 def test_run_killed_at_three_random_times_ends_bit_for_bit_equal(
