@@ -37,7 +37,7 @@ def test_a_trial_says_what_its_run_was_and_scored(uninterrupted: Path, tmp_path:
     publish(tmp_path, "trials", "small", record)
     table = tables.regenerated(TRIALS, tmp_path)
     score = f"{record['validation'][-1]['val_psnr_y']:.3f} at 12"
-    assert "| small | 12 of 12 | 4 | 0 | " in table and score in table
+    assert "| small | 12 of 12 | 0 | 4 | 0 | " in table and score in table
     assert "small: python train/train.py --stage 1" in table
     with pytest.raises(CheckpointError):
         trial.trial(tmp_path, "none", "")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import comparison, ladder, summary
-from utils.datasets import BENCHMARKS, SCALE
+from utils import comparison, ladder, summary, training_tables
+from utils.datasets import BENCHMARKS
 from utils.images import write_bytes
 from utils.record import ROOT, is_run, read_runs, run_stem
 from utils.summary import markdown, number
@@ -104,13 +104,14 @@ def regenerated(document: str, root: Path = ROOT) -> str:
 @dataclass(frozen=True)
 class Published:
     """What results/published/ holds: runs of test_demo.py, the record of the shipped weights'
-    training, the records of train/trial.py and train/throughput.py, and the runs of
-    deploy/bench.py by the type of their device and of deploy/large.py."""
+    training, the records of train/trial.py, train/throughput.py and train/agreement.py, and the
+    runs of deploy/bench.py by the type of their device and of deploy/large.py."""
 
     runs: list[dict[str, Any]]
     training: dict[str, Any]
     trials: list[dict[str, Any]]
     throughput: list[dict[str, Any]]
+    agreement: list[dict[str, Any]]
     ladders: dict[str, dict[str, Any]]
     large: list[dict[str, Any]]
 
@@ -122,12 +123,12 @@ def _read(folder: Path) -> Published:
         for files in (sorted((folder / k).glob("*.json")) for k in ("trials", "throughput"))
     )
     runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
-    ladders, large = (
+    ladders, large, agreement = (
         [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(names))]
-        for names in ("ladder_*.json", "large_*.json")
+        for names in ("ladder_*.json", "large_*.json", "agreement_*.json")
     )
     by_device = {result["environment"]["device_type"]: result for result in ladders}
-    return Published(runs, training, trials, throughput, by_device, large)
+    return Published(runs, training, trials, throughput, agreement, by_device, large)
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def _training_table(published: Published) -> str:
         ("seed", lambda record: str(record["seed"])),
         ("data", _data),
         ("minutes", lambda record: f"{sum(w['minutes'] for w in record['history']):.0f}"),
-        ("device", _devices),
+        ("device", training_tables.devices),
     ):
         rows.append([name, *(told(record) for record in stages)])
     lines = [markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
@@ -219,11 +220,6 @@ def _data(record: dict[str, Any]) -> str:
     return told
 
 
-def _devices(record: dict[str, Any]) -> str:
-    environments = [work["environment"] for work in record["history"]]
-    return "; ".join(dict.fromkeys(f"{e['device']}, {e['threads']} threads" for e in environments))
-
-
 def _commands(published: Published) -> str:
     """The commands that trained the shipped weights."""
     lines = published.training.get("commands", ["not trained yet"])
@@ -238,48 +234,6 @@ def _validation(published: Published) -> str:
     return markdown(rows)
 
 
-def _trials(published: Published) -> str:
-    """Every recorded training run: its numbers, its price and its score."""
-    rows = [["trial", "step", "LR megapixels", "seed", "minutes", "device",
-             "validation Y-PSNR [dB]", "structure", "note"]]  # fmt: skip
-    for trial in published.trials:
-        stage, last = trial["stage"], (trial["validation"] or [{}])[-1]
-        score = number(last.get("val_psnr_y"), 3)
-        structure = last.get("others", {}).get("val_structure", {})
-        pixels = trial["step"] * stage["batch"] * (stage["patch"] / SCALE) ** 2
-        rows.append([
-            trial["trial"], f"{trial['step']} of {stage['steps']}", f"{pixels / 1e6:.0f}",
-            str(trial["seed"]), f"{trial['minutes']:.0f}", _devices(trial),
-            f"{score} at {last.get('step', 0)}", number(structure.get("val_psnr_y"), 3),
-            f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
-        ])  # fmt: skip
-    lines = [f"    {trial['trial']}: {trial['command']}" for trial in published.trials]
-    return "\n".join([markdown(rows), "", *lines])
-
-
-def _throughput(published: Published) -> str:
-    """Training speed, a row a lever, for each machine that was measured."""
-    parts = []
-    for record in published.throughput:
-        environment = record["environment"]
-        rows = [["", "steps/s (20th, 80th percentile)", "patches/s", "loss"]]
-        for rung in record["rungs"]:
-            if "failed" in rung:
-                rows.append([rung["name"], f"failed: {rung['failed']}", "", ""])
-                continue
-            spread = f"({rung['steps_per_s_p20']:.3g}, {rung['steps_per_s_p80']:.3g})"
-            rows.append([rung["name"], f"{rung['steps_per_s']:.3g} {spread}",
-                         f"{rung['patches_per_s']:.3g}", f"{rung['loss']:.5f}"])
-        parts.append(
-            f"{record['batch']} patches of {record['patch']}x{record['patch']} HR a step, "
-            f"{environment['device']}, {environment['threads']} threads, torch "
-            f"{environment['torch']}, {environment['date'][:10]}, commit "
-            f"{str(environment['commit'])[:7]}; loss after {record['steps']} steps:\n\n"
-            + markdown(rows)
-        )
-    return "\n\n".join(parts) or "not measured"
-
-
 PARTS: dict[str, Callable[[Published], str]] = {
     "output": _output,
     "quality": _quality,
@@ -287,8 +241,9 @@ PARTS: dict[str, Callable[[Published], str]] = {
     "training": _training_table,
     "validation": _validation,
     "commands": _commands,
-    "trials": _trials,
-    "throughput": _throughput,
+    "trials": lambda published: training_tables.trials(published.trials),
+    "throughput": lambda published: training_tables.throughput(published.throughput),
+    "agreement": lambda published: training_tables.agreement(published.agreement),
     "ladder": lambda published: ladder.tables(published.ladders),
     "costs": lambda published: markdown(comparison.costs(published.runs)),
     "large": lambda published: ladder.large(published.large),

@@ -1,0 +1,78 @@
+"""Tables of train/README.md: trials, training speed, and how far ways to compute agree."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from utils.datasets import SCALE
+from utils.summary import markdown, number
+
+Record = dict[str, Any]
+
+
+def trials(records: Sequence[Record]) -> str:
+    """Every recorded training run: its numbers, its price and its score."""
+    rows = [["trial", "step", "LR megapixels", "seed", "minutes", "device",
+             "validation Y-PSNR [dB]", "structure", "note"]]  # fmt: skip
+    for trial in records:
+        stage, last = trial["stage"], (trial["validation"] or [{}])[-1]
+        score = number(last.get("val_psnr_y"), 3)
+        structure = last.get("others", {}).get("val_structure", {})
+        pixels = trial["step"] * stage["batch"] * (stage["patch"] / SCALE) ** 2
+        rows.append([
+            trial["trial"], f"{trial['step']} of {stage['steps']}", f"{pixels / 1e6:.0f}",
+            str(trial["seed"]), f"{trial['minutes']:.0f}", devices(trial),
+            f"{score} at {last.get('step', 0)}", number(structure.get("val_psnr_y"), 3),
+            f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
+        ])  # fmt: skip
+    lines = [f"    {trial['trial']}: {trial['command']}" for trial in records]
+    return "\n".join([markdown(rows), "", *lines])
+
+
+def throughput(records: Sequence[Record]) -> str:
+    """Training speed, a row a lever, for each machine that was measured."""
+    parts = []
+    for record in records:
+        environment = record["environment"]
+        rows = [["", "steps/s (20th, 80th percentile)", "patches/s", "loss"]]
+        for rung in record["rungs"]:
+            if "failed" in rung:
+                rows.append([rung["name"], f"failed: {rung['failed']}", "", ""])
+                continue
+            spread = f"({rung['steps_per_s_p20']:.3g}, {rung['steps_per_s_p80']:.3g})"
+            rows.append([rung["name"], f"{rung['steps_per_s']:.3g} {spread}",
+                         f"{rung['patches_per_s']:.3g}", f"{rung['loss']:.5f}"])
+        parts.append(
+            f"{record['batch']} patches of {record['patch']}x{record['patch']} HR a step, "
+            f"{environment['device']}, {environment['threads']} threads, torch "
+            f"{environment['torch']}, {environment['date'][:10]}, commit "
+            f"{str(environment['commit'])[:7]}; loss after {record['steps']} steps:\n\n"
+            + markdown(rows)
+        )
+    return "\n\n".join(parts) or "not measured"
+
+
+def agreement(records: Sequence[Record]) -> str:
+    """The same training steps computed in several ways."""
+    parts = []
+    for record in records:
+        environment, runs = record["environment"], record["runs"]
+        rows = [["", f"loss of the last 10 of {record['steps']} steps",
+                 "largest difference of a loss", "validation Y-PSNR [dB]"]]  # fmt: skip
+        first = runs[0].get("losses", [])
+        for run in runs:
+            if "failed" in run:
+                rows.append([run["name"], f"failed: {run['failed']}", "", ""])
+                continue
+            pairs = zip(run["losses"], first, strict=False)
+            apart = max((abs(a / b - 1) for (_, a), (_, b) in pairs), default=0.0)
+            rows.append([run["name"], f"{run['losses'][-1][1]:.5f}", f"{100 * apart:.2f} %",
+                         number(run["val_psnr_y"], 3)])
+        parts.append(f"{environment['device']}, {environment['date'][:10]}, commit "
+                     f"{str(environment['commit'])[:7]}:\n\n{markdown(rows)}")
+    return "\n\n".join(parts) or "not measured"
+
+
+def devices(record: Record) -> str:
+    """The machines that a run was trained on."""
+    environments = [work["environment"] for work in record["history"]]
+    return "; ".join(dict.fromkeys(f"{e['device']}, {e['threads']} threads" for e in environments))
