@@ -171,6 +171,14 @@ def _cpu() -> str:
     return platform.processor()
 
 
+def cpu_features() -> set[str]:
+    """Linux' names of what this CPU can do, and who made it; nothing on other systems."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split("\n\n")[0].split())
+    except OSError:
+        return set()
+
+
 def _packed(weights: dict[str, Tensor]) -> Tensor:
     """All weights in the order and shapes of native.cpp's struct Weights, one float32 vector."""
     channels = len(weights["fea_conv.bias"])

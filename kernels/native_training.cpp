@@ -662,6 +662,9 @@ struct Flat {
 
 extern "C" {
 
+// Whether this process may use what the library was compiled for.
+int lkdn_enable() { return enable_bf16(); }
+
 long lkdn_parameters() {
     auto weights = std::make_unique<Weights>();
     std::vector<float> flat(sizeof(Weights) / sizeof(float));  // more than there are
@@ -696,6 +699,7 @@ void lkdn_gradient(const float* parameters, const unsigned char* lr, const unsig
     std::atomic<int> next{0};
     auto work = [&](int thread) {
         [[maybe_unused]] Flushed flushed;
+        Bf16Thread bf16;
         Arena arena{memory + thread * lkdn_memory(height, width)};
         Memory own(arena, height, width);
         for (int i; (i = next++) < batch;) {

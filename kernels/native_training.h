@@ -8,6 +8,9 @@
 #include <cstring>
 
 #include "native.h"
+#if defined(BF16)
+#include "native_bf16.h"
+#endif
 
 namespace {
 
@@ -55,6 +58,40 @@ struct Arena {
     }
 };
 
+// sum (ROWS, N) += x (count, ROWS)^T times g (count, N) in float32, the sums in registers.
+// x_next: from x to what a later call will read, to be brought into the cache meanwhile.
+template <int ROWS, int N, bool AHEAD = false>
+INLINE void outer_rows(int count, const float* x, long x_pitch, const float* g, long g_pitch,
+                       float* sum, long x_next = 0) {
+    constexpr int vectors = N / LANES;
+    constexpr int columns = vectors * ROWS <= SUMS ? vectors : 1;
+    for (int n = 0; n < N; n += columns * LANES) {
+        Vec sums[ROWS][columns];
+#pragma GCC unroll 24
+        for (int k = 0; k < ROWS; ++k)
+#pragma GCC unroll 8
+            for (int v = 0; v < columns; ++v) sums[k][v] = load(sum + k * N + n + v * LANES);
+        for (int p = 0; p < count; ++p) {
+            if (AHEAD) prefetch<PITCH>(x + p * x_pitch + x_next);
+            Vec value[columns];
+#pragma GCC unroll 8
+            for (int v = 0; v < columns; ++v) value[v] = load(g + p * g_pitch + n + v * LANES);
+#pragma GCC unroll 24
+            for (int k = 0; k < ROWS; ++k) {
+                const Vec factor = broadcast(x[p * x_pitch + k]);
+#pragma GCC unroll 8
+                for (int v = 0; v < columns; ++v) sums[k][v] += factor * value[v];
+            }
+        }
+#pragma GCC unroll 24
+        for (int k = 0; k < ROWS; ++k)
+#pragma GCC unroll 8
+            for (int v = 0; v < columns; ++v) store(sum + k * N + n + v * LANES, sums[k][v]);
+    }
+}
+
+#if !defined(BF16)  // else native_bf16.h has these
+
 // A matrix (inputs K, outputs N) that rows of pixels are multiplied by.
 template <int K, int N>
 struct Operand {
@@ -87,39 +124,7 @@ INLINE void multiply(int count, const float* bias, Keep keep, Term<K, N>... term
     }, keep);
 }
 
-// sum (K, N) += x (count, K)^T times g (count, N): the gradient of a matrix. ROWS inputs at a time
-// have their sums in registers.
-template <int ROWS, int N, bool AHEAD = false>
-INLINE void outer_rows(int count, const float* x, long x_pitch, const float* g, long g_pitch,
-                       float* sum, long x_next = 0) {
-    constexpr int vectors = N / LANES;
-    constexpr int columns = vectors * ROWS <= SUMS ? vectors : 1;
-    for (int n = 0; n < N; n += columns * LANES) {
-        Vec sums[ROWS][columns];
-#pragma GCC unroll 24
-        for (int k = 0; k < ROWS; ++k)
-#pragma GCC unroll 8
-            for (int v = 0; v < columns; ++v) sums[k][v] = load(sum + k * N + n + v * LANES);
-        for (int p = 0; p < count; ++p) {
-            if (AHEAD) prefetch<PITCH>(x + p * x_pitch + x_next);
-            Vec value[columns];
-#pragma GCC unroll 8
-            for (int v = 0; v < columns; ++v) value[v] = load(g + p * g_pitch + n + v * LANES);
-#pragma GCC unroll 24
-            for (int k = 0; k < ROWS; ++k) {
-                const Vec factor = broadcast(x[p * x_pitch + k]);
-#pragma GCC unroll 8
-                for (int v = 0; v < columns; ++v) sums[k][v] += factor * value[v];
-            }
-        }
-#pragma GCC unroll 24
-        for (int k = 0; k < ROWS; ++k)
-#pragma GCC unroll 8
-            for (int v = 0; v < columns; ++v) store(sum + k * N + n + v * LANES, sums[k][v]);
-    }
-}
-
-// x_next: from x to what a later call will read, to be brought into the cache meanwhile.
+// sum (K, N) += x (count, K)^T times g (count, N): the gradient of a matrix.
 template <int K, int N>
 INLINE void outer(int count, const float* x, long x_pitch, const float* g, long g_pitch,
                   float (&sum)[K][N], long x_next = 0) {
@@ -130,6 +135,13 @@ INLINE void outer(int count, const float* x, long x_pitch, const float* g, long 
     for (; k + rows <= K; k += rows) outer_rows<rows, N>(count, x + k, x_pitch, g, g_pitch, sum[k]);
     if constexpr (K % rows != 0) outer_rows<K % rows, N>(count, x + k, x_pitch, g, g_pitch, sum[k]);
 }
+
+inline bool enable_bf16() { return true; }
+struct Bf16Thread {
+    Bf16Thread() {}  // so that no compiler finds it unused
+};
+
+#endif
 
 // sum (N) += the sum of g (count, N) over pixels: the gradient of a bias.
 template <int N>

@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.native import load_library
+from kernels.native import CompileError, cpu_features, load_library
 
-SOURCES = ("native_training.cpp", "native_training.h", "native.h")
+SOURCES = ("native_training.cpp", "native_training.h", "native_bf16.h", "native.h")
+# What matrices are computed in, and how native_bf16.h is told.
+ARITHMETICS: dict[str, dict[str, int]] = {
+    "float32": {},
+    "avx512_bf16": {"BF16": 1},
+    "amx_bf16": {"BF16": 2},
+    "amx_bf16 emulated": {"BF16": 2, "EMULATE_TILES": 1},
+}
 LOSSES = ("l1", "l2", "psnr")  # in the order of the kernels' numbers
 HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
 
@@ -22,7 +29,8 @@ class NativeGradients:
 
     Args:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.
-        precision: fp32.
+        arithmetic: of ARITHMETICS; how matrices are multiplied. With bf16 their inputs are rounded
+            to it, and all else, sums of products too, is float32.
         threads: CPU threads; by default as many as torch uses.
 
     Raises:
@@ -30,7 +38,7 @@ class NativeGradients:
     """
 
     def __init__(
-        self, net: nn.Module, precision: str = "fp32", threads: int | None = None
+        self, net: nn.Module, arithmetic: str = "float32", threads: int | None = None
     ) -> None:
         self.threads = threads or torch.get_num_threads()
         self.copies = int(net.copies)  # type: ignore[arg-type]
@@ -43,8 +51,15 @@ class NativeGradients:
         self.channels = inputs // self.copies
         self.scale = round((shapes["upsampler.0.weight"][0] / self.channels) ** 0.5)
         self.library = load_library(
-            SOURCES, CHANNELS=channels, BLOCKS=len(norms), IMAGE=self.channels, SCALE=self.scale
+            SOURCES,
+            CHANNELS=channels,
+            BLOCKS=len(norms),
+            IMAGE=self.channels,
+            SCALE=self.scale,
+            **ARITHMETICS[arithmetic],
         )
+        if not self.library.lkdn_enable():
+            raise CompileError(f"expected a system that lets programs use {arithmetic}")
         for query in ("parameters", "training_weights", "gradients", "memory"):
             getattr(self.library, f"lkdn_{query}").restype = ctypes.c_long
         pointer, whole, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
@@ -119,6 +134,21 @@ class NativeGradients:
             self.memory = zeros(self.threads * self.library.lkdn_memory(height, width))
         if len(self.gradients) < batch * self.library.lkdn_gradients():
             self.gradients = zeros(batch * self.library.lkdn_gradients())
+
+
+def choose_arithmetic(precision: str) -> str:
+    """The fastest of ARITHMETICS that this CPU has for fp32 or bf16.
+
+    Intel's CPUs multiply bf16 vectors at half the speed of float32 ones, so there only the tiles of
+    AMX are worth it; AMD's do it twice as fast.
+    """
+    if precision == "bf16":
+        features = cpu_features()
+        if {"amx_tile", "amx_bf16", "avx512_bf16"} <= features:
+            return "amx_bf16"
+        if "avx512_bf16" in features and "AuthenticAMD" in features:
+            return "avx512_bf16"
+    return "float32"
 
 
 class NativeOrthogonaliser:

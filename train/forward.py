@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kernels.native_training import NativeGradients
+from kernels.native_training import NativeGradients, choose_arithmetic
 from models.team23_LKDN import LKDN
 from train.reparam import branch_gradients, fused_parameters, plain_like
 from train.stages import Engine, Stage
@@ -41,7 +41,7 @@ def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engin
         kernels.native.CompileError: the engine's kernels cannot be compiled.
     """
     if engine.kernels == "native":
-        return _native_gradients(form, stage)
+        return _native_gradients(form, stage, engine)
     forward = make_forward(form, stage, device, engine)
     dtype = torch.float64 if stage.precision == "fp64" else torch.float32
     layout = torch.channels_last if engine.channels_last else torch.contiguous_format
@@ -56,8 +56,15 @@ def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engin
     return gradients
 
 
-def _native_gradients(form: LKDN, stage: Stage) -> Gradients:
-    kernels = NativeGradients(plain_like(form), stage.precision)
+def arithmetic_of(engine: Engine, stage: Stage) -> str:
+    """What the compiled kernels multiply in: the engine's choice, or the fastest on this CPU."""
+    if engine.arithmetic == "auto":
+        return choose_arithmetic(stage.precision)
+    return engine.arithmetic if stage.precision == "bf16" else "float32"
+
+
+def _native_gradients(form: LKDN, stage: Stage, engine: Engine) -> Gradients:
+    kernels = NativeGradients(plain_like(form), arithmetic_of(engine, stage))
 
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
         parameters = {name: p.detach() for name, p in form.named_parameters()}

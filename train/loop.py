@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from train import checkpoint, log
-from train.forward import Gradients, make_gradients
+from train.forward import Gradients, arithmetic_of, make_gradients
 from train.optim import learning_rate, set_learning_rate, update_ema
 from train.patches import Patches, Sampler, cut_patches
 from train.reparam import fused_parameters, plain_like
@@ -195,6 +195,8 @@ def _begin_work(run: Run, state: checkpoint.State) -> dict[str, Any]:
     """A new record at the end of the history, of what this process will have done."""
     work = {"from_step": state.step, "to_step": state.step, "minutes": 0.0,
             "processes": run.world.size, "engine": asdict(run.engine),
+            "arithmetic": arithmetic_of(run.engine, run.stage)
+            if run.engine.kernels == "native" else None,
             "environment": environment(run.world.device)}
     state.history.append(work)
     return work

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from kernels.native import CompileError
+from kernels.native import CompileError, cpu_features
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
+from train.forward import arithmetic_of
 from train.stages import RECIPES, Engine, Stage
 from utils import devices
 from utils.datasets import SCALE
@@ -85,6 +86,8 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
         help="torch.compile, alone or with CUDA graphs")
     how("--crops", choices=("device", "cpu"), default=argparse.SUPPRESS,
         help="where patches are cut")
+    how("--arithmetic", choices=("auto", "float32", "avx512_bf16", "amx_bf16"),
+        default=argparse.SUPPRESS, help="how the native kernels multiply in bf16")
     how("--tuned_cpu", action=switch, default=argparse.SUPPRESS,
         help="flush denormals, keep freed memory")
     args = parser.parse_args(argv)
@@ -140,9 +143,9 @@ def engine_of(
         if given.get("kernels") == "native":
             raise UsageError(f"expected --{torch_only[0]} with --kernels torch, got native")
         engine = replace(engine, kernels="torch")
-    if engine.kernels == "native" and (reason := _without_native(device, stages)):
-        if "kernels" in given:
-            raise UsageError(f"expected {reason} for --kernels native: leave it out")
+    if engine.kernels == "native" and (reason := _without_native(engine, device, stages)):
+        if asked := [name for name in ("kernels", "arithmetic") if name in given]:
+            raise UsageError(f"expected {reason} for --{asked[0]} {given[asked[0]]}: leave it out")
         logger.warning("training by torch: the faster kernels need %s", reason)
         engine = replace(engine, kernels="torch")
     if engine.depthwise == "triton" and (reason := _without_triton(device, stages)):
@@ -153,15 +156,19 @@ def engine_of(
     return engine
 
 
-def _without_native(device: torch.device, stages: Mapping[int, Stage]) -> str | None:
+def _without_native(
+    engine: Engine, device: torch.device, stages: Mapping[int, Stage]
+) -> str | None:
     """What is missing for the compiled kernels, if anything."""
     if device.type != "cpu":
         return f"a CPU, not {device}"
     if any(stage.precision == "fp64" for stage in stages.values()):
         return "a precision other than fp64"
     try:
-        for precision in {stage.precision for stage in stages.values()}:
-            NativeGradients(LKDN(), precision)
+        for arithmetic in {arithmetic_of(engine, stage) for stage in stages.values()}:
+            if missing := set(arithmetic.split()) - {"float32"} - cpu_features():
+                return f"a CPU with {missing.pop()}"
+            NativeGradients(LKDN(), arithmetic)
     except CompileError as error:
         return f"to be compiled here: {error}"
     return None

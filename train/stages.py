@@ -41,11 +41,12 @@ class Engine:
     """How the numbers of a stage are computed: how fast, not what, rounding excepted.
 
     kernels: torch's, or ours for a CPU (kernels/native_training.py), which have no use for the
-    choices below but the last two.
+    choices below but the last three.
     fold: run the plain network on kernels folded from the branches, not the branches.
     channels_last: memory layout. depthwise: whose kernels for the depthwise convolutions.
     compile: torch.compile for the network, alone or with CUDA graphs.
     crops: where patches are cut, on the training device or on the CPU.
+    arithmetic: how the native kernels multiply matrices in bf16; auto takes the fastest.
     tuned_cpu: flush denormals and keep freed memory, see utils.devices.prepare_cpu.
     """
 
@@ -55,6 +56,7 @@ class Engine:
     depthwise: Literal["torch", "triton"] = "torch"
     compile: Literal["off", "on", "graphs"] = "off"
     crops: Literal["device", "cpu"] = "device"
+    arithmetic: Literal["auto", "float32", "avx512_bf16", "amx_bf16"] = "auto"
     tuned_cpu: bool = True
 
 
