@@ -46,6 +46,9 @@ INLINE Vec load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
 INLINE void store(float* at, Vec value) { *reinterpret_cast<Loose*>(at) = value; }
 INLINE Vec broadcast(float value) { return value - Vec{}; }
 
+typedef int Whole __attribute__((vector_size(4 * LANES)));
+INLINE Vec absolute(Vec x) { return Vec(Whole(x) & 0x7fffffff); }
+
 // Have what is wanted later brought into the cache.
 template <int FLOATS>
 INLINE void prefetch(const float* at) {
@@ -72,7 +75,6 @@ INLINE float horizontal_sum(Vec value) {
 // 2^x for -126 <= x <= 126, relative error 2e-7: the powers' nearest whole number goes into the
 // exponent, a polynomial makes the rest, which lies in -0.5..0.5.
 INLINE Vec exp2(Vec x) {
-    typedef int Whole __attribute__((vector_size(4 * LANES)));
     constexpr float ROUNDER = 12582912;  // 1.5 * 2^23: whoever adds it leaves a whole number
     constexpr float FIT[] = {1.0f, 6.9314718e-01f, 2.4022651e-01f, 5.5504109e-02f,
                              9.6181291e-03f, 1.3333558e-03f, 1.5403530e-04f};
@@ -88,7 +90,7 @@ INLINE Vec exp2(Vec x) {
 // the power of a polynomial in |x|, which falls to nothing as it should; fitted for the least
 // largest error of share and GELU, 2.3e-7.
 INLINE Vec distance(Vec x) {
-    const Vec size = x < Vec{} ? -x : x;
+    const Vec size = absolute(x);
     return size < broadcast(12) ? size : broadcast(12);  // where the share is 2^-108
 }
 INLINE Vec share_beyond(Vec distance) {

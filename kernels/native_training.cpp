@@ -653,6 +653,20 @@ struct Task {
     }
 };
 
+// work(0), work(1), .., each in a thread of its own.
+template <class Work>
+void in_threads(int count, Work work) {
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < count; ++thread)
+        try {
+            others.emplace_back(work, thread);
+        } catch (const std::system_error&) {  // fewer threads than hoped for
+            break;
+        }
+    work(0);
+    for (auto& other : others) other.join();
+}
+
 struct Flat {
     Weights weights;
     Operands operands;
@@ -697,7 +711,7 @@ void lkdn_gradient(const float* parameters, const unsigned char* lr, const unsig
     flat.weights.eps = eps;
     prepare(flat.operands, flat.weights);
     std::atomic<int> next{0};
-    auto work = [&](int thread) {
+    in_threads(std::min(threads, batch), [&](int thread) {
         [[maybe_unused]] Flushed flushed;
         Bf16Thread bf16;
         Arena arena{memory + thread * lkdn_memory(height, width)};
@@ -706,23 +720,19 @@ void lkdn_gradient(const float* parameters, const unsigned char* lr, const unsig
             const long pixels = long(height) * width * IMAGE;
             Task task{flat.weights, flat.operands, own,
                       {lr + i * pixels, hr + i * pixels * SCALE * SCALE, height, width}};
-            losses[i] = task.run(Loss(kind), share,
-                                 *reinterpret_cast<Weights*>(gradients + i * lkdn_gradients()));
-            losses[i] *= share;
+            losses[i] = share * task.run(Loss(kind), share, *reinterpret_cast<Weights*>(
+                                                                gradients + i * lkdn_gradients()));
         }
-    };
-    std::vector<std::thread> others;
-    for (int thread = 1; thread < std::min(threads, batch); ++thread)
-        try {
-            others.emplace_back(work, thread);
-        } catch (const std::system_error&) {  // fewer threads than hoped for
-            break;
-        }
-    work(0);
-    for (auto& other : others) other.join();
-    for (int i = 1; i < batch; ++i)
-        for (long j = 0; j < long(sizeof(Weights) / sizeof(float)); ++j)
-            gradients[j] += gradients[i * lkdn_gradients() + j];
+    });
+    // Added in the patches' order, a part of the gradient after the other, each part by one thread.
+    constexpr long total = sizeof(Weights) / sizeof(float), part = 4096;
+    std::atomic<long> begun{0};
+    in_threads(std::min(threads, batch), [&](int) {
+        for (long at; (at = part * begun++) < total;)
+            for (int i = 1; i < batch; ++i)
+                for (long j = at; j < std::min(at + part, total); ++j)
+                    gradients[j] += gradients[i * lkdn_gradients() + j];
+    });
     Weights& sum = *reinterpret_cast<Weights*>(gradients);
     for (Block& b : sum.blocks) {
         centre<PITCH>(b.c6[0], C);

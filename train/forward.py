@@ -47,6 +47,7 @@ def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engin
     layout = torch.channels_last if engine.channels_last else torch.contiguous_format
 
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
+        form.zero_grad()
         share = len(lr) / stage.batch
         lr, hr = (x.to(device).to(dtype, memory_format=layout) / 255 for x in (lr, hr))
         loss = LOSSES[stage.loss](forward(lr).to(dtype), hr) * share
@@ -65,13 +66,14 @@ def arithmetic_of(engine: Engine, stage: Stage) -> str:
 
 def _native_gradients(form: LKDN, stage: Stage, engine: Engine) -> Gradients:
     kernels = NativeGradients(plain_like(form), arithmetic_of(engine, stage))
+    own = dict(form.named_parameters())
+    parameters = {name: p.detach() for name, p in own.items()}  # the same memory
 
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
-        parameters = {name: p.detach() for name, p in form.named_parameters()}
         plain = fused_parameters(parameters)
         loss, by_name = kernels(plain, lr, hr, stage.loss, len(lr) / (stage.batch * hr.numel()))
         by_name = branch_gradients(parameters, by_name)
-        for name, parameter in form.named_parameters():
+        for name, parameter in own.items():
             parameter.grad = by_name[name]
         return loss.float()
 

@@ -140,9 +140,9 @@ def train(run: Run, state: checkpoint.State) -> int:
 
 def _gradients(run: Run, state: checkpoint.State, gradients: Gradients, patches: Patches) -> Tensor:
     """Leave the gradients of the global batch in the parameters; (loss, gradient norm)."""
-    state.net.zero_grad()
     loss = gradients(*next(patches))
-    grads = [p.grad for p in state.net.parameters() if p.grad is not None]
+    parameters = (p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"])
+    grads = [p.grad for p in parameters if p.grad is not None]
     if run.world.size > 1:  # one small message instead of a wrapper around the network
         flat = torch.cat([g.flatten() for g in grads] + [loss.view(1)])
         dist.all_reduce(flat)
