@@ -135,18 +135,18 @@ def test_run_on_compiled_kernels_killed_twice_ends_bit_for_bit_equal(
     place: Path, train: Train, accident: Accident, logged: Logged
 ) -> None:
     options = ("--kernels", "native", "--resume")
-    assert train("native", *options).returncode == 0
+    assert train("kernels", *options).returncode == 0
     for moment, count in (
         ("killed between weights and average", 5),
         ("killed before the rename of a checkpoint", 2),
     ):
-        done = train("native killed", *options, script=accident(moment, count))
+        done = train("kernels killed", *options, script=accident(moment, count))
         assert done.returncode == -signal.SIGKILL, done.stderr
-    assert train("native killed", *options, "--threads", 2).returncode == 0
-    assert read_checkpoint(place / "native" / "stage1.pt")["history"][0]["engine"]["kernels"] == (
+    assert train("kernels killed", *options, "--threads", 2).returncode == 0
+    assert read_checkpoint(place / "kernels" / "stage1.pt")["history"][0]["engine"]["kernels"] == (
         "native"
     )
-    assert_equal_runs(place / "native killed", place / "native", logged)
+    assert_equal_runs(place / "kernels killed", place / "kernels", logged)
 
 
 def test_run_killed_at_three_random_times_ends_bit_for_bit_equal(
