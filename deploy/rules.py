@@ -25,8 +25,8 @@ from utils.weights import load_weights
 LIMIT_MB = 100  # of what is sent, without SR images, unpacked
 # What is sent of the repository: files, and folders with all in them. Nothing that the judge's
 # command runs by default needs the rest.
-SENT = ("test_demo.py", "models/", "model_zoo/", "utils/", "train/", "data/README.md",
-        "data/prepare.py", "README.md", "LICENSE", "requirements.txt", "constraints.txt",
+SENT = ("test_demo.py", "models/", "model_zoo/", "utils/", "train/", "kernels/",
+        "data/README.md", "data/prepare.py", "README.md", "LICENSE", "requirements.txt", "constraints.txt",
         "results/README.md", "results/published/")  # fmt: skip
 PUBLISHED = "results/published"
 CHALLENGE_IMAGE = re.compile(rf"\d{{4,7}}(x{SCALE})?")  # DIV2K's 0801x4, LSDIR's 0000001
