@@ -26,8 +26,8 @@ LIMIT_MB = 100  # of what is sent, without SR images, unpacked
 # What is sent of the repository: files, and folders with all in them. Nothing that the judge's
 # command runs by default needs the rest.
 SENT = ("test_demo.py", "models/", "model_zoo/", "utils/", "train/", "kernels/",
-        "data/README.md", "data/prepare.py", "README.md", "LICENSE", "requirements.txt", "constraints.txt",
-        "results/README.md", "results/published/")  # fmt: skip
+        "data/README.md", "data/prepare.py", "README.md", "LICENSE", "requirements.txt",
+        "constraints.txt", "results/README.md", "results/published/")  # fmt: skip
 PUBLISHED = "results/published"
 CHALLENGE_IMAGE = re.compile(rf"\d{{4,7}}(x{SCALE})?")  # DIV2K's 0801x4, LSDIR's 0000001
 CREDITED = ("Chengxing Xie", "Xiaoming Zhang", "Linze Li", "Haiteng Meng", "Tianlin Zhang",
