@@ -699,7 +699,7 @@ long lkdn_gradients() { return (sizeof(Weights) + 63) / 64 * 16; }
 
 // The loss of each patch, summed over its values and times `share`, and the gradient of their sum.
 // parameters, gradient: flat, see each(). lr, hr: (batch, height, width, IMAGE), SCALE times as large
-// hr. memory: threads * lkdn_memory(height, width) floats; weights, gradients: lkdn_weights(),
+// hr. memory: threads * lkdn_memory(height, width) floats; weights: lkdn_training_weights(); gradients:
 // batch * lkdn_gradients(). All at multiples of 64 bytes.
 void lkdn_gradient(const float* parameters, const unsigned char* lr, const unsigned char* hr,
                    int batch, int height, int width, int kind, float share, float eps, int threads,
