@@ -43,8 +43,8 @@ struct Weights {
     float eps;  // of the norms
 };
 
-// move(element of w, element of flat) for every number, flat in the order and layout of the network's
-// state dict, with the first blueprint pair as one convolution.
+// move(element of w, element of flat) for every number, flat in the order and layout of the
+// network's state dict, with the first blueprint pair as one convolution.
 template <class Move>
 void each(Weights& w, float* flat, Move move) {
     auto vector = [&](float* inside, int count) {
@@ -435,7 +435,7 @@ struct Task {
             sum += horizontal_sum(row);
         }
         if (kind != PSNR) return sum;
-        // -PSNR, 10 / log(10) * log(mean square), by NAFNet's authors: a patch counts as its values.
+        // -PSNR, 10 / log(10) * log(mean square), as NAFNet's authors have it, for each value.
         const double count = double(height()) * width() * OUTS, mean = sum / count + 1e-8;
         const float slope = float(10 / std::log(10.0) / mean);
         for (int y = 0; y < height(); ++y) {
@@ -698,8 +698,8 @@ long lkdn_training_weights() { return (sizeof(Flat) + 63) / 64 * 16; }
 long lkdn_gradients() { return (sizeof(Weights) + 63) / 64 * 16; }
 
 // The loss of each patch, summed over its values and times `share`, and the gradient of their sum.
-// parameters, gradient: flat, see each(). lr, hr: (batch, height, width, IMAGE), SCALE times as large
-// hr. memory: threads * lkdn_memory(height, width) floats; weights: lkdn_training_weights(); gradients:
+// parameters, gradient: flat, see each(). lr: (batch, height, width, IMAGE); hr: SCALE times as large.
+// memory: threads * lkdn_memory(height, width) floats; weights: lkdn_training_weights(); gradients:
 // batch * lkdn_gradients(). All at multiples of 64 bytes.
 void lkdn_gradient(const float* parameters, const unsigned char* lr, const unsigned char* hr,
                    int batch, int height, int width, int kind, float share, float eps, int threads,
