@@ -4,7 +4,9 @@ import logging
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ Save = Callable[[Path, Image], Path]
 
 SIZES = {"a.png": (6, 9), "b.png": (5, 7), "c.png": (11, 4), "small.png": (3, 20)}  # LR
 PATCH = 4
+DRAWS: tuple[Literal["uniform", "detail"], ...] = ("uniform", "detail")
 FLIPS_AND_TURNS = list(product(range(4), (False, True)))
 
 
@@ -37,17 +40,23 @@ def originals(positions: MakeImage, noise: MakeImage) -> list[tuple[Image, Image
 
 
 @pytest.fixture()
-def source(
+def sources(
     tmp_path: Path, originals: list[tuple[Image, Image]], save: Save,
     caplog: pytest.LogCaptureFixture,
-) -> Sampler:  # fmt: skip
+) -> dict[str, Sampler]:  # fmt: skip
     for name, (lr, hr) in zip(SIZES, originals, strict=True):
         save(tmp_path / "set" / name, hr)
         save(tmp_path / "set" / "LR" / f"{Path(name).stem}x4.png", lr)
+    packed = pack([tmp_path / "set"], tmp_path / "cache")
     with caplog.at_level(logging.WARNING):
-        made = sampler(pack([tmp_path / "set"], tmp_path / "cache"), PATCH)
+        made = {draw: sampler(packed, PATCH, draw) for draw in DRAWS}
     assert "small.png is 20x3" in caplog.text
     return made
+
+
+@pytest.fixture()
+def source(sources: dict[str, Sampler]) -> Sampler:
+    return sources["uniform"]
 
 
 def found(
@@ -83,10 +92,57 @@ def test_patches_are_aligned_transformed_regions_equally_often(
     assert chisquare(list(counts.values())).pvalue > 1e-3
 
 
+def likelihoods(lr: Image, hr: Image) -> NDArray[np.float64]:
+    """Of each crop position of an image, drawn by detail, times the image's area; pixel by pixel,
+    with OpenCV's bicubic."""
+    height, width = lr.shape[:2]
+    enlarged = cv2.resize(lr.astype(float), (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
+    error = ((enlarged - hr) ** 2).sum(2).reshape(height, 4, width, 4).mean((1, 3))
+    weight = np.zeros((-(-height // 8) * 8, -(-width // 8) * 8))
+    weight[:height, :width] = 0.1 + 0.9 * error / error.mean()
+    result = np.zeros((height - PATCH + 1, width - PATCH + 1))
+    for y, x in product(range(weight.shape[0]), range(weight.shape[1])):
+        corner = y // 8 * 8, x // 8 * 8
+        share = weight[corner[0] : corner[0] + 8, corner[1] : corner[1] + 8].mean()
+        for down, right in product(range(PATCH), range(PATCH)):
+            top, left = (np.clip(at, 0, last - 1) for at, last in
+                         zip((y - down, x - right), result.shape, strict=True))  # fmt: skip
+            result[top, left] += share / PATCH**2
+    return result
+
+
+def test_patches_drawn_by_detail_are_as_often_as_their_detail_says(
+    tmp_path: Path, positions: MakeImage, noise: MakeImage, save: Save
+) -> None:
+    sizes = [(19, 8), (5, 26), (9, 9)]
+    images = [(positions(h, w, ident), noise(4 * h, 4 * w, ident)) for ident, (h, w) in
+              enumerate(sizes)]  # fmt: skip
+    images[0][1][40:] = 30  # half of it flat
+    images[1][1][:, 12:] //= 4
+    images[2][1][:] = cv2.resize(images[2][0], (36, 36), interpolation=cv2.INTER_CUBIC)
+    for name, (lr, hr) in zip("abc", images, strict=True):
+        save(tmp_path / "set" / f"{name}.png", hr)
+        save(tmp_path / "set" / "LR" / f"{name}x4.png", lr)
+    source = sampler(pack([tmp_path / "set"], tmp_path / "cache"), PATCH, "detail")
+
+    expected = [likelihoods(lr, hr) for lr, hr in images]
+    counts = [np.zeros_like(each) for each in expected]
+    for step in range(4):
+        for patch in sample(source, seed=1, step=step, batch=5000)[0].permute(0, 2, 3, 1).numpy():
+            counts[patch[0, 0, 2]][patch[..., 0].min(), patch[..., 1].min()] += 1
+    observed, wanted = (np.concatenate([each.flatten() for each in lists])
+                        for lists in (counts, expected))  # fmt: skip
+    assert wanted.sum() == pytest.approx(sum(h * w for h, w in sizes))
+    assert chisquare(observed, wanted * (observed.sum() / wanted.sum())).pvalue > 1e-3
+    assert chisquare(observed).pvalue < 1e-9  # else it could not tell from everywhere alike
+
+
+@pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize(("batch", "processes"), [(12, 2), (13, 3)])
 def test_parts_of_a_step_interleave_to_the_whole(
-    source: Sampler, batch: int, processes: int
+    sources: dict[str, Sampler], draw: str, batch: int, processes: int
 ) -> None:
+    source = sources[draw]
     whole = sample(source, seed=2, step=5, batch=batch)
     for rank in range(processes):
         part = slice(rank, None, processes)

@@ -73,6 +73,8 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
            help="share of the learning rate for what Muon leaves to Adam")
     number("--form", choices=("training", "inference"), default=argparse.SUPPRESS,
            help="with the extra branches or without")
+    number("--draw", choices=("uniform", "detail"), default=argparse.SUPPRESS,
+           help="patches from everywhere alike, or more where there is detail")
     engine = parser.add_argument_group("how they are computed", "default: the recipe's")
     switch = argparse.BooleanOptionalAction
     how = engine.add_argument

@@ -1,22 +1,43 @@
 """Random aligned LR and HR crops, each decided by (seed, step) alone, so a run can resume."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from utils.datasets import SCALE
 from utils.images import ImageError
-from utils.packing import Pack
+from utils.packing import Pack, PackedImage
 
 logger = logging.getLogger(__name__)
 
 Patches = Iterator[tuple[Tensor, Tensor]]  # a step's LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8
+
+CELL = 8  # side in LR pixels of the squares that detail is measured in
+EVEN_SHARE = 0.1  # of a cell's weight that does not depend on its detail
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Images cut into squares of CELL LR pixels, row by row, with each square's detail.
+
+    weights: (cells,) float64, running sum of the cells' weights.
+    ends: (images,) int64, running sum of the images' numbers of cells.
+    across: (images,) int64, cells in a row.
+    """
+
+    weights: NDArray[np.float64]
+    ends: NDArray[np.int64]
+    across: NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -26,12 +47,14 @@ class Sampler:
     table: (images, 4) int64, of columns width, LR offset, HR offset, crop positions in a row.
     ends: (images,) int64, running sum of each image's number of crop positions.
     patch: side of a LR crop.
+    cells: the images' detail, if crops are to be drawn by it.
     """
 
     pixels: Tensor
     table: NDArray[np.int64]
     ends: NDArray[np.int64]
     patch: int
+    cells: Cells | None = None
 
 
 def on_device(pack: Pack, device: torch.device) -> Pack:
@@ -47,10 +70,15 @@ def on_device(pack: Pack, device: torch.device) -> Pack:
     return replace(pack, pixels=pack.pixels.to(device))
 
 
-def sampler(pack: Pack, patch: int) -> Sampler:
+def sampler(pack: Pack, patch: int, draw: Literal["uniform", "detail"] = "uniform") -> Sampler:
     """Prepare crops of `patch` LR pixels a side from every image that is large enough.
 
     Smaller images are reported by name and left out. Crops are made where the pack's pixels are.
+
+    Args:
+        pack: the images.
+        patch: side of a LR crop.
+        draw: which crops `sample` takes, see there.
 
     Raises:
         ImageError: no image is large enough.
@@ -69,7 +97,36 @@ def sampler(pack: Pack, patch: int) -> Sampler:
         )
     columns = [[i.width, i.lr_offset, i.hr_offset, i.width - patch + 1] for i in fit]
     positions = [(i.height - patch + 1) * (i.width - patch + 1) for i in fit]
-    return Sampler(pack.pixels, np.array(columns, np.int64), np.cumsum(positions), patch)
+    cells = _measure_detail(pack.pixels, fit) if draw == "detail" else None
+    return Sampler(pack.pixels, np.array(columns, np.int64), np.cumsum(positions), patch, cells)
+
+
+def _measure_detail(pixels: Tensor, images: Sequence[PackedImage]) -> Cells:
+    """Weigh each cell by the squared error of a bicubic enlargement in it, as a multiple of the
+    image's mean, so that every image keeps the weight of its area."""
+    weights, across = [], []
+    for image in tqdm(images, desc="measuring detail", unit="image", leave=False):
+        area = image.height * image.width
+        lr, hr = (
+            pixels[start : start + area * factor**2]
+            .view(1, image.height * factor, image.width * factor, 3)
+            .permute(0, 3, 1, 2)
+            for start, factor in ((image.lr_offset, 1), (image.hr_offset, SCALE))
+        )
+        enlarged = F.interpolate(lr.float(), scale_factor=SCALE, mode="bicubic")
+        error = (enlarged - hr).square().sum(1, keepdim=True)
+        side = CELL * SCALE
+        error = F.pad(error, (0, -error.shape[3] % side, 0, -error.shape[2] % side))
+        error = F.avg_pool2d(error, side).double() * (CELL**2)  # sums over LR pixels
+        inside = torch.ones(image.height, image.width, dtype=torch.float64, device=pixels.device)
+        inside = F.pad(inside, (0, -image.width % CELL, 0, -image.height % CELL))
+        inside = F.avg_pool2d(inside[None, None], CELL) * CELL**2
+        mean = error.sum() / area
+        weight = EVEN_SHARE * inside + (1 - EVEN_SHARE) * (error / mean if mean > 0 else inside)
+        weights.append(weight.flatten().cpu().numpy())
+        across.append(weight.shape[3])
+    ends = np.cumsum([len(weight) for weight in weights])
+    return Cells(np.cumsum(np.concatenate(weights)), ends, np.array(across))
 
 
 def sample(
@@ -77,8 +134,10 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """The patches of one step: LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8.
 
-    Every crop position of every image is equally likely; each patch gets one of the eight flips
-    and quarter turns. The same (seed, step, batch) gives the same patches on any device.
+    Every crop position of every image is equally likely, or, with the images' detail, a LR pixel
+    is drawn by its cell's weight and the crop laid over it anywhere. Each patch gets one of the
+    eight flips and quarter turns. The same (seed, step, batch) gives the same patches on any
+    device.
 
     Args:
         source: from `sampler`.
@@ -89,14 +148,36 @@ def sample(
     generator = np.random.Generator(np.random.Philox(key=[seed, step]))
     positions = generator.integers(source.ends[-1], size=batch)[part]
     transforms = generator.integers(8, size=batch)[part]
-    image = np.searchsorted(source.ends, positions, side="right")
-    width, lr_offset, hr_offset, in_row = source.table[image].T
-    within = positions - np.where(image > 0, source.ends[image - 1], 0)
-    top, left = within // in_row, within % in_row
+    if source.cells is None:
+        image = np.searchsorted(source.ends, positions, side="right")
+        within = positions - np.where(image > 0, source.ends[image - 1], 0)
+        in_row = source.table[image, 3]
+        top, left = within // in_row, within % in_row
+    else:
+        image, top, left = _draw_by_detail(source, source.cells, generator, batch, part)
+    width, lr_offset, hr_offset, _ = source.table[image].T
     lr = _crop(source.pixels, lr_offset, width, top, left, source.patch, transforms)
     hr = _crop(source.pixels, hr_offset, width * SCALE, top * SCALE, left * SCALE,
                source.patch * SCALE, transforms)
     return lr, hr
+
+
+def _draw_by_detail(
+    source: Sampler, cells: Cells, generator: np.random.Generator, batch: int, part: slice
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(image, top, left) of crops over pixels that are drawn by their cells' weights."""
+    drawn = generator.random(batch)[part] * cells.weights[-1]
+    cell = np.minimum(np.searchsorted(cells.weights, drawn, side="right"), len(cells.weights) - 1)
+    image = np.searchsorted(cells.ends, cell, side="right")
+    cell = cell - np.where(image > 0, cells.ends[image - 1], 0)
+    corner = np.stack((cell // cells.across[image], cell % cells.across[image])) * CELL
+    pixel = corner + generator.integers(CELL, size=(2, batch))[:, part]
+    in_row = source.table[image, 3]
+    positions = np.diff(source.ends, prepend=0)[image]
+    last = np.stack((positions // in_row, in_row)) - 1
+    first = pixel - generator.integers(source.patch, size=(2, batch))[:, part]
+    top, left = np.clip(first, 0, last)
+    return image, top, left
 
 
 def cut_patches(

@@ -16,6 +16,7 @@ class Stage:
     ema: decay of the averaged weights, which are what is exported. norm_start: first value of the
     PixelNorm weights. momentum, adam_share: Muon's momentum, and the share of lr for what Muon
     leaves to Adam. form: the network that is trained, with the extra branches or without.
+    draw: patches from everywhere alike, or more where there is detail, see train.patches.sample.
     Precisions other than fp64 keep weights, loss, EMA and optimiser in float32.
     """
 
@@ -34,6 +35,7 @@ class Stage:
     momentum: float = 0.95
     adam_share: float = 0.2
     form: Literal["training", "inference"] = "training"
+    draw: Literal["uniform", "detail"] = "uniform"
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,9 @@ def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
         dist.barrier()
     if engine.crops == "device":
         data = on_device(data, world.device)
-    sources = {number: sampler(data, stage.patch // SCALE) for number, stage in stages.items()}
+    sources = {
+        number: sampler(data, stage.patch // SCALE, stage.draw) for number, stage in stages.items()
+    }
     for number, stage in stages.items():
         state = states.get(number) or initial_state(args, number, stage, engine, world)
         run = loop.Run(
