@@ -149,6 +149,24 @@ struct Bf16Thread {
     Bf16Thread() {}  // so that no compiler finds it unused
 };
 
+// sum += the products of rows of words, `pitch` apart, and w (COUNT, .. of w_pitch).
+template <int ROWS, int COLUMNS, int COUNT>
+INLINE void add_term(const uint32_t* a, long pitch, const uint32_t* w, long w_pitch,
+                     __m512 (&sum)[ROWS][COLUMNS]) {
+    for (int i = 0; i < COUNT; ++i, w += w_pitch) {
+        __m512i value[COLUMNS];
+#pragma GCC unroll 8
+        for (int v = 0; v < COLUMNS; ++v) value[v] = _mm512_load_si512(w + v * LANES);
+#pragma GCC unroll 24
+        for (int r = 0; r < ROWS; ++r) {
+            const __m512i factor = _mm512_set1_epi32(a[r * pitch + i]);
+#pragma GCC unroll 8
+            for (int v = 0; v < COLUMNS; ++v)
+                sum[r][v] = _mm512_dpbf16_ps(sum[r][v], (__m512bh)factor, (__m512bh)value[v]);
+        }
+    }
+}
+
 // sums (ROWS, N) += the products of a[r * ROW + i * STEP], for row r, and b[i], over `count` i.
 template <int ROWS, int ROW, int STEP, int N>
 INLINE void add_products(int count, const uint32_t* a, const uint32_t (*b)[N], float* sums) {
@@ -178,16 +196,33 @@ INLINE void add_products(int count, const uint32_t* a, const uint32_t (*b)[N], f
     }
 }
 
-// Pixels of N columns of sums over the terms. There is room for whole groups of rows.
-template <int N, int... K>
-void products(int pixels, const uint32_t* const* x, float (*sums)[N], const Operand<K, N>&... w) {
-    constexpr int most = SUMS / (N / LANES), rows = most ? std::gcd(GROUP, most) : 1;
-    std::memset(sums, 0, GROUP * sizeof *sums);
-    for (int p = 0; p < pixels; p += rows) {
-        int t = 0;
-        (add_products<rows, WORDS<K>, 1>((K + 1) / 2, x[t++] + p * WORDS<K>, w.value, sums[p]),
-         ...);
-    }
+// keep(pixel, column, bias + the sum over the terms), the sums in registers. There is room for whole
+// groups of rows of x.
+template <int N, class Keep, int... K>
+INLINE void products(int pixels, const uint32_t* const* x, const float* bias, Keep keep,
+                     const Operand<K, N>&... w) {
+    constexpr int columns = [] {
+        int most = WIDEST;
+        while (N / LANES % most) --most;
+        return most;
+    }();
+    constexpr int rows = std::gcd(GROUP, SUMS / columns);
+    for (int n = 0; n < N; n += columns * LANES)
+        for (int p = 0; p < pixels; p += rows) {
+            __m512 sum[rows][columns];
+#pragma GCC unroll 24
+            for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+                for (int v = 0; v < columns; ++v) sum[r][v] = load(bias + n + v * LANES);
+            int t = 0;
+            (add_term<rows, columns, (K + 1) / 2>(x[t++] + p * WORDS<K>, WORDS<K>, w.value[0] + n,
+                                                  N, sum), ...);
+#pragma GCC unroll 24
+            for (int r = 0; r < rows; ++r)
+                if (p + r < pixels)
+#pragma GCC unroll 8
+                    for (int v = 0; v < columns; ++v) keep(p + r, n + v * LANES, sum[r][v]);
+        }
 }
 
 // sum (K, N) += the products of rows of pairs of pixels.
@@ -327,14 +362,19 @@ INLINE void sum_in_tiles(int rows, Home home, Terms terms) {
     else tile_rows<3, N, ADD>(home, terms);
 }
 
-// Pixels of N columns of sums over the terms.
-template <int N, int... K>
-void products(int pixels, const uint32_t* const* x, float (*sums)[N], const Operand<K, N>&... w) {
+// keep(pixel, column, bias + the sum over the terms).
+template <int N, class Keep, int... K>
+INLINE void products(int pixels, const uint32_t* const* x, const float* bias, Keep keep,
+                     const Operand<K, N>&... w) {
+    alignas(64) float sums[GROUP][N];
     auto home = [&](int p) INLINED { return sums[p]; };
     sum_in_tiles<N, false>(pixels, home, [&](auto add) INLINED {
         int t = 0;
         (add(WORDS<K>, x[t++], WORDS<K>, w.value), ...);
     });
+    for (int p = 0; p < pixels; ++p)
+#pragma GCC unroll 16
+        for (int n = 0; n < N; n += LANES) keep(p, n, load(sums[p] + n) + load(bias + n));
 }
 
 // Rows and columns of 16 x 16 words in each other's place: those of blocks of 8 x 8 words, then of
@@ -388,17 +428,14 @@ INLINE void add_outer(int pairs, const uint32_t (&x)[SPAN / 2][up16(K)],
 template <class Keep, int N, int... K>
 INLINE void multiply(int count, const float* bias, Keep keep, Term<K, N>... terms) {
     alignas(64) uint32_t memory[GROUP * (WORDS<K> + ...)];
-    alignas(64) float sums[GROUP][N];
     for (int first = 0; first < count; first += GROUP) {
         const int pixels = std::min(GROUP, count - first);
         Inputs inputs{memory};
         const uint32_t* x[] = {
             inputs.take<K>(terms.x + first * terms.pitch, terms.pitch, pixels)...};
-        products(pixels, x, sums, terms.w...);
-        for (int p = 0; p < pixels; ++p)
-#pragma GCC unroll 16
-            for (int n = 0; n < N; n += LANES)
-                keep(first + p, n, load(sums[p] + n) + load(bias + n));
+        products(pixels, x, bias, [&](int p, int n, Vec value) INLINED {
+            keep(first + p, n, value);
+        }, terms.w...);
     }
 }
 

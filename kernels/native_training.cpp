@@ -260,6 +260,16 @@ struct Task {
     int height() const { return patch.height; }
     int width() const { return patch.width; }
 
+    // Have row y of each map brought into the second-level cache, a stage before the one that is the
+    // first to read them on the way back. A row earlier is too early: they would be gone again.
+    template <int... WIDTH, int... MARGIN>
+    INLINE void fetch(int y, const Map<WIDTH, MARGIN>&... maps) {
+        auto one = [&](const float* row, long floats) INLINED {
+            for (long i = 0; i < floats; i += 16) prefetch<16>(row + i);
+        };
+        if (y >= 0 && y < height()) (one(maps.row(y), maps.stride), ...);
+    }
+
     void read() {
         for (int c = 0; c < IMAGE; ++c)
             for (int y = 0; y < height(); ++y)
@@ -512,6 +522,7 @@ struct Task {
         pipeline(
             height(), Lagged{0, [&](int y) {
                 float *features = m.g_features.row(y), *running = m.g_running.row(y);
+                fetch(y - 4, k.point);
                 outer(width(), out.row(y), PITCH, running, PITCH, g.fusion, out.stride);
                 multiply(width(), ZEROS, [=](int p, int n, Vec value) INLINED {
                     if (!is_last) value += load(features + p * PITCH + n);
@@ -535,6 +546,8 @@ struct Task {
                     g_attention, g.large, g.large_bias);
             }},
             Lagged{6, [&](int y) {
+                fetch(y - 2, k.merged, k.part[0], k.part[1], k.part[2], k.part4);
+                fetch(y - 1, k.last);
                 depthwise<PITCH, 5, 3>(
                     width(), operands.large_back[0], ZEROS,
                     [&](int t) INLINED { return m.g_attention.row(y + 3 * t - 6); },
@@ -545,6 +558,7 @@ struct Task {
             }},
             Lagged{8, [&](int y) {
                 float *point = m.rows[0], *merged = m.g_merged.row(y);
+                fetch(y - 1, k.refined[2]);
                 depthwise<PITCH, 5, 1>(
                     width(), operands.spread_back[0], ZEROS,
                     [&](int t) INLINED { return m.g_spread.row(y + t - 2); }, into<PITCH>(point));
@@ -575,6 +589,8 @@ struct Task {
             }},
             Lagged{9, [&](int y) {
                 float* last = m.rows[0];
+                fetch(y - 1, k.refined[1]);
+                fetch(y, k.up[2]);
                 depthwise<HALF, 3, 1>(width(), operands.last_depthwise_back[0], ZEROS,
                                       [&](int t) INLINED { return m.g_part4.row(y + t - 1); },
                                       into<HALF>(last));
@@ -584,15 +600,21 @@ struct Task {
                          term(last, HALF, operands.last_back));
             }},
             Lagged{10, [&](int y) {
+                fetch(y - 1, k.refined[0]);
+                fetch(y, k.up[1]);
                 activate_refined(1, y);
                 refine(2, y, refined, times_slope(m.g_refined[1].row(y)));
             }},
             Lagged{11, [&](int y) {
+                fetch(y - 1, k.features);
+                fetch(y, k.up[0]);
                 activate_refined(0, y);
                 refine(1, y, refined, times_slope(m.g_refined[0].row(y)));
             }},
             Lagged{12, [&](int y) {
                 float* features = m.g_features.row(y);
+                fetch(y + 13, out, k.normal, k.attention, k.merged, m.g_running, m.g_features);
+                fetch(y + 19, k.spread);
                 refine(0, y, k.features.row(y), [=](int p, int n, Vec value) INLINED {
                     store(features + p * PITCH + n, value + load(features + p * PITCH + n));
                 }, k.features.stride);
@@ -725,13 +747,15 @@ void lkdn_gradient(const float* parameters, const unsigned char* lr, const unsig
         }
     });
     // Added in the patches' order, a part of the gradient after the other, each part by one thread.
-    constexpr long total = sizeof(Weights) / sizeof(float), part = 4096;
+    const long total = lkdn_gradients(), part = 4096;
     std::atomic<long> begun{0};
     in_threads(std::min(threads, batch), [&](int) {
         for (long at; (at = part * begun++) < total;)
-            for (int i = 1; i < batch; ++i)
-                for (long j = at; j < std::min(at + part, total); ++j)
-                    gradients[j] += gradients[i * lkdn_gradients() + j];
+            for (int i = 1; i < batch; ++i) {
+                const float* own = gradients + i * total;
+                for (long j = at; j < std::min(at + part, total); j += LANES)
+                    store(gradients + j, load(gradients + j) + load(own + j));
+            }
     });
     Weights& sum = *reinterpret_cast<Weights*>(gradients);
     for (Block& b : sum.blocks) {
