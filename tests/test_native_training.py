@@ -286,8 +286,6 @@ def test_torch_trains_where_the_kernels_cannot_be_compiled(
 
     recipe = ("--recipe", "cpu", "--steps", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert train("compiled", *recipe).returncode == 0
-    assert history("compiled") == "native"
     done = train("asked for", *recipe, "--no-fold")
     assert done.returncode == 0 and history("asked for") == "torch"
 
@@ -313,6 +311,11 @@ def test_a_home_that_cannot_be_written_to_is_done_without(
     place: Path, train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
+    quick = tmp_path / "quick"  # a compiler that spares itself the optimisation
+    compiler = next(filter(None, map(shutil.which, native.COMPILERS)))
+    quick.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
+    quick.chmod(0o755)
+    monkeypatch.setenv("CXX", str(quick))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     done = train("no home", "--recipe", "cpu", "--steps", 1)
@@ -327,7 +330,7 @@ def test_no_read_or_write_outside_of_memory_and_nothing_undefined(
     """Both libraries' entry points under AddressSanitizer and UndefinedBehaviorSanitizer."""
     compiler = next(filter(None, map(shutil.which, native.COMPILERS)))
     command = [
-        compiler, "-std=c++20", "-O1", "-g", "-march=native", "-pthread",
+        compiler, "-std=c++20", "-O0", "-g", "-march=native", "-pthread",
         "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
         "-DCHANNELS=6", "-DBLOCKS=2", "-DIMAGE=3", "-DSCALE=4",
     ]  # fmt: skip
