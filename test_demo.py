@@ -21,10 +21,7 @@ from utils.weights import CheckpointError, load_weights
 
 ROOT = Path(__file__).resolve().parent
 # ID: name of the results, class, file in model_zoo/ if there is one, range of its pixel values.
-MODELS = {
-    0: ("00_RFDN", RFDN, None, 255.0),
-    23: ("23_LKDN", LKDN, "team23_LKDN.pth", 1.0),
-}
+MODELS = {0: ("00_RFDN", RFDN, None, 255.0), 23: ("23_LKDN", LKDN, "team23_LKDN.pth", 1.0)}
 
 
 class UsageError(ValueError):
@@ -65,8 +62,10 @@ def select_model(
     if (backend, precision) == ("eager", "fp32"):
         return Model(name, net, file, net, data_range=data_range)
     if model_id != 23:
-        raise UsageError(f"expected --model_id 23 with --backend and --precision, got {model_id}, "
-                         "which runs as it is: leave them out")  # fmt: skip
+        raise UsageError(
+            f"expected --model_id 23 with --backend and --precision, got {model_id}, "
+            "which runs as it is: leave them out"
+        )
     try:
         from deploy.backends import BackendError, make
 
@@ -91,11 +90,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = devices.select_device(args.device)
         sets = find_sets(args)
-        models = [select_model(model_id, device, checkpoint, args.backend, args.precision)
-                  for model_id, checkpoint in chosen(args.model_id, args.checkpoint)]
+        models = [
+            select_model(model_id, device, checkpoint, args.backend, args.precision)
+            for model_id, checkpoint in chosen(args.model_id, args.checkpoint)
+        ]
         if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
-            raise UsageError("expected checkpoints and sets of different names, got two of one "
-                             "name, whose results would overwrite each other: rename one")
+            raise UsageError(
+                "expected checkpoints and sets of different names, got two of one "
+                "name, whose results would overwrite each other: rename one"
+            )
         make_save_dir(args.save_dir)
     except (UsageError, DatasetError, CheckpointError, devices.DeviceError, OSError) as error:
         print(f"test_demo.py: {error}", file=sys.stderr)
@@ -126,8 +129,11 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"test_demo.py: cannot write results: {error}", file=sys.stderr)
         return 1
-    failures = [f"{run['model']}, {failure}" if len(models) > 1 else failure
-                for run in runs for failure in run["failed"]]  # fmt: skip
+    failures = [
+        f"{run['model']}, {failure}" if len(models) > 1 else failure
+        for run in runs
+        for failure in run["failed"]
+    ]
     if failures:
         print(f"\n{len(failures)} images failed:", *failures, sep="\n  ", file=sys.stderr)
     return 1 if failures else 0
@@ -156,34 +162,65 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--model_id", type=int, nargs="+", default=[23], metavar="ID",
-        help=f"{_models()}; several take turns image by image and are compared")
+    add(
+        "--model_id",
+        type=int,
+        nargs="+",
+        default=[23],
+        metavar="ID",
+        help=f"{_models()}; several take turns image by image and are compared",
+    )
     add("--data_dir", type=Path, help="where named sets lie; without it, data/")
-    add("--dataset", nargs="+", metavar="NAME",
-        help="DIV2K_valid, DIV2K_test, LSDIR_DIV2K_test, " + ", ".join(BENCHMARKS) +
-        ", benchmarks (all of these that are there), demo, or any folder with HR/ and maybe LR/; "
-        "without it, DIV2K_valid, or the demo photos if that is not under data/")
+    add(
+        "--dataset",
+        nargs="+",
+        metavar="NAME",
+        help="DIV2K_valid, DIV2K_test, LSDIR_DIV2K_test, "
+        + ", ".join(BENCHMARKS)
+        + ", benchmarks (all of these that are there), demo, or any folder with HR/ and maybe LR/; "
+        "without it, DIV2K_valid, or the demo photos if that is not under data/",
+    )
     add("--save_dir", type=Path, default=ROOT / "results", help="where results go")
     add("--include_test", action="store_true", help="measure DIV2K_test too")
     add("--hybrid_test", action="store_true", help="measure LSDIR_DIV2K_test too")
     add("--ssim", action="store_true", help="compute SSIM, on RGB and on luma")
-    add("--checkpoint", nargs="+", action="extend", metavar="[ID=]FILE",
+    add(
+        "--checkpoint",
+        nargs="+",
+        action="extend",
+        metavar="[ID=]FILE",
         help="weights to use instead of the shipped ones, for which the word shipped stands; with "
-        "several models ID= says whose")
+        "several models ID= says whose",
+    )
     add("--device", choices=devices.NAMES, default="auto", help="where to run")
-    add("--backend", default="eager",
+    add(
+        "--backend",
+        default="eager",
         help="what runs the network: eager is the plain one, as the challenge measures it; "
         "channels_last, compile, triton, native, onnxruntime, openvino; auto is the fastest of "
-        "these that runs here and is as exact")
+        "these that runs here and is as exact",
+    )
     add("--precision", default="fp32", help="of weights and features: fp32, fp16, bf16")
-    add("--repeat", type=int, default=1, metavar="N",
+    add(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
         help="passes over each set; the first gives the challenge's mean runtime, the others only "
-        "the warm median")
-    add("--bicubic", choices=sorted(LR_SOURCES), default="double",
-        help="how LR is made where there is no file: rounded once, or after each 8-bit pass")
+        "the warm median",
+    )
+    add(
+        "--bicubic",
+        choices=sorted(LR_SOURCES),
+        default="double",
+        help="how LR is made where there is no file: rounded once, or after each 8-bit pass",
+    )
     add("--no_images", action="store_true", help="do not write the restored images")
-    add("--report", action="store_true",
-        help="make SAVE_DIR/report.html of all runs there: figures, charts, pictures to compare")
+    add(
+        "--report",
+        action="store_true",
+        help="make SAVE_DIR/report.html of all runs there: figures, charts, pictures to compare",
+    )
     add("--verbose", action="store_true", help="print a line an image")
     args = parser.parse_args(argv)
     if args.repeat < 1:
@@ -208,8 +245,10 @@ def find_sets(args: argparse.Namespace) -> list[ImageSet]:
         try:
             find("DIV2K_valid", data_dir)
         except DatasetError:
-            print(f"DIV2K_valid is not under {data_dir}: measuring the demo photos instead. "
-                  "data/README.md says how to get DIV2K.")
+            print(
+                f"DIV2K_valid is not under {data_dir}: measuring the demo photos instead. "
+                "data/README.md says how to get DIV2K."
+            )
             names[0] = "demo"
     sets = []
     for name in dict.fromkeys(names):

@@ -67,17 +67,25 @@ def main(argv: list[str] | None = None) -> int:
         plan = folders.plan(args.inputs, args.output, args.suffix, args.ext, args.recursive)
         jobs, there = chosen(plan, args.shard, args.skip_existing)
         upscaler = Upscaler(
-            args.device, args.backend, args.precision, args.checkpoint, args.tile or None,
-            args.memory and args.memory << 20, args.self_ensemble,
-        )  # fmt: skip
+            args.device,
+            args.backend,
+            args.precision,
+            args.checkpoint,
+            args.tile or None,
+            args.memory and args.memory << 20,
+            args.self_ensemble,
+        )
     except (ValueError, MemoryError) as error:  # devices, backends and weights raise ValueErrors
         print(f"upscale.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
-    print(f"LKDN x{SCALE} on {upscaler.device}, {upscaler.backend.name} "
-          f"{upscaler.backend.precision}, weights {upscaler.checkpoint}", flush=True)
+    print(
+        f"LKDN x{SCALE} on {upscaler.device}, {upscaler.backend.name} "
+        f"{upscaler.backend.precision}, weights {upscaler.checkpoint}",
+        flush=True,
+    )
     logger.info("memory bound: %d MiB", upscaler.memory_bytes >> 20)
     upscaler.progress = alone = len(jobs) == 1
     try:
@@ -86,8 +94,11 @@ def main(argv: list[str] | None = None) -> int:
                 fail(tally, problem)
             run(jobs, upscaler, args.jobs, tally, bar)
     except KeyboardInterrupt:
-        print(f"interrupted: {len(tally.written)} of {len(jobs)} images are written; "
-              "--skip_existing goes on from there", file=sys.stderr)  # fmt: skip
+        print(
+            f"interrupted: {len(tally.written)} of {len(jobs)} images are written; "
+            "--skip_existing goes on from there",
+            file=sys.stderr,
+        )
         return 1
     encoding = sys.stdout.encoding or "utf-8"  # which may lack what stands in a file's name
     print(summary(tally, there, args.output).encode(encoding, "backslashreplace").decode(encoding))
@@ -100,33 +111,75 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("inputs", type=Path, nargs="*", metavar="INPUT", help="images and folders of images")
-    add("-i", "--input", type=Path, nargs="+", action="extend", default=[], metavar="INPUT",
-        help="the same")
-    add("-o", "--output", type=Path,
+    add(
+        "-i",
+        "--input",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="INPUT",
+        help="the same",
+    )
+    add(
+        "-o",
+        "--output",
+        type=Path,
         help="the folder of the results, or a file name if there is one image; without it they go "
-        "beside their inputs")
-    add("-t", "--tile", type=int, default=0, metavar="N",
-        help="side of a tile in pixels of the input; with 0 what fits into memory is not cut")
-    add("--memory", type=int, metavar="MIB",
+        "beside their inputs",
+    )
+    add(
+        "-t",
+        "--tile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="side of a tile in pixels of the input; with 0 what fits into memory is not cut",
+    )
+    add(
+        "--memory",
+        type=int,
+        metavar="MIB",
         help="what an image may take; without it half of what is free, and on a CPU no more than "
-        "what is fastest")
+        "what is fastest",
+    )
     add("--suffix", default="x4", help="added to each name, behind an underscore")
-    add("--ext", choices=("png", "auto", "jpg", "webp"), default="png",
-        help="the format of the results; auto is the input's")
+    add(
+        "--ext",
+        choices=("png", "auto", "jpg", "webp"),
+        default="png",
+        help="the format of the results; auto is the input's",
+    )
     add("--recursive", action="store_true", help="go into sub-folders, and repeat them under -o")
     add("--skip_existing", action="store_true", help="leave out images whose result is there")
-    add("--shard", type=_shard, default="1/1", metavar="I/N",
-        help="every N-th image, from the I-th on, for several processes or machines")
-    add("--jobs", type=int, default=2, metavar="N",
-        help="threads that read and write images beside the network")
+    add(
+        "--shard",
+        type=_shard,
+        default="1/1",
+        metavar="I/N",
+        help="every N-th image, from the I-th on, for several processes or machines",
+    )
+    add(
+        "--jobs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="threads that read and write images beside the network",
+    )
     add("--device", choices=devices.NAMES, default="auto", help="where to run")
-    add("--backend", choices=("auto", *backends.NAMES), default="auto",
-        help="what runs the network; auto is the fastest that runs here and is as exact")
-    add("--precision", choices=backends.PRECISIONS, default="fp32",
-        help="of weights and features")
+    add(
+        "--backend",
+        choices=("auto", *backends.NAMES),
+        default="auto",
+        help="what runs the network; auto is the fastest that runs here and is as exact",
+    )
+    add("--precision", choices=backends.PRECISIONS, default="fp32", help="of weights and features")
     add("--checkpoint", type=Path, help="weights to use instead of the shipped ones")
-    add("--self_ensemble", action="store_true",
-        help="average over 8 flips and turns of each image, in 8 times the time")
+    add(
+        "--self_ensemble",
+        action="store_true",
+        help="average over 8 flips and turns of each image, in 8 times the time",
+    )
     add("--verbose", action="store_true", help="print memory, tiles, and a line an image")
     args = parser.parse_args(argv)
     args.inputs += args.input
@@ -142,8 +195,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def _shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"expected I/N such as 1/4, with I from 1 to N, "
-                                         f"got {text}")  # fmt: skip
+        raise argparse.ArgumentTypeError(
+            f"expected I/N such as 1/4, with I from 1 to N, got {text}"
+        )
     return int(match[1]), int(match[2])
 
 
@@ -158,9 +212,7 @@ def chosen(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     return new, len(jobs) - len(new)
 
 
-def run(
-    jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar: tqdm
-) -> None:
+def run(jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar: tqdm) -> None:
     """Restore image by image, while threads read the next ones and write the last ones.
 
     Whatever ends it, images that are being written then are written whole, and counted.
@@ -198,8 +250,14 @@ def _restored(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) ->
     check_space(job.target.parent, SCALE**2 * photo.pixels.nbytes)
     began = time.perf_counter()
     enlarged = enlarge_photo(photo, upscaler)
-    logger.info("%s: %dx%d, %.2f s, to %s", job.source, width, height,
-                time.perf_counter() - began, job.target)  # fmt: skip
+    logger.info(
+        "%s: %dx%d, %.2f s, to %s",
+        job.source,
+        width,
+        height,
+        time.perf_counter() - began,
+        job.target,
+    )
     if enlarged.note:
         logger.warning("%s: %s", job.source, enlarged.note)
     return Writing(job, pool.submit(encode.write, job.target, enlarged), enlarged.pixels.nbytes)
@@ -218,8 +276,10 @@ def check_space(folder: Path, size: int) -> None:
         return
     free = shutil.disk_usage(folders.existing(folder)).free
     if free < size:
-        raise OSError(f"expected {size >> 20} MiB free for the result in {folder}, got "
-                      f"{free >> 20}: make room, or give another -o")  # fmt: skip
+        raise OSError(
+            f"expected {size >> 20} MiB free for the result in {folder}, got "
+            f"{free >> 20}: make room, or give another -o"
+        )
 
 
 def _settle(writes: deque[Writing], most: int, tally: Tally, bar: tqdm) -> None:

@@ -42,18 +42,38 @@ class Archive:
 # download itself was not run here.
 DIV2K = {
     "DIV2K_valid": (
-        Archive("DIV2K_valid_HR.zip", "DIV2K_valid_HR", 100, 448993893,
-                "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
-        Archive("DIV2K_valid_LR_bicubic_X4.zip", "DIV2K_valid_LR_bicubic/X4", 100, 31505881,
-                "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553"),
+        Archive(
+            "DIV2K_valid_HR.zip",
+            "DIV2K_valid_HR",
+            100,
+            448993893,
+            "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc",
+        ),
+        Archive(
+            "DIV2K_valid_LR_bicubic_X4.zip",
+            "DIV2K_valid_LR_bicubic/X4",
+            100,
+            31505881,
+            "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553",
+        ),
     ),
     "DIV2K_train": (
-        Archive("DIV2K_train_HR.zip", "DIV2K_train_HR", 800, 3530603713,
-                "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
-        Archive("DIV2K_train_LR_bicubic_X4.zip", "DIV2K_train_LR_bicubic/X4", 800, 246914039,
-                "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a"),
+        Archive(
+            "DIV2K_train_HR.zip",
+            "DIV2K_train_HR",
+            800,
+            3530603713,
+            "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
+        ),
+        Archive(
+            "DIV2K_train_LR_bicubic_X4.zip",
+            "DIV2K_train_LR_bicubic/X4",
+            800,
+            246914039,
+            "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,14 +90,19 @@ def main(argv: list[str] | None = None) -> int:
         if args.pack:
             packed = args.data_dir / "packed"
             count = len(pack([args.data_dir], packed).images)
-            tqdm.write(f"{packed}: {count} training images, decoded; to train on them: python "
-                       f"train/train.py --data {args.data_dir} --packed {packed} ..")
+            tqdm.write(
+                f"{packed}: {count} training images, decoded; to train on them: python "
+                f"train/train.py --data {args.data_dir} --packed {packed} .."
+            )
     except (DataError, DatasetError, ImageError, OSError) as error:
         print(f"data/prepare.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("data/prepare.py: interrupted; what was downloaded stays in *.part, and the same "
-              "command continues it", file=sys.stderr)
+        print(
+            "data/prepare.py: interrupted; what was downloaded stays in *.part, and the same "
+            "command continues it",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -88,14 +113,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("sets", nargs="*", type=_set, metavar="SET",
-        help=f"to download, HR and LR: {', '.join(DIV2K)}")
-    add("--lsdir", nargs="+", type=_source, metavar="PATH",
-        help="folders, tars or zips of LSDIR's training images, which go to LSDIR/")
-    add("--first", type=int, default=2000, metavar="N",
-        help="take the first N images of LSDIR, by file name")
-    add("--benchmarks", nargs="+", type=_source, metavar="PATH",
-        help=f"folders, tars or zips with {', '.join(BENCHMARKS)}, any of them")
+    add(
+        "sets",
+        nargs="*",
+        type=_set,
+        metavar="SET",
+        help=f"to download, HR and LR: {', '.join(DIV2K)}",
+    )
+    add(
+        "--lsdir",
+        nargs="+",
+        type=_source,
+        metavar="PATH",
+        help="folders, tars or zips of LSDIR's training images, which go to LSDIR/",
+    )
+    add(
+        "--first",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="take the first N images of LSDIR, by file name",
+    )
+    add(
+        "--benchmarks",
+        nargs="+",
+        type=_source,
+        metavar="PATH",
+        help=f"folders, tars or zips with {', '.join(BENCHMARKS)}, any of them",
+    )
     add("--pack", action="store_true", help="then decode the training images to packed/")
     add("--data_dir", type=Path, default=ROOT / "data", metavar="DIR", help="where all of it goes")
     add("--keep", action="store_true", help="keep the downloaded archives after unpacking")
@@ -103,8 +148,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.data_dir = args.data_dir.resolve()
     if not (args.sets or args.lsdir or args.benchmarks or args.pack):
-        parser.error(f"expected {', '.join(DIV2K)}, --lsdir, --benchmarks or --pack, got "
-                     "nothing to prepare")
+        parser.error(
+            f"expected {', '.join(DIV2K)}, --lsdir, --benchmarks or --pack, got nothing to prepare"
+        )
     if args.first < 1:
         parser.error(f"expected --first of at least 1, got {args.first}")
     if not args.url.startswith(("http://", "https://")):
@@ -126,10 +172,18 @@ def _source(text: str) -> Path:
 
 def prepare_div2k(archives: Sequence[Archive], url: str, data_dir: Path, keep: bool) -> None:
     """Download and unpack what is not there yet."""
-    missing = [archive for archive in archives if not is_there(archive.images, [
-        data_dir / parent / folder for parent in ("", "DIV2K")
-        for folder in (archive.folder, archive.folder.removesuffix("_bicubic/X4"))
-    ])]  # fmt: skip
+    missing = [
+        archive
+        for archive in archives
+        if not is_there(
+            archive.images,
+            [
+                data_dir / parent / folder
+                for parent in ("", "DIV2K")
+                for folder in (archive.folder, archive.folder.removesuffix("_bicubic/X4"))
+            ],
+        )
+    ]
     if missing:
         total = sum(archive.size for archive in missing)
         with tqdm(total=total, desc="download", unit="B", unit_scale=True) as bar:
@@ -151,8 +205,10 @@ def is_there(images: int, folders: Sequence[Path]) -> bool:
 def require_empty(target: Path, content: str) -> None:
     """Raise DataError if anything lies where `content` would go."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise DataError(f"expected {content} or nothing in {target}, got something else: move "
-                           "it away and run this again")  # fmt: skip
+        raise DataError(
+            f"expected {content} or nothing in {target}, got something else: move "
+            "it away and run this again"
+        )
 
 
 def install(archive: Archive, url: str, data_dir: Path, keep: bool, bar: tqdm) -> None:
@@ -174,8 +230,10 @@ def install(archive: Archive, url: str, data_dir: Path, keep: bool, bar: tqdm) -
             put(found, target, scratch)
     except (ArchiveError, ImageError) as error:
         file.unlink()
-        raise DataError(f"{file}: {error}; the file is removed, run this again to download it "
-                           "anew, or give a mirror by --url") from error  # fmt: skip
+        raise DataError(
+            f"{file}: {error}; the file is removed, run this again to download it "
+            "anew, or give a mirror by --url"
+        ) from error
     if not keep:
         file.unlink()
     checked = "sha256 as published" if archive.sha256 else "sha256 not verified, none is known"
@@ -197,9 +255,11 @@ def prepare_lsdir(sources: Sequence[Path], first: int, data_dir: Path) -> None:
                 if path.stem.isdecimal() and not held_out:
                     found.setdefault(path.name, path)
         if len(found) < first:
-            raise DataError(f"expected {first} training images such as 0000001.png in "
-                               f"{', '.join(map(str, sources))}, got {len(found)}: give more "
-                               "parts of LSDIR, or a lower --first")  # fmt: skip
+            raise DataError(
+                f"expected {first} training images such as 0000001.png in "
+                f"{', '.join(map(str, sources))}, got {len(found)}: give more "
+                "parts of LSDIR, or a lower --first"
+            )
         chosen = sorted(found)[:first]
         put({name: found[name] for name in chosen}, target, scratch)
     tqdm.write(f"{target}: {first} images, {chosen[0]} to {chosen[-1]}")
@@ -221,8 +281,10 @@ def prepare_benchmarks(sources: Sequence[Path], data_dir: Path) -> None:
                     sets[name] = find_pairs(root)
             missing = [name for name in sets or BENCHMARKS if not sets.get(name)]
             if missing:
-                raise DataError(f"expected HR images of {', '.join(missing)} in {source}, in a "
-                                   "layout that data/README.md lists, got none")  # fmt: skip
+                raise DataError(
+                    f"expected HR images of {', '.join(missing)} in {source}, in a "
+                    "layout that data/README.md lists, got none"
+                )
             for name, pairs in sets.items():
                 put_benchmark(pairs, data_dir / name, scratch)
 
@@ -242,8 +304,11 @@ def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
 def find_pairs(root: Path) -> list[Pair]:
     """The pairs of the set called `root` whose HR images are there, by their plain names."""
     try:
-        return [replace(pair, name=pair.name.removesuffix(f"_SRF_{SCALE}_HR"))
-                for pair in find(str(root), root.parent).pairs if pair.hr]
+        return [
+            replace(pair, name=pair.name.removesuffix(f"_SRF_{SCALE}_HR"))
+            for pair in find(str(root), root.parent).pairs
+            if pair.hr
+        ]
     except DatasetError:
         return []
 

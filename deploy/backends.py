@@ -27,8 +27,15 @@ AUTO = {
 }
 # Bytes a LR pixel that a backend takes at its peak in float32, with the result: as deploy/bench.py
 # measures them, rounded up; triton's is computed from what it keeps.
-MEMORY = {"eager": 6200, "channels_last": 6200, "compile": 5000, "triton": 1500, "native": 1400,
-          "onnxruntime": 4800, "openvino": 4400}  # fmt: skip
+MEMORY = {
+    "eager": 6200,
+    "channels_last": 6200,
+    "compile": 5000,
+    "triton": 1500,
+    "native": 1400,
+    "onnxruntime": 4800,
+    "openvino": 4400,
+}
 GRAPHS = 8  # image sizes of which the triton backend keeps a CUDA graph
 
 logger = logging.getLogger(__name__)
@@ -69,8 +76,10 @@ def make(
     """
     device = torch.device(device)
     if name not in (*NAMES, "auto") or precision not in PRECISIONS:
-        raise BackendError(f"expected a backend of {', '.join(NAMES)} or auto and a precision of "
-                           f"{', '.join(PRECISIONS)}, got {name} and {precision}")  # fmt: skip
+        raise BackendError(
+            f"expected a backend of {', '.join(NAMES)} or auto and a precision of "
+            f"{', '.join(PRECISIONS)}, got {name} and {precision}"
+        )
     net = copy.deepcopy(net).eval().requires_grad_(False).to(device)
     if name == "auto":
         return _auto(net, precision, device)
@@ -91,8 +100,9 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                     continue
                 if error <= TOLERANCE:
                     return backend
-                logger.info("%s in %s is off by %.1e, more than %.0e", name, tried, error,
-                            TOLERANCE)  # fmt: skip
+                logger.info(
+                    "%s in %s is off by %.1e, more than %.0e", name, tried, error, TOLERANCE
+                )
     raise BackendError(f"expected a backend within {TOLERANCE} of the plain network, got none")
 
 
@@ -209,8 +219,10 @@ def _onnxruntime(
 
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.type)
     if provider not in onnxruntime.get_available_providers():
-        raise BackendError(f"this onnxruntime has nothing for {device.type}, only "
-                           f"{', '.join(onnxruntime.get_available_providers())}")  # fmt: skip
+        raise BackendError(
+            f"this onnxruntime has nothing for {device.type}, only "
+            f"{', '.join(onnxruntime.get_available_providers())}"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -240,9 +252,10 @@ def _openvino(net: nn.Module, precision: str, device: torch.device) -> Callable[
         raise BackendError(f"openvino computes in {', '.join(able)} on this CPU, got {precision}")
     kind = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision]
     compiled = core.compile_model(
-        core.read_model(graph.build(net).SerializeToString()), "CPU",
+        core.read_model(graph.build(net).SerializeToString()),
+        "CPU",
         {"INFERENCE_PRECISION_HINT": kind, "INFERENCE_NUM_THREADS": torch.get_num_threads()},
-    )  # fmt: skip
+    )
     prepare_cpu()  # OpenVINO maps and clears its memory anew for each image otherwise
     request = compiled.create_infer_request()
 
@@ -257,8 +270,9 @@ def need(*packages: str) -> None:
     """BackendError unless these packages are installed."""
     absent = [package for package in packages if not importlib.util.find_spec(package)]
     if absent:
-        raise BackendError(f"expected {' and '.join(absent)} to be installed: "
-                           "pip install -r requirements-fast.txt")  # fmt: skip
+        raise BackendError(
+            f"expected {' and '.join(absent)} to be installed: pip install -r requirements-fast.txt"
+        )
 
 
 _MAKERS = {

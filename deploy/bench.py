@@ -70,21 +70,41 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.bench", description=(__doc__ or "").split("\n\n")[0],
+        prog="python -m deploy.bench",
+        description=(__doc__ or "").split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--device", choices=devices.NAMES, default="auto", help="where to run")
-    add("--backends", nargs="+", choices=(*backends.NAMES, "auto"), metavar="NAME",
-        default=["auto", *backends.NAMES], help="beside the plain network")
-    add("--precisions", nargs="+", choices=backends.PRECISIONS, metavar="P",
-        help="of weights and features; by default all, on a CPU without fp16, which is emulated")
+    add(
+        "--backends",
+        nargs="+",
+        choices=(*backends.NAMES, "auto"),
+        metavar="NAME",
+        default=["auto", *backends.NAMES],
+        help="beside the plain network",
+    )
+    add(
+        "--precisions",
+        nargs="+",
+        choices=backends.PRECISIONS,
+        metavar="P",
+        help="of weights and features; by default all, on a CPU without fp16, which is emulated",
+    )
     add("--sizes", nargs="+", metavar="HxW", default=list(SIZES), help="LR sizes")
     add("--rounds", type=int, default=15, help="timed forwards of each rung")
-    add("--against", nargs="+", default=[], metavar="FILE.py:Class[:CHECKPOINT]",
-        help="other x4 networks to time in the same run, (B, 3, H, W) in 0..1")
-    add("--big", action="store_true",
-        help="also restore an image to 100 megapixels in tiles, in 2 GiB")
+    add(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="FILE.py:Class[:CHECKPOINT]",
+        help="other x4 networks to time in the same run, (B, 3, H, W) in 0..1",
+    )
+    add(
+        "--big",
+        action="store_true",
+        help="also restore an image to 100 megapixels in tiles, in 2 GiB",
+    )
     add("-o", "--output", type=Path, help="JSON to write; by default results/ladder_DEVICE.json")
     args = parser.parse_args(argv)
     for size in args.sizes:
@@ -110,9 +130,12 @@ def _rungs(args: argparse.Namespace, device: torch.device) -> list[Rung]:
 
 
 def measure(
-    result: dict[str, Any], rungs: list[Rung], sizes: list[tuple[int, ...]],
-    device: torch.device, rounds: int,
-) -> None:  # fmt: skip
+    result: dict[str, Any],
+    rungs: list[Rung],
+    sizes: list[tuple[int, ...]],
+    device: torch.device,
+    rounds: int,
+) -> None:
     """Time every rung at every size, into result["rows"], size by size.
 
     The ratios are to the first rung, the plain network. A rung that cannot run here is left out,
@@ -148,9 +171,12 @@ def measure(
 
 
 def _one_size(
-    result: dict[str, Any], pipes: dict[Rung, Connection], size: tuple[int, ...], rounds: int,
+    result: dict[str, Any],
+    pipes: dict[Rung, Connection],
+    size: tuple[int, ...],
+    rounds: int,
     bar: tqdm,
-) -> dict[Rung, dict[str, Any]]:  # fmt: skip
+) -> dict[Rung, dict[str, Any]]:
     """The rows of one size."""
     height, width = size
     for rung, pipe in pipes.items():
@@ -181,8 +207,10 @@ def _ask(pipe: Connection, question: Any) -> Any:
         pipe.send(question)
         return pipe.recv()
     except (EOFError, OSError) as error:
-        raise ValueError("a rung's process died, perhaps for want of memory: give smaller --sizes "
-                         "or fewer --backends") from error
+        raise ValueError(
+            "a rung's process died, perhaps for want of memory: give smaller --sizes "
+            "or fewer --backends"
+        ) from error
 
 
 def cost(net: nn.Module) -> tuple[float, float]:
@@ -202,8 +230,9 @@ def cost(net: nn.Module) -> tuple[float, float]:
         net(torch.zeros(1, 3, side, side))
     for handle in handles:
         handle.remove()
-    macs = sum(m.weight[0].numel() * m.out_channels for m in net.modules()
-               if isinstance(m, nn.Conv2d))  # fmt: skip
+    macs = sum(
+        m.weight[0].numel() * m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)
+    )
     return float(macs), moved[0] / side**2
 
 
@@ -226,9 +255,9 @@ def _ceilings(device: torch.device) -> dict[str, float]:
         product = min(milliseconds(lambda a: a @ a, a) for _ in range(6))
         convolve = partial(F.conv2d, weight=weight, padding=1)
         convolution = min(milliseconds(convolve, x) for _ in range(6))
-        ceilings[f"tflop_s_{name}"] = max(
-            2 * side**3 / product, 2 * 9 * channels**2 * image**2 / convolution
-        ) / 1e9
+        ceilings[f"tflop_s_{name}"] = (
+            max(2 * side**3 / product, 2 * 9 * channels**2 * image**2 / convolution) / 1e9
+        )
     return ceilings
 
 

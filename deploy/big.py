@@ -43,9 +43,14 @@ def measure(device: torch.device, side: int = SIDE, bound: int = BOUND) -> dict[
     seconds = time.perf_counter() - began
     peak = (efficiency.peak_memory_mib(device) or 0.0) - before
     return {
-        "megapixels": 16 * side**2 / 1e6, "bound_mib": bound / 2**20, "backend": fast.name,
-        "tile": size, "seconds": seconds, "peak_mib": peak, **compare(net, x, out),
-    }  # fmt: skip
+        "megapixels": 16 * side**2 / 1e6,
+        "bound_mib": bound / 2**20,
+        "backend": fast.name,
+        "tile": size,
+        "seconds": seconds,
+        "peak_mib": peak,
+        **compare(net, x, out),
+    }
 
 
 @torch.inference_mode()

@@ -27,13 +27,18 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.export", description=__doc__,
+        prog="python -m deploy.export",
+        description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("lkdn.onnx"), help="the file to write")
-    add("--checkpoint", type=Path, default=ROOT / "model_zoo" / "team23_LKDN.pth",
-        help="weights of the inference form")
+    add(
+        "--checkpoint",
+        type=Path,
+        default=ROOT / "model_zoo" / "team23_LKDN.pth",
+        help="weights of the inference form",
+    )
     add("--precision", choices=sorted(TOLERANCES), default="fp32", help="of weights and features")
     add("--size", type=_size, metavar="HxW", help="fix the LR height and width; without it any")
     args = parser.parse_args(argv)
@@ -93,8 +98,10 @@ def export(
         with torch.inference_mode():
             largest = max(largest, float((torch.from_numpy(y) - net(x)).abs().max()))
     if not largest <= TOLERANCES[precision]:
-        raise ValueError(f"expected the ONNX graph within {TOLERANCES[precision]} of the network, "
-                         f"got {largest:.1e}: {path} is not written")  # fmt: skip
+        raise ValueError(
+            f"expected the ONNX graph within {TOLERANCES[precision]} of the network, "
+            f"got {largest:.1e}: {path} is not written"
+        )
     with whole_file(path) as file:
         file.write(model)
     return largest

@@ -21,13 +21,19 @@ TEX = {
     "pdflatex": ("-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape"),
     "tectonic": (),
     "latexmk": ("-pdf", "-interaction=nonstopmode", "-halt-on-error"),
-}  # fmt: skip
+}
 # What LaTeX reads as more than the character, or its default font has another sign for.
 ESCAPES = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
-    **{character: "\\" + character for character in "_%&#${}"}, "-": "-{}",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    **{character: "\\" + character for character in "_%&#${}"},
+    "-": "-{}",
+}
 
 
 class TeamError(ValueError):
@@ -62,18 +68,21 @@ def read_team(path: Path) -> Team:
         raise TeamError(f"expected the team in {path}, got {error}") from error
     fields = Team.__dataclass_fields__
     if misnamed := sorted(set(content) ^ set(fields)):
-        raise TeamError(f"expected the fields {', '.join(fields)} in {path}, got "
-                        f"{', '.join(content) or 'none'}: see to {', '.join(misnamed)}")
+        raise TeamError(
+            f"expected the fields {', '.join(fields)} in {path}, got "
+            f"{', '.join(content) or 'none'}: see to {', '.join(misnamed)}"
+        )
     wrong = {
         "title, a text": not _is_text(content["title"]),
         "name, a text": not _is_text(content["name"]),
         "id, a number of 0 to 99": type(content["id"]) is not int or not 0 <= content["id"] <= 99,
         "members, a list of names": not isinstance(content["members"], list)
-        or not content["members"] or not all(map(_is_text, content["members"])),
+        or not content["members"]
+        or not all(map(_is_text, content["members"])),
         "affiliation, a text or empty": not isinstance(content["affiliation"], str),
         "email, an address or empty": not isinstance(content["email"], str)
         or not re.fullmatch(r"([^@\s]+@[^@\s]+\.[^@\s]+)?", content["email"]),
-    }  # fmt: skip
+    }
     if said := [field for field, is_wrong in wrong.items() if is_wrong]:
         raise TeamError(f"expected in {path}: {'; '.join(said)}; got another value")
     return Team(**{**content, "members": tuple(content["members"])})
@@ -112,9 +121,10 @@ def latex(
         "COMMANDS": "\n".join(rf"\command{{{escaped(c)}}}" for c in training.get("commands", ())),
         "TABLE1": _table1(runs),
         "TABLE2": _table2(model, runs),
-        "DEVICES": escaped("; ".join(sorted({_device(run["environment"]) for run in runs}))
-                           or "no machine yet"),
-    }  # fmt: skip
+        "DEVICES": escaped(
+            "; ".join(sorted({_device(run["environment"]) for run in runs})) or "no machine yet"
+        ),
+    }
     # In one pass: what stands in the data is never taken for a placeholder.
     return PLACEHOLDER.sub(lambda match: values[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
@@ -128,23 +138,46 @@ def _counts(runs: Sequence[dict[str, Any]]) -> str:
     if not runs:
         return UNKNOWN
     run = runs[0]
-    return (f"{run['num_parameters']:,} parameters, {run['flops'] / 1e9:.4f} G multiply-adds, "
-            f"{run['activations'] / 1e6:.4f} M activations and {run['num_conv']} convolutions")
+    return (
+        f"{run['num_parameters']:,} parameters, {run['flops'] / 1e9:.4f} G multiply-adds, "
+        f"{run['activations'] / 1e6:.4f} M activations and {run['num_conv']} convolutions"
+    )
 
 
 def _stages(training: Mapping[str, Any]) -> str:
     """How the weights were trained: a row a stage."""
-    rows = [("", "HR patch", "batch", "loss", "optimiser", "learning rate", "steps", "EMA", "seed",
-             "images", "hours")]  # fmt: skip
+    rows = [
+        (
+            "",
+            "HR patch",
+            "batch",
+            "loss",
+            "optimiser",
+            "learning rate",
+            "steps",
+            "EMA",
+            "seed",
+            "images",
+            "hours",
+        )
+    ]
     for index, record in enumerate(training.get("stages", ()), 1):
         stage, data = record["stage"], record.get("data_summary") or {}
-        rows.append((
-            f"{index}. {stage['name']}", f"{stage['patch']}x{stage['patch']}",
-            str(stage["batch"]), stage["loss"].upper(), stage["optimizer"].capitalize(),
-            f"{stage['lr']:g}, {stage['schedule']}", f"{record['step']:,}", str(stage["ema"]),
-            str(record["seed"]), str(data.get("images", "not known")),
-            f"{sum(work['minutes'] for work in record['history']) / 60:.1f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"{index}. {stage['name']}",
+                f"{stage['patch']}x{stage['patch']}",
+                str(stage["batch"]),
+                stage["loss"].upper(),
+                stage["optimizer"].capitalize(),
+                f"{stage['lr']:g}, {stage['schedule']}",
+                f"{record['step']:,}",
+                str(stage["ema"]),
+                str(record["seed"]),
+                str(data.get("images", "not known")),
+                f"{sum(work['minutes'] for work in record['history']) / 60:.1f}",
+            )
+        )
     return tabular(rows)
 
 
@@ -155,12 +188,16 @@ def _trained(training: Mapping[str, Any]) -> str:
         return ""
     data = records[-1].get("data_summary") or {}
     devices = {_device(work["environment"]): 0 for r in records for work in r["history"]}
-    said = (f"Trained on {data.get('images', 'an unknown number of')} images "
-            f"({number(data.get('megapixels'), 0, 'unknown')} megapixels, fingerprint "
-            f"{records[-1]['data'][:12]}) by {'; '.join(devices)}.")
+    said = (
+        f"Trained on {data.get('images', 'an unknown number of')} images "
+        f"({number(data.get('megapixels'), 0, 'unknown')} megapixels, fingerprint "
+        f"{records[-1]['data'][:12]}) by {'; '.join(devices)}."
+    )
     if scores := training.get("validation"):
-        said += (f" The last score on validation images of its own: "
-                 f"{scores[-1]['val_psnr']:.3f} dB on RGB, {scores[-1]['val_psnr_y']:.3f} on Y.")
+        said += (
+            f" The last score on validation images of its own: "
+            f"{scores[-1]['val_psnr']:.3f} dB on RGB, {scores[-1]['val_psnr_y']:.3f} on Y."
+        )
     return said
 
 
@@ -171,8 +208,9 @@ def _device(environment: Mapping[str, Any]) -> str:
 def _table1(runs: Sequence[dict[str, Any]]) -> str:
     """Y-PSNR / SSIM on the benchmark sets: published, measured, bicubic."""
     plain = {run["dataset"]: run for run in runs if is_plain(run) and run["ave_ssim_y"] is not None}
-    ours = {name: f"{run['ave_psnr_y']:.2f} / {run['ave_ssim_y']:.4f}"
-            for name, run in plain.items()}
+    ours = {
+        name: f"{run['ave_psnr_y']:.2f} / {run['ave_ssim_y']:.4f}" for name, run in plain.items()
+    }
     bicubic = {name: number(run["ave_psnr_y_bicubic"], 2) for name, run in plain.items()}
     published = {name: f"{psnr:.2f} / {ssim:.4f}" for name, (psnr, ssim) in FACTSHEET.items()}
     table = {"factsheet of 2023": published, "these weights": ours, "bicubic (Y-PSNR)": bicubic}
@@ -215,15 +253,24 @@ def pdf(source: str) -> bytes | None:
         file = Path(folder, "factsheet.tex")
         file.write_text(source, encoding="utf-8")
         try:
-            done = subprocess.run([program, *TEX[program], file.name], cwd=folder, timeout=300,
-                                  capture_output=True, text=True, errors="replace")  # fmt: skip
+            done = subprocess.run(
+                [program, *TEX[program], file.name],
+                cwd=folder,
+                timeout=300,
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
         except subprocess.TimeoutExpired as error:
-            raise TexError(f"expected {program} to end in {error.timeout:.0f} s, it did "
-                           "not: set factsheet.tex by hand") from error
+            raise TexError(
+                f"expected {program} to end in {error.timeout:.0f} s, it did "
+                "not: set factsheet.tex by hand"
+            ) from error
         result = file.with_suffix(".pdf")
         if done.returncode or not result.exists():
             lines = (done.stdout + done.stderr).splitlines()
             said = next((line for line in lines if line.startswith(("!", "error"))), "no message")
-            raise TexError(f"expected {program} to set the factsheet, got {said}: look at "
-                           "factsheet.tex")
+            raise TexError(
+                f"expected {program} to set the factsheet, got {said}: look at factsheet.tex"
+            )
         return result.read_bytes()

@@ -71,12 +71,15 @@ def plan(
     found = {source: found[source] for source in _once(sorted(found))}
     if not found and not unreadable:
         but = f" but {len(left_out)} named like results" if left_out else ""
-        raise InputError(f"expected images ({', '.join(sorted(EXTENSIONS))}), found none{but}: "
-                         f"{', '.join(map(str, inputs))}")  # fmt: skip
+        raise InputError(
+            f"expected images ({', '.join(sorted(EXTENSIONS))}), found none{but}: "
+            f"{', '.join(map(str, inputs))}"
+        )
     if output and output.suffix.lower() in EXTENSIONS and not os.path.isdir(output):
         if len(inputs) > 1 or os.path.isdir(inputs[0]):
-            raise InputError(f"expected a folder for the results of several images, got a file "
-                             f"name: {output}")  # fmt: skip
+            raise InputError(
+                f"expected a folder for the results of several images, got a file name: {output}"
+            )
         targets = [output]
     else:
         targets = _targets(found, suffix, ext)
@@ -84,10 +87,15 @@ def plan(
         _check_writable(folder)
     there = {identity for source in found if (identity := _identity(source))}
     jobs = [
-        Job(source, target, "the result would overwrite an input: give another --suffix or -o"
-            if _identity(target) in there else "")
+        Job(
+            source,
+            target,
+            "the result would overwrite an input: give another --suffix or -o"
+            if _identity(target) in there
+            else "",
+        )
         for source, target in zip(found, targets, strict=True)
-    ]  # fmt: skip
+    ]
     return Plan(jobs, unreadable, left_out)
 
 
@@ -97,9 +105,14 @@ def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
 
 
 def _scan(
-    folder: Path, output: Path | None, suffix: str, recursive: bool,
-    found: dict[Path, Path], unreadable: list[str], left_out: list[Path],
-) -> None:  # fmt: skip
+    folder: Path,
+    output: Path | None,
+    suffix: str,
+    recursive: bool,
+    found: dict[Path, Path],
+    unreadable: list[str],
+    left_out: list[Path],
+) -> None:
     """Add what is in a folder to the three collections."""
 
     def failed(error: OSError) -> None:
@@ -111,8 +124,11 @@ def _scan(
         beside = _identity(target) == _identity(here)
         # A link to a folder is not entered; one that is named like an image is a failed image.
         files += [name for name in folders if (here / name).is_symlink()]
-        folders[:] = [name for name in folders if recursive and name[0] != "."
-                      and not _is_output(here / name, output)]  # fmt: skip
+        folders[:] = [
+            name
+            for name in folders
+            if recursive and name[0] != "." and not _is_output(here / name, output)
+        ]
         for name in files:
             path = here / name
             if name[0] == "." or path.suffix.lower() not in EXTENSIONS:
@@ -148,8 +164,10 @@ def _targets(found: dict[Path, Path], suffix: str, ext: str) -> list[Path]:
     named = {}
     for source, folder in found.items():
         dot = source.suffix if ext == "auto" else f".{ext}"
-        named[source] = [folder / f"{source.stem}{ending}{dot}",
-                         folder / f"{source.stem}_{source.suffix[1:]}{ending}{dot}"]  # fmt: skip
+        named[source] = [
+            folder / f"{source.stem}{ending}{dot}",
+            folder / f"{source.stem}_{source.suffix[1:]}{ending}{dot}",
+        ]
     shared = Counter(_key(plain) for plain, _ in named.values())
     taken: set[Path] = set()
     targets = []

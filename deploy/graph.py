@@ -58,18 +58,23 @@ def build(
 
     fixed = height is not None and width is not None
     size: list[Any] = [1, images, height, width] if fixed else ["batch", images, "height", "width"]
-    enlarged: list[Any] = ([1, images, scale * (height or 0), scale * (width or 0)] if fixed
-                else ["batch", images, "sr_height", "sr_width"])  # fmt: skip
+    enlarged: list[Any] = (
+        [1, images, scale * (height or 0), scale * (width or 0)]
+        if fixed
+        else ["batch", images, "sr_height", "sr_width"]
+    )
     model = helper.make_model(
         helper.make_graph(
-            graph.nodes, "LKDN",
+            graph.nodes,
+            "LKDN",
             [helper.make_tensor_value_info("lr", TensorProto.FLOAT, size)],
             [helper.make_tensor_value_info("sr", TensorProto.FLOAT, enlarged)],
             graph.weights,
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
         producer_name="LKDN",
-    )  # fmt: skip
+    )
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -112,16 +117,28 @@ def _blueprint(graph: _Graph, x: str, weights: dict[str, Tensor], name: str) -> 
 
 
 def _conv(
-    graph: _Graph, x: str, weights: dict[str, Tensor], name: str, groups: int = 1,
-    dilation: int = 1, single: bool = False,
-) -> str:  # fmt: skip
+    graph: _Graph,
+    x: str,
+    weights: dict[str, Tensor],
+    name: str,
+    groups: int = 1,
+    dilation: int = 1,
+    single: bool = False,
+) -> str:
     """A convolution of equal size in and out, with a bias if there is one."""
     prefix = f"{name}." if name else ""
     weight, bias = weights[f"{prefix}weight"], weights.get(f"{prefix}bias")
     inputs = [x] + [_constant(graph, t, single) for t in (weight, bias) if t is not None]
     size = weight.shape[-1]
-    return _op(graph, "Conv", *inputs, kernel_shape=[size, size], pads=[size // 2 * dilation] * 4,
-               dilations=[dilation, dilation], group=groups)  # fmt: skip
+    return _op(
+        graph,
+        "Conv",
+        *inputs,
+        kernel_shape=[size, size],
+        pads=[size // 2 * dilation] * 4,
+        dilations=[dilation, dilation],
+        group=groups,
+    )
 
 
 def _to_half(graph: _Graph, x: str) -> str:

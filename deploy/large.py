@@ -41,11 +41,13 @@ print(json.dumps({"code": code, "seconds": seconds, "import_mib": before,
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.large", description=(__doc__ or "").split("\n\n")[0],
+        prog="python -m deploy.large",
+        description=(__doc__ or "").split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, help="JSON to write; by default "
-                        "results/large_cpu.json")  # fmt: skip
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, help="JSON to write; by default results/large_cpu.json"
+    )
     args = parser.parse_args(argv)
     output = args.output or ROOT / "results" / "large_cpu.json"
     devices.prepare_cpu()
@@ -59,10 +61,12 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"deploy/large.py: {error}", file=sys.stderr)
         return 1
-    print(f"{result['megapixels']:.0f} megapixels in {result['seconds']:.1f} s, "
-          f"{result['peak_mib']:.0f} MiB beyond {result['import_mib']:.0f} of the imports; "
-          f"{result['differing']} of {result['compared']} sampled values differ, by "
-          f"{result['largest_difference_levels']} of 255 at most")
+    print(
+        f"{result['megapixels']:.0f} megapixels in {result['seconds']:.1f} s, "
+        f"{result['peak_mib']:.0f} MiB beyond {result['import_mib']:.0f} of the imports; "
+        f"{result['differing']} of {result['compared']} sampled values differ, by "
+        f"{result['largest_difference_levels']} of 255 at most"
+    )
     print(f"Recorded in {output}")
     return 0
 
@@ -80,17 +84,23 @@ def measure(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
         write_png(source, lr)
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(source), "-o", str(target), "--device", "cpu"],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         said = done.stderr.strip().splitlines() or ["nothing"]
         if done.returncode or json.loads(said[-1])["code"]:
             raise ValueError(f"expected upscale.py to restore the photo, it said: {said[-2:]}")
         sr = read_rgb(target)
     return {
-        "environment": record.environment(cpu), "megapixels": sr.shape[0] * sr.shape[1] / 1e6,
-        "said": done.stdout.splitlines()[0], **json.loads(said[-1]),
-        **compare(shipped(), as_tensor(lr), as_tensor(sr)), "windows": WINDOWS, "window": WINDOW,
-    }  # fmt: skip
+        "environment": record.environment(cpu),
+        "megapixels": sr.shape[0] * sr.shape[1] / 1e6,
+        "said": done.stdout.splitlines()[0],
+        **json.loads(said[-1]),
+        **compare(shipped(), as_tensor(lr), as_tensor(sr)),
+        "windows": WINDOWS,
+        "window": WINDOW,
+    }
 
 
 def photo(height: int, width: int) -> NDArray[np.uint8]:

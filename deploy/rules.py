@@ -25,14 +25,39 @@ from utils.weights import load_weights
 LIMIT_MB = 100  # of what is sent, without SR images, unpacked
 # What is sent of the repository: files, and folders with all in them. Nothing that the judge's
 # command runs by default needs the rest.
-SENT = ("test_demo.py", "models/", "model_zoo/", "utils/", "train/", "kernels/",
-        "data/README.md", "data/prepare.py", "README.md", "LICENSE", "requirements.txt",
-        "constraints.txt", "results/README.md", "results/published/")  # fmt: skip
+SENT = (
+    "test_demo.py",
+    "models/",
+    "model_zoo/",
+    "utils/",
+    "train/",
+    "kernels/",
+    "data/README.md",
+    "data/prepare.py",
+    "README.md",
+    "LICENSE",
+    "requirements.txt",
+    "constraints.txt",
+    "results/README.md",
+    "results/published/",
+)
 PUBLISHED = "results/published"
 CHALLENGE_IMAGE = re.compile(rf"\d{{4,7}}(x{SCALE})?")  # DIV2K's 0801x4, LSDIR's 0000001
-CREDITED = ("Chengxing Xie", "Xiaoming Zhang", "Linze Li", "Haiteng Meng", "Tianlin Zhang",
-            "Tianrui Li", "Xiaole Zhao", "BSRN", "VapSR", "RFDN", "NTIRE 2023 organisers",
-            "Timofte", "Keller Jordan")  # fmt: skip
+CREDITED = (
+    "Chengxing Xie",
+    "Xiaoming Zhang",
+    "Linze Li",
+    "Haiteng Meng",
+    "Tianlin Zhang",
+    "Tianrui Li",
+    "Xiaole Zhao",
+    "BSRN",
+    "VapSR",
+    "RFDN",
+    "NTIRE 2023 organisers",
+    "Timofte",
+    "Keller Jordan",
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +153,10 @@ def _imports(source: str) -> Iterator[str]:
 def _checkpoint_file(entry: Entry) -> Iterator[str]:
     models = {Path(file).stem for file in entry.files if file.startswith("models/")}
     if entry.models and len(entry.own_checkpoints) != 1:
-        yield (f"expected one model_zoo/{entry.stem}.pth, .pt or .ckpt, got "
-               f"{', '.join(entry.checkpoints) or 'none'}")
+        yield (
+            f"expected one model_zoo/{entry.stem}.pth, .pt or .ckpt, got "
+            f"{', '.join(entry.checkpoints) or 'none'}"
+        )
     for file in entry.checkpoints:
         if Path(file).stem not in models:
             yield f"expected models/{Path(file).stem}.py beside {file}, got none: rename it"
@@ -157,16 +184,20 @@ def _counters(entry: Entry) -> Iterator[str]:
     if importlib.util.find_spec("fvcore"):
         counts = asdict(efficiency.count(net))
     else:
-        counts = {"num_parameters": sum(p.numel() for p in net.parameters()),
-                  "num_conv": sum(isinstance(m, nn.Conv2d) for m in net.modules())}  # fmt: skip
+        counts = {
+            "num_parameters": sum(p.numel() for p in net.parameters()),
+            "num_conv": sum(isinstance(m, nn.Conv2d) for m in net.modules()),
+        }
     runs = entry.runs()
     for key, value in counts.items():
         if others := {run[key] for run in runs} - {value}:
             yield f"expected the {key} of the published runs, {min(others):,}, got {value:,}"
     digest = sha256(entry.checkpoint)
     if not any(run["checkpoint"]["sha256"] == digest for run in runs):
-        yield (f"expected a run of these weights in {PUBLISHED}/, got {len(runs)} of others: run "
-               "test_demo.py and python -m utils.record --publish FILE")
+        yield (
+            f"expected a run of these weights in {PUBLISHED}/, got {len(runs)} of others: run "
+            "test_demo.py and python -m utils.record --publish FILE"
+        )
 
 
 def _no_images(entry: Entry) -> Iterator[str]:
@@ -187,11 +218,15 @@ def _training_data(entry: Entry) -> Iterator[str]:
     """What can be verified of the comparison that train/export.py makes before it ships."""
     said, digest = entry.training(), sha256(entry.checkpoint)
     if said.get("sha256") != digest:
-        yield (f"expected the training record of the checkpoint, sha256 {digest[:12]}, got that of "
-               f"{str(said.get('sha256'))[:12]}: ship weights with train/export.py")
+        yield (
+            f"expected the training record of the checkpoint, sha256 {digest[:12]}, got that of "
+            f"{str(said.get('sha256'))[:12]}: ship weights with train/export.py"
+        )
     if not said.get("held_out_images_compared"):
-        yield ("expected held-out images compared with the training data, got none: run "
-               "train/export.py with --held_out DIR")
+        yield (
+            "expected held-out images compared with the training data, got none: run "
+            "train/export.py with --held_out DIR"
+        )
     if not said["stages"]:
         yield "expected the stages of the training, got none: ship with train/export.py"
     for stage in said["stages"]:
@@ -246,8 +281,10 @@ def _results(entry: Entry) -> Iterator[str]:
     digest = sha256(entry.checkpoint)
     for run in entry.runs(entry.results) if entry.results else ():
         if run["checkpoint"]["sha256"] != digest:
-            yield (f"expected results of the weights sent, got those of others on "
-                   f"{run['dataset']} in {entry.results}: run test_demo.py again")
+            yield (
+                f"expected results of the weights sent, got those of others on "
+                f"{run['dataset']} in {entry.results}: run test_demo.py again"
+            )
 
 
 Rule = Callable[[Entry], Iterator[str]]

@@ -35,22 +35,37 @@ class UsageError(ValueError):
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.submission", description=(__doc__ or "").splitlines()[0],
+        prog="python -m deploy.submission",
+        description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--root", type=Path, default=ROOT, metavar="DIR", help="the repository")
-    add("-o", "--output", type=Path, default=Path("results/submission"), metavar="DIR",
-        help="where the parcel goes")
-    add("--results", type=Path, metavar="SAVE_DIR",
-        help="the --save_dir of a run of test_demo.py whose SR images are sent")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("results/submission"),
+        metavar="DIR",
+        help="where the parcel goes",
+    )
+    add(
+        "--results",
+        type=Path,
+        metavar="SAVE_DIR",
+        help="the --save_dir of a run of test_demo.py whose SR images are sent",
+    )
     add("--no_zip", action="store_true", help="check, and write the factsheet alone")
     args = parser.parse_args(argv)
     try:
         entry = read_entry(args.root, args.results)
         if broken := check(entry):
-            print(f"deploy/submission.py: nothing is built, {len(broken)} violations of the rules:",
-                  *broken, sep="\n  ", file=sys.stderr)  # fmt: skip
+            print(
+                f"deploy/submission.py: nothing is built, {len(broken)} violations of the rules:",
+                *broken,
+                sep="\n  ",
+                file=sys.stderr,
+            )
             return 1
         print(f"{entry.name}: {len(FILE_RULES | MODEL_RULES)} rules kept")
         if not importlib.util.find_spec("fvcore"):
@@ -79,8 +94,13 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
     team = read_team(root / "deploy" / "team.toml")
     if (root / ".git").exists():
         try:
-            listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], check=True,
-                                    capture_output=True, text=True, timeout=60).stdout
+            listed = subprocess.run(
+                ["git", "-C", str(root), "ls-files", "-z"],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            ).stdout
         except (OSError, subprocess.SubprocessError) as error:
             raise UsageError(f"expected git to list the files of {root}, got {error}") from error
         files = [file for file in listed.split("\0") if file and (root / file).is_file()]
@@ -104,8 +124,14 @@ def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
             yield _zipped(output / "results.zip", results)
         else:
             (output / "results.zip").unlink(missing_ok=True)  # of an earlier call
-            yield ("no results.zip: " + (f"no images of {entry.name} in {entry.results}"
-                   if entry.results else "give --results SAVE_DIR, of a run of test_demo.py"))
+            yield (
+                "no results.zip: "
+                + (
+                    f"no images of {entry.name} in {entry.results}"
+                    if entry.results
+                    else "give --results SAVE_DIR, of a run of test_demo.py"
+                )
+            )
     digest = sha256(entry.checkpoint)
     runs = [run for run in entry.runs() if run["checkpoint"]["sha256"] == digest]
     source = latex(entry.team, entry.name, digest, entry.training(), runs)
@@ -131,8 +157,9 @@ def result_files(entry: Entry) -> dict[str, Path]:
         by_set.setdefault(path.parent.name, []).append(path)
     if challenge := {name: by_set[name] for name in CHALLENGE if name in by_set}:
         by_set = challenge
-    files = {f"{entry.name}/{name}/{path.name}": path
-             for name, paths in by_set.items() for path in paths}
+    files = {
+        f"{entry.name}/{name}/{path.name}": path for name, paths in by_set.items() for path in paths
+    }
     tables = {name: entry.results / name for name in ("results.json", "results.txt")}
     return files and files | {name: path for name, path in tables.items() if path.is_file()}
 

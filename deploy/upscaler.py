@@ -69,8 +69,10 @@ class Upscaler:
         self_ensemble: bool = False,
     ) -> None:
         if tile is not None and tile < SMALLEST:
-            raise ValueError(f"expected a tile of at least {SMALLEST} LR pixels, got {tile}: most "
-                             "of a smaller one is context")  # fmt: skip
+            raise ValueError(
+                f"expected a tile of at least {SMALLEST} LR pixels, got {tile}: most "
+                "of a smaller one is context"
+            )
         if device not in NAMES:
             raise DeviceError(f"expected a device of {', '.join(NAMES)}, got {device}")
         self.device = select_device(device)
@@ -152,10 +154,15 @@ class Upscaler:
         x = torch.from_numpy(np.require(batch, requirements=["C", "W"])).permute(0, 3, 1, 2)
         y = torch.from_numpy(out).permute(0, 3, 1, 2)
         tile = None if len(batch) > 1 and self.tile is None else self.tile_for(height, width, held)
-        logger.info("%dx%d to %dx%d: %s", width, height, SCALE * width, SCALE * height,
-                    f"tiles of {tile} pixels" if tile else "whole")  # fmt: skip
-        tiling.restore(net, x, tile or max(height, width), SCALE, out=y,
-                       progress=self.progress)  # fmt: skip
+        logger.info(
+            "%dx%d to %dx%d: %s",
+            width,
+            height,
+            SCALE * width,
+            SCALE * height,
+            f"tiles of {tile} pixels" if tile else "whole",
+        )
+        tiling.restore(net, x, tile or max(height, width), SCALE, out=y, progress=self.progress)
 
     def _forward(self, piece: Tensor) -> Tensor:
         """(B, 3 or 1, h, w) float32, 0..1 -> (B, 3 or 1, 4h, 4w) on the device, checked."""
@@ -164,8 +171,9 @@ class Upscaler:
         x = x.expand(-1, 3, -1, -1) if grey else x
         y = _mean_of_eight(self.backend, x) if self.self_ensemble else self.backend(x)
         if not y.sum().isfinite():
-            raise FloatingPointError("expected finite pixels, got NaN or infinity from the "
-                                     "network: try --precision fp32")  # fmt: skip
+            raise FloatingPointError(
+                "expected finite pixels, got NaN or infinity from the network: try --precision fp32"
+            )
         return y.mean(1, keepdim=True) if grey else y
 
 
@@ -174,8 +182,12 @@ def _check(image: NDArray, dtypes: tuple[type, ...], dimensions: tuple[int, ...]
     wanted = f"{' or '.join(dtype.__name__ for dtype in dtypes)} of shape {shapes}"
     if not isinstance(image, np.ndarray):
         raise ValueError(f"expected a NumPy array, {wanted}, got {type(image).__name__}")
-    if (image.dtype not in dtypes or image.ndim not in dimensions
-            or image.shape[-1] not in (1, 3) or not image.size):  # fmt: skip
+    if (
+        image.dtype not in dtypes
+        or image.ndim not in dimensions
+        or image.shape[-1] not in (1, 3)
+        or not image.size
+    ):
         raise ValueError(f"expected {wanted}, got {image.dtype} of shape {image.shape}")
 
 

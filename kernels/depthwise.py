@@ -5,6 +5,9 @@ right is a shift by C. So every load here is contiguous for any C (42 is no mult
 a GPU likes), and no lane idles. Sums are kept in float32 whatever the images' dtype.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# Triton compiles its functions itself; only constants have a type there.
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -17,9 +20,19 @@ GRADIENT_PROGRAMS = 2048  # about as many for the weight gradient as keep a larg
 
 
 @triton.jit
-def _convolve(x, kernel, bias, out, height, width, channels,  # type: ignore[no-untyped-def]
-              SIZE: tl.constexpr, DILATION: tl.constexpr, BIAS: tl.constexpr,
-              BLOCK: tl.constexpr):  # fmt: skip
+def _convolve(
+    x,
+    kernel,
+    bias,
+    out,
+    height,
+    width,
+    channels,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """out[row, e] = bias + sum over the taps of kernel * x shifted; one program a part of a row."""
     row = tl.program_id(0)
     length = width * channels
@@ -44,9 +57,20 @@ def _convolve(x, kernel, bias, out, height, width, channels,  # type: ignore[no-
 
 
 @triton.jit
-def _correlate(x, grad, partial, rows, height, width, channels,  # type: ignore[no-untyped-def]
-               rows_a_program, SIZE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.constexpr,
-               BLOCK: tl.constexpr):  # fmt: skip
+def _correlate(
+    x,
+    grad,
+    partial,
+    rows,
+    height,
+    width,
+    channels,
+    rows_a_program,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """partial[program, tap, e] = sum over some rows of grad * x shifted by the tap."""
     first = tl.program_id(0) * rows_a_program
     length = width * channels
@@ -89,8 +113,10 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
         ValueError: shapes or dtypes that this cannot do.
     """
     if x.ndim != 4 or weight.shape != (x.shape[1], 1, *weight.shape[2:]) or weight.ndim != 4:
-        raise ValueError(f"expected x (B, C, H, W) and weight (C, 1, k, k), got "
-                         f"{tuple(x.shape)} and {tuple(weight.shape)}")  # fmt: skip
+        raise ValueError(
+            f"expected x (B, C, H, W) and weight (C, 1, k, k), got "
+            f"{tuple(x.shape)} and {tuple(weight.shape)}"
+        )
     if weight.shape[2] != weight.shape[3] or not weight.shape[2] % 2:
         raise ValueError(f"expected a square kernel of odd size, got {tuple(weight.shape[2:])}")
     if x.numel() >= 2**31:
@@ -105,8 +131,14 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
 def depthwise_plain(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
     """The plain twin of `depthwise`: what it computes, by torch, in float32."""
     padding = weight.shape[-1] // 2 * dilation
-    out = F.conv2d(x.float(), weight.float(), bias if bias is None else bias.float(),
-                   padding=padding, dilation=dilation, groups=len(weight))  # fmt: skip
+    out = F.conv2d(
+        x.float(),
+        weight.float(),
+        bias if bias is None else bias.float(),
+        padding=padding,
+        dilation=dilation,
+        groups=len(weight),
+    )
     return out.to(x.dtype)
 
 
@@ -129,9 +161,19 @@ def _depthwise_backward(
     programs = triton.cdiv(rows, rows_a_program)
     partial = x.new_empty(programs, taps, width, channels, dtype=torch.float32)
     _correlate[(programs, blocks)](
-        x, grad, partial, rows, height, width, channels, rows_a_program,
-        size, dilation, triton.next_power_of_2(taps), GRADIENT_BLOCK,
-    )  # fmt: skip
+        x,
+        grad,
+        partial,
+        rows,
+        height,
+        width,
+        channels,
+        rows_a_program,
+        size,
+        dilation,
+        triton.next_power_of_2(taps),
+        GRADIENT_BLOCK,
+    )
     weight_gradient = partial.sum((0, 2)).t().contiguous().view(weight.shape)
     bias_gradient = grad.sum((0, 2, 3), dtype=torch.float32)
     return _run(grad, weight.flip(2, 3), None, dilation), weight_gradient, bias_gradient
@@ -144,8 +186,19 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tenso
     kernel = weight.detach().float().reshape(channels, -1).t().contiguous()  # (taps, C)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     grid = (batch * height, triton.cdiv(width * channels, BLOCK))
-    _convolve[grid](x, kernel, kernel if bias is None else bias.detach().float(), out, height,
-                    width, channels, size, dilation, bias is not None, BLOCK)  # fmt: skip
+    _convolve[grid](
+        x,
+        kernel,
+        kernel if bias is None else bias.detach().float(),
+        out,
+        height,
+        width,
+        channels,
+        size,
+        dilation,
+        bias is not None,
+        BLOCK,
+    )
     return out
 
 
@@ -163,13 +216,13 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, T
     )
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save(ctx, inputs, output) -> None:
     x, weight, bias, ctx.dilation = inputs
     ctx.save_for_backward(x, weight)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
-def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad: Tensor):
     x, weight = ctx.saved_tensors
     gradients = torch.ops.lkdn.depthwise_backward(grad, x, weight, ctx.dilation)
     bias_gradient = None if ctx.bias_dtype is None else gradients[2].to(ctx.bias_dtype)

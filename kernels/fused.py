@@ -6,6 +6,9 @@ weights `w` hold, and in which shapes, kernels/lkdn.py says; every block dimensi
 power of two, padded with zeros.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# Triton compiles its functions itself; only constants have a type there.
+
 from collections.abc import Mapping
 
 import torch
@@ -25,7 +28,7 @@ def _gelu(x):
 
 
 @triton.jit
-def _pixels(height, width, TH: tl.constexpr, TW: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pixels(height, width, TH: tl.constexpr, TW: tl.constexpr):
     """Row, column and index of a tile's pixels, and which of them are in the image."""
     i = tl.arange(0, TH * TW)
     y = tl.program_id(1) * TH + i // TW
@@ -34,8 +37,7 @@ def _pixels(height, width, TH: tl.constexpr, TW: tl.constexpr):  # type: ignore[
 
 
 @triton.jit
-def _load(source, pixel, inside, COLUMNS: tl.constexpr, PITCH: tl.constexpr,  # type: ignore[no-untyped-def]
-          BLOCK: tl.constexpr):  # fmt: skip
+def _load(source, pixel, inside, COLUMNS: tl.constexpr, PITCH: tl.constexpr, BLOCK: tl.constexpr):
     """(pixels, BLOCK) of source (.., PITCH), its first COLUMNS; zeros elsewhere."""
     k = tl.arange(0, BLOCK)
     mask = inside[:, None] & (k < COLUMNS)[None, :]
@@ -43,26 +45,38 @@ def _load(source, pixel, inside, COLUMNS: tl.constexpr, PITCH: tl.constexpr,  # 
 
 
 @triton.jit
-def _store(out, value, pixel, inside, COLUMNS: tl.constexpr, PITCH: tl.constexpr,  # type: ignore[no-untyped-def]
-           BLOCK: tl.constexpr):  # fmt: skip
+def _store(
+    out, value, pixel, inside, COLUMNS: tl.constexpr, PITCH: tl.constexpr, BLOCK: tl.constexpr
+):
     n = tl.arange(0, BLOCK)
     mask = inside[:, None] & (n < COLUMNS)[None, :]
     tl.store(out + pixel[:, None] * PITCH + n[None, :], value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _matrix(weight, K: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+def _matrix(weight, K: tl.constexpr, N: tl.constexpr):
     return tl.load(weight + tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :])
 
 
 @triton.jit
-def _row(vector, N: tl.constexpr):  # type: ignore[no-untyped-def]
+def _row(vector, N: tl.constexpr):
     return tl.load(vector + tl.arange(0, N))[None, :]
 
 
 @triton.jit
-def _dense3(source, weight, y, x, pixel, height, width, P: tl.constexpr,  # type: ignore[no-untyped-def]
-            K: tl.constexpr, N: tl.constexpr, PIXELS: tl.constexpr):  # fmt: skip
+def _dense3(
+    source,
+    weight,
+    y,
+    x,
+    pixel,
+    height,
+    width,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
     """A 3x3 convolution of source (.., P) with weight (9, K, N), on tensor cores, in float32."""
     total = tl.zeros((PIXELS, N), tl.float32)
     for tap in range(9):
@@ -74,8 +88,19 @@ def _dense3(source, weight, y, x, pixel, height, width, P: tl.constexpr,  # type
 
 
 @triton.jit
-def _depthwise5(source, weight, y, x, pixel, height, width, P: tl.constexpr,  # type: ignore[no-untyped-def]
-                K: tl.constexpr, DILATION: tl.constexpr, PIXELS: tl.constexpr):  # fmt: skip
+def _depthwise5(
+    source,
+    weight,
+    y,
+    x,
+    pixel,
+    height,
+    width,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    DILATION: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
     """A depthwise 5x5 of source (.., P) with weight (25, K)."""
     total = tl.zeros((PIXELS, K), tl.float32)
     for tap in range(25):
@@ -87,8 +112,19 @@ def _depthwise5(source, weight, y, x, pixel, height, width, P: tl.constexpr,  # 
 
 
 @triton.jit(do_not_specialize=SIZE)
-def _shallow(image, weight, bias, out, height, width, CHANNELS: tl.constexpr,  # type: ignore[no-untyped-def]
-             P: tl.constexpr, N: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
+def _shallow(
+    image,
+    weight,
+    bias,
+    out,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
     """out = 3x3 of image (B, CHANNELS, H, W), weight (9*CHANNELS, N)."""
     y, x, pixel, here = _pixels(height, width, TH, TW)
     total = tl.zeros((TH * TW, N), tl.float32) + _row(bias, N)
@@ -105,9 +141,24 @@ def _shallow(image, weight, bias, out, height, width, CHANNELS: tl.constexpr,  #
 
 
 @triton.jit(do_not_specialize=SIZE)
-def _refine(source, dense_weight, dense_bias, distil, distil_bias, out, parts,  # type: ignore[no-untyped-def]
-            height, width, P: tl.constexpr, K: tl.constexpr, D: tl.constexpr, M: tl.constexpr,
-            PARTS: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
+def _refine(
+    source,
+    dense_weight,
+    dense_bias,
+    distil,
+    distil_bias,
+    out,
+    parts,
+    height,
+    width,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    PARTS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
     """out = gelu(3x3 of source); D columns of parts = gelu(1x1 of source)."""
     y, x, pixel, here = _pixels(height, width, TH, TW)
     centre = _load(source, pixel, here, P, P, K)
@@ -118,10 +169,29 @@ def _refine(source, dense_weight, dense_bias, distil, distil_bias, out, parts,  
 
 
 @triton.jit(do_not_specialize=SIZE)
-def _merge(source, dense_weight, dense_bias, parts, merge_parts, merge_last, merge_bias,  # type: ignore[no-untyped-def]
-           point, point_bias, merged, attention, height, width, P: tl.constexpr, K: tl.constexpr,
-           M: tl.constexpr, PARTS: tl.constexpr, USED: tl.constexpr, Q: tl.constexpr,
-           TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
+def _merge(
+    source,
+    dense_weight,
+    dense_bias,
+    parts,
+    merge_parts,
+    merge_last,
+    merge_bias,
+    point,
+    point_bias,
+    merged,
+    attention,
+    height,
+    width,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    M: tl.constexpr,
+    PARTS: tl.constexpr,
+    USED: tl.constexpr,
+    Q: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
     """merged = c5 of parts and of gelu(3x3 of source); attention = 1x1 of merged."""
     y, x, pixel, here = _pixels(height, width, TH, TW)
     last = _dense3(source, dense_weight, y, x, pixel, height, width, P, K, M, TH * TW)
@@ -136,8 +206,18 @@ def _merge(source, dense_weight, dense_bias, parts, merge_parts, merge_last, mer
 
 
 @triton.jit(do_not_specialize=SIZE)
-def _spread(source, weight, bias, out, height, width, P: tl.constexpr,  # type: ignore[no-untyped-def]
-            K: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
+def _spread(
+    source,
+    weight,
+    bias,
+    out,
+    height,
+    width,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
     """out = depthwise 5x5 of source."""
     y, x, pixel, here = _pixels(height, width, TH, TW)
     total = _depthwise5(source, weight, y, x, pixel, height, width, P, K, 1, TH * TW)
@@ -145,10 +225,31 @@ def _spread(source, weight, bias, out, height, width, P: tl.constexpr,  # type: 
 
 
 @triton.jit(do_not_specialize=SIZE)
-def _attend(source, weight, bias, merged, c6, c6_bias, scale, shift, features, fusion,  # type: ignore[no-untyped-def]
-            fusion_bias, out, running, height, width, channels, eps, P: tl.constexpr,
-            K: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, TH: tl.constexpr,
-            TW: tl.constexpr):  # fmt: skip
+def _attend(
+    source,
+    weight,
+    bias,
+    merged,
+    c6,
+    c6_bias,
+    scale,
+    shift,
+    features,
+    fusion,
+    fusion_bias,
+    out,
+    running,
+    height,
+    width,
+    channels,
+    eps,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
     """out = features + norm(c6(merged * dilated 5x5 of source)); running += 1x1 of out.
 
     c6 is centred beforehand. Each pixel is divided by its largest number before c6, for half
@@ -179,8 +280,19 @@ def _attend(source, weight, bias, merged, c6, c6_bias, scale, shift, features, f
 
 
 @triton.jit(do_not_specialize=SIZE)
-def _smooth(source, weight, bias, shallow, out, height, width, P: tl.constexpr,  # type: ignore[no-untyped-def]
-            K: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
+def _smooth(
+    source,
+    weight,
+    bias,
+    shallow,
+    out,
+    height,
+    width,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
     """out = 3x3 of source + shallow."""
     y, x, pixel, here = _pixels(height, width, TH, TW)
     total = _dense3(source, weight, y, x, pixel, height, width, P, K, K, TH * TW) + _row(bias, K)
@@ -189,9 +301,21 @@ def _smooth(source, weight, bias, shallow, out, height, width, P: tl.constexpr, 
 
 
 @triton.jit(do_not_specialize=SIZE)
-def _enlarge(source, weight, bias, image, height, width, CHANNELS: tl.constexpr,  # type: ignore[no-untyped-def]
-             SCALE: tl.constexpr, P: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
-             TH: tl.constexpr, TW: tl.constexpr):  # fmt: skip
+def _enlarge(
+    source,
+    weight,
+    bias,
+    image,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    SCALE: tl.constexpr,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
     """image (B, CHANNELS, SCALE*H, SCALE*W) = the 3x3 of source, shuffled into place."""
     y, x, pixel, here = _pixels(height, width, TH, TW)
     total = _dense3(source, weight, y, x, pixel, height, width, P, K, N, TH * TW) + _row(bias, N)
@@ -211,8 +335,18 @@ def _grid(size: Size) -> Size:
 def shallow(w: Weights, image: Tensor, pitch: int, dtype: torch.dtype, size: Size) -> Tensor:
     """(B, channels, H, W) -> features (B*H*W, pitch) of `dtype`."""
     out = image.new_empty(size[0] * size[1] * size[2], pitch, dtype=dtype)
-    _shallow[_grid(size)](image, w["weight"], w["bias"], out, *size[1:], image.shape[1], pitch,
-                          w["weight"].shape[1], TILE_HEIGHT, TILE_WIDTH)  # fmt: skip
+    _shallow[_grid(size)](
+        image,
+        w["weight"],
+        w["bias"],
+        out,
+        *size[1:],
+        image.shape[1],
+        pitch,
+        w["weight"].shape[1],
+        TILE_HEIGHT,
+        TILE_WIDTH,
+    )
     return out
 
 
@@ -221,10 +355,22 @@ def refine(w: Weights, source: Tensor, parts: Tensor, size: Size) -> Tensor:
     columns in a (B*H*W, PARTS)."""
     out = torch.empty_like(source)
     _refine[_grid(size)](
-        source, w["dense"], w["dense_bias"], w["distil"], w["distil_bias"], out, parts, *size[1:],
-        source.shape[1], w["dense"].shape[1], parts.shape[1], w["distil"].shape[1],
-        parts.stride(0), TILE_HEIGHT, TILE_WIDTH,
-    )  # fmt: skip
+        source,
+        w["dense"],
+        w["dense_bias"],
+        w["distil"],
+        w["distil_bias"],
+        out,
+        parts,
+        *size[1:],
+        source.shape[1],
+        w["dense"].shape[1],
+        parts.shape[1],
+        w["distil"].shape[1],
+        parts.stride(0),
+        TILE_HEIGHT,
+        TILE_WIDTH,
+    )
     return out
 
 
@@ -232,41 +378,103 @@ def merge(w: Weights, source: Tensor, parts: Tensor, size: Size) -> tuple[Tensor
     """The last part is distilled from source and all are merged: (merged, its attention 1x1)."""
     merged, attention = torch.empty_like(source), torch.empty_like(source)
     _merge[_grid(size)](
-        source, w["dense"], w["dense_bias"], parts, w["parts"], w["last"], w["bias"], w["point"],
-        w["point_bias"], merged, attention, *size[1:], source.shape[1], w["dense"].shape[1],
-        w["dense"].shape[2], parts.stride(0), parts.shape[1], w["parts"].shape[0],
-        TILE_HEIGHT, TILE_WIDTH,
-    )  # fmt: skip
+        source,
+        w["dense"],
+        w["dense_bias"],
+        parts,
+        w["parts"],
+        w["last"],
+        w["bias"],
+        w["point"],
+        w["point_bias"],
+        merged,
+        attention,
+        *size[1:],
+        source.shape[1],
+        w["dense"].shape[1],
+        w["dense"].shape[2],
+        parts.stride(0),
+        parts.shape[1],
+        w["parts"].shape[0],
+        TILE_HEIGHT,
+        TILE_WIDTH,
+    )
     return merged, attention
 
 
 def spread(w: Weights, source: Tensor, size: Size) -> Tensor:
     """Depthwise 5x5 of source."""
     out = torch.empty_like(source)
-    _spread[_grid(size)](source, w["weight"], w["bias"], out, *size[1:], source.shape[1],
-                         w["weight"].shape[1], TILE_HEIGHT, TILE_WIDTH)  # fmt: skip
+    _spread[_grid(size)](
+        source,
+        w["weight"],
+        w["bias"],
+        out,
+        *size[1:],
+        source.shape[1],
+        w["weight"].shape[1],
+        TILE_HEIGHT,
+        TILE_WIDTH,
+    )
     return out
 
 
 def attend(
-    w: Weights, source: Tensor, merged: Tensor, features: Tensor, running: Tensor, size: Size,
-    channels: int, eps: float, first: bool, last: bool,
-) -> Tensor:  # fmt: skip
+    w: Weights,
+    source: Tensor,
+    merged: Tensor,
+    features: Tensor,
+    running: Tensor,
+    size: Size,
+    channels: int,
+    eps: float,
+    first: bool,
+    last: bool,
+) -> Tensor:
     """features + norm(c6(merged * dilated 5x5 of source)), and `running` brought up to date."""
     out = source[:0] if last else torch.empty_like(source)
     _attend[_grid(size)](
-        source, w["weight"], w["bias"], merged, w["c6"], w["c6_bias"], w["scale"], w["shift"],
-        features, w["fusion"], w["fusion_bias"], out, running, *size[1:], channels, eps,
-        source.shape[1], w["weight"].shape[1], first, last, TILE_HEIGHT, TILE_WIDTH,
-    )  # fmt: skip
+        source,
+        w["weight"],
+        w["bias"],
+        merged,
+        w["c6"],
+        w["c6_bias"],
+        w["scale"],
+        w["shift"],
+        features,
+        w["fusion"],
+        w["fusion_bias"],
+        out,
+        running,
+        *size[1:],
+        channels,
+        eps,
+        source.shape[1],
+        w["weight"].shape[1],
+        first,
+        last,
+        TILE_HEIGHT,
+        TILE_WIDTH,
+    )
     return out
 
 
 def smooth(w: Weights, source: Tensor, features: Tensor, size: Size) -> Tensor:
     """3x3 of source, plus features."""
     out = torch.empty_like(source)
-    _smooth[_grid(size)](source, w["dense"], w["dense_bias"], features, out, *size[1:],
-                         source.shape[1], w["dense"].shape[1], TILE_HEIGHT, TILE_WIDTH)  # fmt: skip
+    _smooth[_grid(size)](
+        source,
+        w["dense"],
+        w["dense_bias"],
+        features,
+        out,
+        *size[1:],
+        source.shape[1],
+        w["dense"].shape[1],
+        TILE_HEIGHT,
+        TILE_WIDTH,
+    )
     return out
 
 
@@ -275,7 +483,17 @@ def enlarge(w: Weights, source: Tensor, channels: int, scale: int, size: Size) -
     batch, height, width = size
     out = source.new_empty(batch, channels, scale * height, scale * width, dtype=torch.float32)
     _enlarge[_grid(size)](
-        source, w["dense"], w["dense_bias"], out, height, width, channels, scale, source.shape[1],
-        *w["dense"].shape[1:], TILE_HEIGHT, TILE_WIDTH,
-    )  # fmt: skip
+        source,
+        w["dense"],
+        w["dense_bias"],
+        out,
+        height,
+        width,
+        channels,
+        scale,
+        source.shape[1],
+        *w["dense"].shape[1:],
+        TILE_HEIGHT,
+        TILE_WIDTH,
+    )
     return out

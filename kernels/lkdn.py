@@ -45,8 +45,10 @@ class FusedLKDN(nn.Module):
         size, w, steps = (batch, height, width), self.layers, self.steps
         pitch = round_up(self.channels, 16)
         if batch * height * width * 2 * pitch >= MOST_NUMBERS:
-            raise ValueError(f"expected fewer than {MOST_NUMBERS // (2 * pitch)} pixels, got "
-                             f"{batch}x{height}x{width}: use tiles")  # fmt: skip
+            raise ValueError(
+                f"expected fewer than {MOST_NUMBERS // (2 * pitch)} pixels, got "
+                f"{batch}x{height}x{width}: use tiles"
+            )
         shallow = steps.shallow(w["shallow"], x.float().contiguous(), pitch, self.dtype, size)
         features, running = shallow, torch.empty_like(shallow)
         distilled = self.channels // 2
@@ -59,9 +61,17 @@ class FusedLKDN(nn.Module):
             merged, attention = steps.merge(w[f"{block}.merge"], refined, parts, size)
             attention = steps.spread(w[f"{block}.spread"], attention, size)
             features = steps.attend(
-                w[f"{block}.attend"], attention, merged, features, running, size, self.channels,
-                self.eps[i], i == 0, i == len(self.blocks) - 1,
-            )  # fmt: skip
+                w[f"{block}.attend"],
+                attention,
+                merged,
+                features,
+                running,
+                size,
+                self.channels,
+                self.eps[i],
+                i == 0,
+                i == len(self.blocks) - 1,
+            )
         del refined, merged, attention, features, part, parts
         total = steps.smooth(w["smooth"], running, shallow, size)
         return steps.enlarge(w["enlarge"], total, channels, self.scale, size)

@@ -21,14 +21,30 @@ from torch import Tensor, nn
 from kernels.fold import block_names, folded, round_up
 
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-pthread", "-fno-math-errno",
-         "-fno-trapping-math", "-ffp-contract=fast")  # fmt: skip
+FLAGS = (
+    "-O3",
+    "-std=c++20",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+)
 
 # What makes six factors of three taps, for F(4, 3): Lavin and Gray, "Fast Algorithms for
 # Convolutional Neural Networks", 2016.
-WINOGRAD = torch.tensor([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
-                         [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
-                        dtype=torch.float64)  # fmt: skip
+WINOGRAD = torch.tensor(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +102,15 @@ class NativeLKDN:
             self.memory = torch.empty(needed)
         for image, out in zip(x, y, strict=True):
             self.library.lkdn_run(
-                self.weights.data_ptr(), image.data_ptr(), out.data_ptr(), self.memory.data_ptr(),
-                self.memory[maps:].data_ptr(), height, width, self.threads,
-            )  # fmt: skip
+                self.weights.data_ptr(),
+                image.data_ptr(),
+                out.data_ptr(),
+                self.memory.data_ptr(),
+                self.memory[maps:].data_ptr(),
+                height,
+                width,
+                self.threads,
+            )
         return y
 
 

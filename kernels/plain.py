@@ -38,9 +38,17 @@ def spread(w: Weights, source: Tensor, size: Size) -> Tensor:
 
 
 def attend(
-    w: Weights, source: Tensor, merged: Tensor, features: Tensor, running: Tensor, size: Size,
-    channels: int, eps: float, first: bool, last: bool,
-) -> Tensor:  # fmt: skip
+    w: Weights,
+    source: Tensor,
+    merged: Tensor,
+    features: Tensor,
+    running: Tensor,
+    size: Size,
+    channels: int,
+    eps: float,
+    first: bool,
+    last: bool,
+) -> Tensor:
     pitch = source.shape[1]
     large = _rows(_depthwise5(_image(source, size), w, 3), pitch, torch.float32)
     gated = large * merged
@@ -91,5 +99,11 @@ def _depthwise5(image: Tensor, w: Weights, dilation: int) -> Tensor:
     """Depthwise 5x5 of (B, P, H, W) with (25, K)."""
     channels = image.shape[1]
     kernel = w["weight"][:, :channels].t().reshape(channels, 1, 5, 5)
-    return F.conv2d(image, kernel, w["bias"][:channels], padding=2 * dilation, dilation=dilation,
-                    groups=channels)  # fmt: skip
+    return F.conv2d(
+        image,
+        kernel,
+        w["bias"][:channels],
+        padding=2 * dilation,
+        dilation=dilation,
+        groups=channels,
+    )

@@ -100,8 +100,12 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
-            cwd=cwd, env=environment, capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
 
     return run
 
@@ -129,12 +133,46 @@ def train(place: Path, python: Callable) -> Callable[..., subprocess.CompletedPr
         out: str | Path, *options: object, script: Sequence[object] = (ROOT / "train/train.py",)
     ) -> subprocess.CompletedProcess[str]:
         done = python(
-            place, *script, "--data", "images", "--packed", "packed", "--out", out,
-            "--stage", 1, "--steps", 12, "--batch", 2, "--patch", 32, "--optimizer", "muon",
-            "--lr", 0.01, "--schedule", "cosine", "--warmup", 2, "--ema", 0.9, "--seed", 4,
-            "--threads", 1, "--device", "cpu", "--log_every", 1, "--save_every", 3,
-            "--val_every", 4, *options,
-        )  # fmt: skip
+            place,
+            *script,
+            "--data",
+            "images",
+            "--packed",
+            "packed",
+            "--out",
+            out,
+            "--stage",
+            1,
+            "--steps",
+            12,
+            "--batch",
+            2,
+            "--patch",
+            32,
+            "--optimizer",
+            "muon",
+            "--lr",
+            0.01,
+            "--schedule",
+            "cosine",
+            "--warmup",
+            2,
+            "--ema",
+            0.9,
+            "--seed",
+            4,
+            "--threads",
+            1,
+            "--device",
+            "cpu",
+            "--log_every",
+            1,
+            "--save_every",
+            3,
+            "--val_every",
+            4,
+            *options,
+        )
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

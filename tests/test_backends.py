@@ -153,12 +153,15 @@ def test_auto_goes_up_to_float32_where_less_is_not_exact(net: LKDN) -> None:
     assert fast.precision == "fp32"
 
 
-@pytest.mark.parametrize(("name", "precision", "message"), [
-    ("fastest", "fp32", "expected a backend of eager"),
-    ("eager", "int8", "a precision of fp32"),
-    ("triton", "fp16", "needs a CUDA device"),
-    ("onnxruntime", "bf16", "fp32 or fp16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "precision", "message"),
+    [
+        ("fastest", "fp32", "expected a backend of eager"),
+        ("eager", "int8", "a precision of fp32"),
+        ("triton", "fp16", "needs a CUDA device"),
+        ("onnxruntime", "bf16", "fp32 or fp16"),
+    ],
+)
 def test_what_cannot_run_is_refused(
     name: str, precision: str, message: str, net: LKDN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,8 +186,9 @@ def test_export_writes_a_file_that_computes_the_network(
     assert "within" in done.stdout
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     (source,) = session.get_inputs()
-    assert source.shape == ([1, 3, 24, 31] if "--size" in options
-                            else ["batch", 3, "height", "width"])  # fmt: skip
+    assert source.shape == (
+        [1, 3, 24, 31] if "--size" in options else ["batch", 3, "height", "width"]
+    )
     from utils.weights import load_weights
 
     net = LKDN().eval()
@@ -200,8 +204,11 @@ def test_export_writes_a_file_that_computes_the_network(
 
 def test_export_refuses_and_says_why(tmp_path: Path, python: Callable, root: Path) -> None:
     script = root / "deploy" / "export.py"
-    for options, code in ((["--size", "24"], 2), (["--checkpoint", "absent.pth"], 2),
-                          (["-o", tmp_path / "file" / "net.onnx"], 1)):  # fmt: skip
+    for options, code in (
+        (["--size", "24"], 2),
+        (["--checkpoint", "absent.pth"], 2),
+        (["-o", tmp_path / "file" / "net.onnx"], 1),
+    ):
         (tmp_path / "file").write_text("")
         done = python(tmp_path, script, *options)
         assert done.returncode == code, (options, done.stderr)

@@ -69,8 +69,11 @@ def test_published_weights_give_the_published_score(shared: Path) -> None:
     load_weights(net, shared / "reference" / "RFDN_x4.pth")
     samples = [evaluate.load(pair, "uint8") for pair in find("Set5", shared / "data/bench").pairs]
     cpu = torch.device("cpu")
-    scores = [evaluate.score(evaluate.restore(net, s.lr, cpu, 255.0)[0], s.hr).psnr_y
-              for s in samples if s.hr is not None]  # fmt: skip
+    scores = [
+        evaluate.score(evaluate.restore(net, s.lr, cpu, 255.0)[0], s.hr).psnr_y
+        for s in samples
+        if s.hr is not None
+    ]
     assert len(scores) == 5 and sum(scores) / 5 == pytest.approx(32.161, abs=2e-3)
 
 
@@ -87,10 +90,17 @@ def test_terms_are_the_formula() -> None:
 
 def run(model: str, parameters: int, ms: float, device: str, **scores: float) -> dict[str, Any]:
     return {
-        "model": model, "dataset": "Set5", "num_parameters": parameters, "flops": 10 * parameters,
-        "ave_runtime_ms": ms + 5, "median_runtime_ms": ms, "ave_psnr_y": None, "ave_ssim_y": None,
-        "environment": {"device": "a chip", "device_type": device}, **scores,
-    }  # fmt: skip
+        "model": model,
+        "dataset": "Set5",
+        "num_parameters": parameters,
+        "flops": 10 * parameters,
+        "ave_runtime_ms": ms + 5,
+        "median_runtime_ms": ms,
+        "ave_psnr_y": None,
+        "ave_ssim_y": None,
+        "environment": {"device": "a chip", "device_type": device},
+        **scores,
+    }
 
 
 def test_scores_and_estimate_are_told() -> None:
@@ -106,9 +116,11 @@ def test_scores_and_estimate_are_told() -> None:
 
 
 def test_table_1_has_the_difference_to_the_factsheet() -> None:
-    runs = [run("23_LKDN", 1, 1.0, "cpu", ave_psnr_y=32.05, ave_ssim_y=0.8940),
-            run("23_LKDN@x", 1, 1.0, "cpu") | {"dataset": "Set14"},
-            run("23_LKDN@x", 1, 1.0, "cpu", ave_psnr_y=32.2, ave_ssim_y=0.9)]  # fmt: skip
+    runs = [
+        run("23_LKDN", 1, 1.0, "cpu", ave_psnr_y=32.05, ave_ssim_y=0.8940),
+        run("23_LKDN@x", 1, 1.0, "cpu") | {"dataset": "Set14"},
+        run("23_LKDN@x", 1, 1.0, "cpu", ave_psnr_y=32.2, ave_ssim_y=0.9),
+    ]
     assert comparison.table1(runs) == [
         ["", "Set5", "difference"],
         ["factsheet", "32.10 / 0.8938", ""],
@@ -118,8 +130,9 @@ def test_table_1_has_the_difference_to_the_factsheet() -> None:
 
 
 def test_costs_are_told_once_a_network() -> None:
-    ours = run("23_LKDN", 151_000, 1.0, "cpu", flops=4_915_000_000, activations=2_500_000,
-               num_conv=7)  # fmt: skip
+    ours = run(
+        "23_LKDN", 151_000, 1.0, "cpu", flops=4_915_000_000, activations=2_500_000, num_conv=7
+    )
     header, row = comparison.costs([ours, ours | {"model": "23_LKDN@x"}])
     assert len(header) == len(row)
     assert row[:5] == ["23_LKDN", "151,000", "4.92", "2.50", "7"]

@@ -20,8 +20,10 @@ CPU = torch.device("cpu")
 def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's own network, in a file of its own."""
     path = tmp_path_factory.mktemp("rival") / "rival.py"
-    path.write_text("from torch.nn import Upsample\n\n\nclass Rival(Upsample):\n"
-                    "    def __init__(self):\n        super().__init__(scale_factor=4)\n")
+    path.write_text(
+        "from torch.nn import Upsample\n\n\nclass Rival(Upsample):\n"
+        "    def __init__(self):\n        super().__init__(scale_factor=4)\n"
+    )
     return path
 
 
@@ -29,16 +31,37 @@ def test_every_rung_is_timed_and_compared(
     tmp_path: Path, python: Callable, root: Path, rival: Path
 ) -> None:
     done = python(
-        tmp_path, root / "deploy" / "bench.py", "--sizes", "24x31", "16x16", "--rounds", 2,
-        "--backends", "channels_last", "triton", "--precisions", "fp32", "bf16", "--device", "cpu",
-        "--against", f"{rival}:Rival", "-o", "ladder.json",
-    )  # fmt: skip
+        tmp_path,
+        root / "deploy" / "bench.py",
+        "--sizes",
+        "24x31",
+        "16x16",
+        "--rounds",
+        2,
+        "--backends",
+        "channels_last",
+        "triton",
+        "--precisions",
+        "fp32",
+        "bf16",
+        "--device",
+        "cpu",
+        "--against",
+        f"{rival}:Rival",
+        "-o",
+        "ladder.json",
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     result = json.loads((tmp_path / "ladder.json").read_text())
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
     assert ladder.is_whole(result)
-    labels = ["eager fp32, torch as it comes", "channels_last fp32", "channels_last bf16",
-              "Rival eager fp32", "Rival channels_last fp32"]  # fmt: skip
+    labels = [
+        "eager fp32, torch as it comes",
+        "channels_last fp32",
+        "channels_last bf16",
+        "Rival eager fp32",
+        "Rival channels_last fp32",
+    ]
     assert [row["label"] for row in result["rows"]] == 2 * labels
     assert result["refused"] == {
         f"triton {p}": "triton needs a CUDA device, got cpu" for p in ("fp32", "bf16")
@@ -66,14 +89,24 @@ def test_cost_is_that_of_the_paper() -> None:
     assert moved / 4 == 5 * block + ends
 
 
-@pytest.mark.parametrize("options", [
-    ("--sizes", "24"), ("--sizes", "0x4"), ("--rounds", "0"), ("--against", "absent.py:Net"),
-    ("--against", "broken.py:Net"), ("--against", "net.py:Absent"), ("--backends", "fastest"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--sizes", "24"),
+        ("--sizes", "0x4"),
+        ("--rounds", "0"),
+        ("--against", "absent.py:Net"),
+        ("--against", "broken.py:Net"),
+        ("--against", "net.py:Absent"),
+        ("--backends", "fastest"),
+    ],
+)
 def test_wrong_options_are_refused(
-    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "net.py").write_text("")
@@ -97,8 +130,26 @@ def test_interrupted_it_keeps_the_sizes_that_are_done(
 
     monkeypatch.setattr(bench, "_one_size", stop)
     file = tmp_path / "ladder.json"
-    assert bench.main(["--sizes", "8x8", "9x9", "--rounds", "1", "--backends", "eager",
-                       "--precisions", "fp32", "--device", "cpu", "-o", str(file)]) == 1
+    assert (
+        bench.main(
+            [
+                "--sizes",
+                "8x8",
+                "9x9",
+                "--rounds",
+                "1",
+                "--backends",
+                "eager",
+                "--precisions",
+                "fp32",
+                "--device",
+                "cpu",
+                "-o",
+                str(file),
+            ]
+        )
+        == 1
+    )
     result = json.loads(file.read_text())
     assert [row["height"] for row in result["rows"]] == [8, 8]
     assert not ladder.is_whole(result)
@@ -124,21 +175,51 @@ def test_a_large_photo_is_measured_through_the_command() -> None:
 
 
 def a_ladder(device: str = "cpu") -> dict[str, Any]:
-    row = {"against": "", "prepared": True, "height": 340, "width": 510, "p20_ms": 9.0,
-           "p80_ms": 11.0, "memory_mib": 20.0, "psnr_drift_db": -0.001, "tflop_s": 0.5,
-           "gb_s": 40.0, "precision": "fp32"}  # fmt: skip
+    row = {
+        "against": "",
+        "prepared": True,
+        "height": 340,
+        "width": 510,
+        "p20_ms": 9.0,
+        "p80_ms": 11.0,
+        "memory_mib": 20.0,
+        "psnr_drift_db": -0.001,
+        "tflop_s": 0.5,
+        "gb_s": 40.0,
+        "precision": "fp32",
+    }
     return {
-        "environment": {"device_type": device, "device": "a chip", "threads": 2, "torch": "2.9",
-                        "commit": "c" * 40, "date": "2026-01-02T03:04:05+00:00"},
-        "ceilings": {"gb_s": 80.0, "tflop_s_fp32": 1.0}, "rounds": 3,
+        "environment": {
+            "device_type": device,
+            "device": "a chip",
+            "threads": 2,
+            "torch": "2.9",
+            "commit": "c" * 40,
+            "date": "2026-01-02T03:04:05+00:00",
+        },
+        "ceilings": {"gb_s": 80.0, "tflop_s_fp32": 1.0},
+        "rounds": 3,
         "refused": {"triton fp16": "no GPU"},
         "rows": [
-            {**row, "backend": "eager", "label": "eager fp32", "ran": "eager fp32", "p50_ms": 50.0,
-             "p80_ms": 55.0, "ratio_to_eager": 1.0},
-            {**row, "backend": "auto", "label": "auto fp32", "ran": "native fp32", "p50_ms": 10.0,
-             "ratio_to_eager": 5.0},
+            {
+                **row,
+                "backend": "eager",
+                "label": "eager fp32",
+                "ran": "eager fp32",
+                "p50_ms": 50.0,
+                "p80_ms": 55.0,
+                "ratio_to_eager": 1.0,
+            },
+            {
+                **row,
+                "backend": "auto",
+                "label": "auto fp32",
+                "ran": "native fp32",
+                "p50_ms": 10.0,
+                "ratio_to_eager": 5.0,
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 def test_published_ladder_makes_tables_and_picture(tmp_path: Path) -> None:
@@ -160,8 +241,15 @@ def test_published_ladder_makes_tables_and_picture(tmp_path: Path) -> None:
 
 
 def test_labels_tell_rungs_apart() -> None:
-    rungs = [Rung("eager", "fp32"), Rung("eager", "fp32", prepared=False), Rung("eager", "bf16"),
-             Rung("eager", "fp32", "nets/a.py:Net:w.pth")]  # fmt: skip
+    rungs = [
+        Rung("eager", "fp32"),
+        Rung("eager", "fp32", prepared=False),
+        Rung("eager", "bf16"),
+        Rung("eager", "fp32", "nets/a.py:Net:w.pth"),
+    ]
     assert [rung.label for rung in rungs] == [
-        "eager fp32", "eager fp32, torch as it comes", "eager bf16", "Net eager fp32",
-    ]  # fmt: skip
+        "eager fp32",
+        "eager fp32, torch as it comes",
+        "eager bf16",
+        "Net eager fp32",
+    ]

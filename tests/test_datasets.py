@@ -16,8 +16,7 @@ LAYOUTS = [
     ("DIV2K_valid", "DIV2K_valid_HR/0801.png", "DIV2K_valid_LR/0801x4.png"),
     ("DIV2K_valid", "DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png"),
     ("DIV2K_valid", "DIV2K/DIV2K_valid_HR/0801.png", "DIV2K/DIV2K_valid_LR/0801x4.png"),
-    ("DIV2K_valid", "DIV2K/DIV2K_valid_HR/0801.png",
-     "DIV2K/DIV2K_valid_LR_bicubic/X4/0801x4.png"),
+    ("DIV2K_valid", "DIV2K/DIV2K_valid_HR/0801.png", "DIV2K/DIV2K_valid_LR_bicubic/X4/0801x4.png"),
     ("DIV2K_test", "DIV2K_test_HR/0901.png", "DIV2K_test_LR/0901.png"),
     ("DIV2K_test", None, "DIV2K_test_LR/0901.png"),
     ("LSDIR_DIV2K_test", "LSDIR_DIV2K_test_HR/0000001.png", "LSDIR_DIV2K_test_LR/0000001x4.png"),
@@ -33,7 +32,7 @@ LAYOUTS = [
     ("my photos", "my photos/HR/a.JPG", "my photos/LR/ax4.png"),
     ("my photos", None, "my photos/LR/ax4.png"),
     ("my photos", "my photos/a.webp", None),
-]  # fmt: skip
+]
 
 
 def touch(folder: Path, *names: str | None) -> list[Path | None]:
@@ -74,8 +73,13 @@ def test_folder_is_found_by_its_own_path(
 def test_pairs_match_by_name_in_order_and_a_missing_lr_is_not_made_up(tmp_path: Path) -> None:
     for number in (3, 1, 2, 10):
         touch(tmp_path, f"DIV2K_valid_HR/080{number}.png")
-    touch(tmp_path, "DIV2K_valid_LR/0803x4.png", "DIV2K_valid_LR/0801x4.png",
-          "DIV2K_valid_LR/08010x4.png", "DIV2K_valid_LR/0899x4.png")  # fmt: skip
+    touch(
+        tmp_path,
+        "DIV2K_valid_LR/0803x4.png",
+        "DIV2K_valid_LR/0801x4.png",
+        "DIV2K_valid_LR/08010x4.png",
+        "DIV2K_valid_LR/0899x4.png",
+    )
     pairs = find("DIV2K_valid", tmp_path).pairs
     assert [pair.name for pair in pairs] == ["0801", "08010", "0802", "0803"]
     for pair in pairs:  # 0802 too: the path where it should be, so that reading it fails by name
@@ -89,10 +93,21 @@ def test_absent_set_names_every_place(tmp_path: Path, name: str) -> None:
         find(name, tmp_path)
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert name in lines[0]
-    for folder in (f"{name}_HR", f"DIV2K/{name}_HR", f"{name}/HR", f"{name}/GTmod4",
-                   f"{name}/GTmod12", f"{name}/original", name, f"{name}_LR",
-                   f"{name}_LR_bicubic/X4", f"DIV2K/{name}_LR_bicubic/X4", f"{name}/LR",
-                   f"{name}/LRbicx4", f"{name}/LR_bicubic/X4"):  # fmt: skip
+    for folder in (
+        f"{name}_HR",
+        f"DIV2K/{name}_HR",
+        f"{name}/HR",
+        f"{name}/GTmod4",
+        f"{name}/GTmod12",
+        f"{name}/original",
+        name,
+        f"{name}_LR",
+        f"{name}_LR_bicubic/X4",
+        f"DIV2K/{name}_LR_bicubic/X4",
+        f"{name}/LR",
+        f"{name}/LRbicx4",
+        f"{name}/LR_bicubic/X4",
+    ):
         assert str(tmp_path / folder) in lines
     assert len(lines) == len(set(lines))
 
@@ -117,9 +132,7 @@ def test_demo_set_is_four_colour_photographs(tmp_path: Path) -> None:
         assert np.abs(read_rgb(pair.hr).astype(int) - theirs).max() <= limit
 
 
-def test_equal_names_of_two_formats_stay_apart(
-    tmp_path: Path, save: Callable[..., Path]
-) -> None:
+def test_equal_names_of_two_formats_stay_apart(tmp_path: Path, save: Callable[..., Path]) -> None:
     for name in ("a.png", "a.jpg", "b.png"):
         save(tmp_path / "set" / "HR" / name, np.zeros((8, 8, 3), np.uint8))
     pairs = find(str(tmp_path / "set"), tmp_path).pairs

@@ -62,8 +62,12 @@ def check(root: Path, device: str, environment: dict[str, str]) -> None:
     """In a process of its own, for triton reads TRITON_INTERPRET when it is imported."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(cases=CASES), device],
-        cwd=root, env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0 and done.stdout.endswith("right\n"), done.stderr
 
 

@@ -66,9 +66,7 @@ def test_pairs_that_cannot_be_scored_are_errors_by_name(
         assert all(name in str(caught.value) for name in named)
 
 
-def test_restore_gives_the_network_one_float_image_and_rounds_what_comes(
-    noise: MakeImage,
-) -> None:
+def test_restore_gives_the_network_one_float_image_and_rounds_what_comes(noise: MakeImage) -> None:
     lr = noise(5, 7)
     seen: list[Tensor] = []
 
@@ -113,8 +111,10 @@ def test_border_of_four_pixels_is_left_out(noise: MakeImage) -> None:
 
 
 def test_validation_is_the_mean_of_the_images_scores(noise: MakeImage) -> None:
-    samples = [Sample(str(seed), noise(6, 5 + seed, seed), noise(24, 20 + 4 * seed, seed + 9))
-               for seed in range(3)]  # fmt: skip
+    samples = [
+        Sample(str(seed), noise(6, 5 + seed, seed), noise(24, 20 + 4 * seed, seed + 9))
+        for seed in range(3)
+    ]
     each = [score(restore(enlarge, s.lr, CPU)[0], s.hr) for s in samples if s.hr is not None]
     mean = validate(enlarge, samples, CPU)
     assert mean.psnr == pytest.approx(np.mean([s.psnr for s in each]), abs=1e-12)
@@ -131,8 +131,9 @@ def test_published_weights_score_on_set5_what_was_measured_elsewhere(
     load_weights(net, shared / "reference" / "LKDN-S_x4_fused.pth")
     samples = [load(p, convention) for p in find("Set5", shared / "data" / "bench").pairs]
     assert len(samples) == 5
-    scores = [score(restore(net, s.lr, CPU)[0], s.hr, y_ssim=True)
-              for s in samples if s.hr is not None]  # fmt: skip
+    scores = [
+        score(restore(net, s.lr, CPU)[0], s.hr, y_ssim=True) for s in samples if s.hr is not None
+    ]
     # Both figures are rounded to the last digit; single pixels may round the other way.
     assert np.mean([s.psnr_y for s in scores]) == pytest.approx(expected, abs=1e-3)
     assert np.mean([s.ssim_y for s in scores]) == pytest.approx(0.8938, abs=1e-4)

@@ -101,9 +101,11 @@ def test_a_run_without_branches_is_shipped_as_it_is(
 
 
 def test_a_run_that_saw_a_held_out_image_is_refused(
-    tmp_path: Path, zoo: tuple[Path, Path], noise: Callable[..., Image],
+    tmp_path: Path,
+    zoo: tuple[Path, Path],
+    noise: Callable[..., Image],
     save: Callable[[Path, Image], Path],
-) -> None:  # fmt: skip
+) -> None:
     # The same pixels under another name, in another format, cut to a multiple of 4 or not.
     for folder in ("mine", "sets/Set5/HR"):
         save(tmp_path / folder / "free.png", noise(24, 20, seed=len(folder)))
@@ -118,8 +120,13 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
     assert not zoo[0].exists() and not zoo[1].exists()
     export(tmp_path / "run", tmp_path / "mine.pth", held_out=held_out)  # not shipped
     script = str(record.ROOT / "train" / "export.py")  # a named folder counts whatever its name
-    done = subprocess.run([sys.executable, script, "run", "--held_out", "sets/else"], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, script, "run", "--held_out", "sets/else"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 2 and "copied.png" in done.stderr
 
     # An earlier stage's images count as well, in whatever folder it was trained ..
@@ -164,8 +171,13 @@ def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path) -> None:
     script = str(record.ROOT / "train" / "export.py")
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        done = subprocess.run([sys.executable, script, *arguments], cwd=tmp_path, text=True,
-                              capture_output=True, timeout=120)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, script, *arguments],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            timeout=120,
+        )
         assert "Traceback" not in done.stderr
         return done
 
@@ -223,9 +235,13 @@ def test_the_authors_training_form_fuses_to_their_inference_form(tmp_path: Path)
     ],
 )
 def test_the_authors_weights_give_the_authors_figures(
-    net: LKDN, file: str, name: str, convention: evaluate.Convention, expected_psnr: float,
+    net: LKDN,
+    file: str,
+    name: str,
+    convention: evaluate.Convention,
+    expected_psnr: float,
     expected_ssim: float | None,
-) -> None:  # fmt: skip
+) -> None:
     load_weights(net, REFERENCE / file)
     scores = []
     for pair in find(name, BENCH).pairs:
@@ -239,8 +255,10 @@ def test_the_authors_weights_give_the_authors_figures(
 
 
 def test_picture_sets_crops_side_by_side(tmp_path: Path) -> None:
-    crops = {label: np.full((10, 20, 3), value, np.uint8)
-             for label, value in (("a", 10), ("b", 20), ("c", 30))}  # fmt: skip
+    crops = {
+        label: np.full((10, 20, 3), value, np.uint8)
+        for label, value in (("a", 10), ("b", 20), ("c", 30))
+    }
     image = picture.side_by_side(crops)
     assert image.shape == (28 + 30, 3 * 60 + 2 * 6, 3)
     assert [image[40, x, 0] for x in (30, 96, 162)] == [10, 20, 30]

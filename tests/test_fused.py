@@ -70,15 +70,24 @@ assert ran == set(STEPS), ran
 """
 
 # Channels, image. The interpreter is slow: large images are checked with few channels.
-CASES = [(42, (1, 3, 1, 1)), (42, (1, 3, 7, 13)), (6, (2, 3, 5, 19)), (6, (1, 3, 64, 64)),
-         (6, (1, 3, 65, 127))]  # fmt: skip
+CASES = [
+    (42, (1, 3, 1, 1)),
+    (42, (1, 3, 7, 13)),
+    (6, (2, 3, 5, 19)),
+    (6, (1, 3, 64, 64)),
+    (6, (1, 3, 65, 127)),
+]
 
 
 def check(root: Path, device: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(cases=CASES), device],
-        cwd=root, env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -106,9 +115,13 @@ for i in range(100):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_hundred_sizes_compile_each_kernel_once(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SIZES], cwd=root, capture_output=True, text=True, timeout=400,
+        [sys.executable, "-c", SIZES],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=400,
         env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     # Seven kernels: attend in three forms (first, last, between), refine and merge perhaps in two,
     # for the parts begin at addresses of 16 bytes and others.

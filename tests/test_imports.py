@@ -32,8 +32,9 @@ OTHERS: dict[str, set[str] | None] = {
     "utils/ladder.py": {"matplotlib"},
 }
 
-FILES = sorted(p.relative_to(ROOT).as_posix() for name in PACKAGES
-               for p in (ROOT / name).rglob("*.py"))  # fmt: skip
+FILES = sorted(
+    p.relative_to(ROOT).as_posix() for name in PACKAGES for p in (ROOT / name).rglob("*.py")
+)
 ROOT_FILES = sorted(p.name for p in ROOT.glob("*.py"))
 
 

@@ -34,9 +34,13 @@ def judge(cwd: Path, *arguments: str | Path, **environment: str) -> subprocess.C
     import os
 
     done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
-        env={**os.environ, **environment}, timeout=300,
-    )  # fmt: skip
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -58,8 +62,19 @@ def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Pa
     (folder / "HR" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "HR" / "empty.png").touch()
 
-    done = judge(tmp_path, "--dataset", folder, "--checkpoint", random_weights, "--save_dir",
-                 "out", "--ssim", "--repeat", "2", CUDA_VISIBLE_DEVICES="")
+    done = judge(
+        tmp_path,
+        "--dataset",
+        folder,
+        "--checkpoint",
+        random_weights,
+        "--save_dir",
+        "out",
+        "--ssim",
+        "--repeat",
+        "2",
+        CUDA_VISIBLE_DEVICES="",
+    )
 
     assert done.returncode == 1
     for name in ("cut", "empty", "tiny", "wide"):  # wide is too small for SSIM's window
@@ -69,7 +84,11 @@ def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Pa
     assert len(run["failed"]) == 4
     assert run["environment"]["device_type"] == "cpu"
     assert (run["num_parameters"], run["flops"], run["activations"], run["num_conv"]) == (
-        129177, 8289189888, 202702848, 86)  # fmt: skip
+        129177,
+        8289189888,
+        202702848,
+        86,
+    )
     assert "im2double" in run["lr_source"] and "im2double" in done.stdout
     assert run["median_runtime_ms"] > 0 and run["p20_runtime_ms"] <= run["p80_runtime_ms"]
 
@@ -123,25 +142,44 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
         (["--dataset", "benchmarks"], "Manga109/GTmod4"),
         (["--dataset", "demo", "--model_id", "7"], "expected a --model_id of 0 (00_RFDN)"),
         (["--dataset", "demo", "--checkpoint", "no.pth"], "found no file: no.pth"),
-        (["--dataset", "demo", "--checkpoint", "other.pth"],
-         "fea_conv.dw.bias (56,), expected (42,)"),
+        (
+            ["--dataset", "demo", "--checkpoint", "other.pth"],
+            "fea_conv.dw.bias (56,), expected (42,)",
+        ),
         (["--dataset", "demo", "--checkpoint", "text.pth"], "expected a PyTorch checkpoint"),
         (["--dataset", "demo", "--repeat", "0"], "expected --repeat of at least 1"),
         (["--dataset", "demo", "--device", "cuda"], "expected the device cuda"),
         (["--dataset", "demo", "--save_dir", "text.pth/results"], "cannot write to"),
-        (["--dataset", "demo", "--model_id", "0", "23", "--checkpoint", "other.pth"],
-         "expected --checkpoint ID=FILE"),
+        (
+            ["--dataset", "demo", "--model_id", "0", "23", "--checkpoint", "other.pth"],
+            "expected --checkpoint ID=FILE",
+        ),
         (["--dataset", "demo", "--checkpoint", "0=other.pth"], "for a model of --model_id"),
-        (["--dataset", "demo", "--model_id", "0", "--checkpoint", "shipped", "--backend", "auto"],
-         "expected --model_id 23 with"),
+        (
+            [
+                "--dataset",
+                "demo",
+                "--model_id",
+                "0",
+                "--checkpoint",
+                "shipped",
+                "--backend",
+                "auto",
+            ],
+            "expected --model_id 23 with",
+        ),
         (["--dataset", "demo", "--backend", "fast"], "expected a backend of eager"),
         (["--dataset", "demo", "--backend", "triton"], "triton needs a CUDA device"),
     ],
-)  # fmt: skip
+)
 def test_wrong_usage_is_one_sentence_and_exit_2(
-    tmp_path: Path, random_weights: Path, capsys: pytest.CaptureFixture, monkeypatch: Any,
-    arguments: list[str], message: str,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    random_weights: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: Any,
+    arguments: list[str],
+    message: str,
+) -> None:
     import test_demo
 
     torch.save(LKDN(56, 8).state_dict(), tmp_path / "other.pth")
@@ -162,8 +200,12 @@ def test_shipped_weights_beat_bicubic_on_the_demo_photos(tmp_path: Path) -> None
     done = judge(tmp_path, "--dataset", "demo", "--save_dir", "out", "--no_images", "--verbose")
     assert done.returncode == 0, done.stderr
     run = strict(tmp_path / "out" / "23_LKDN_demo_cpu_eager_fp32.json")
-    assert [image["name"] for image in run["images"]] == ["astronaut", "chelsea", "coffee",
-                                                          "rocket"]  # fmt: skip
+    assert [image["name"] for image in run["images"]] == [
+        "astronaut",
+        "chelsea",
+        "coffee",
+        "rocket",
+    ]
     assert run["ave_psnr"] - run["ave_psnr_bicubic"] >= 1.2
     assert "astronaut: 512x512" in done.stderr
     assert "29.01" in done.stdout and "Measured on demo" in done.stdout
@@ -174,10 +216,22 @@ def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> N
     for i in range(30):
         write_png(tmp_path / "set" / "HR" / f"{i:03}.png", photo(64, 64, i))
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, "--dataset", "set", "--checkpoint", str(random_weights),
-         "--save_dir", "out", "--repeat", "100000"], cwd=tmp_path, stderr=subprocess.PIPE,
+        [
+            sys.executable,
+            SCRIPT,
+            "--dataset",
+            "set",
+            "--checkpoint",
+            str(random_weights),
+            "--save_dir",
+            "out",
+            "--repeat",
+            "100000",
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
     images = tmp_path / "out" / STEM / "set"
     while not images.exists() or len(list(images.glob("*.png"))) < 3:
         assert process.poll() is None
@@ -200,8 +254,10 @@ def test_another_backend_gives_the_same_picture_and_both_runtimes(
     for options in ([], ["--backend", "channels_last"], ["--precision", "bf16"]):
         done = judge(tmp_path, *common, *options, CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0, done.stderr
-        backend, precision = (options[1] if flag in options else default for flag, default in
-                              (("--backend", "eager"), ("--precision", "fp32")))  # fmt: skip
+        backend, precision = (
+            options[1] if flag in options else default
+            for flag, default in (("--backend", "eager"), ("--precision", "fp32"))
+        )
         runs.append(strict(tmp_path / "out" / f"{STEM}_set_cpu_{backend}_{precision}.json"))
         assert ("Plain network" in done.stdout) == bool(options)
     plain, fast, half = runs
@@ -216,14 +272,29 @@ def test_another_backend_gives_the_same_picture_and_both_runtimes(
 def test_baseline_and_network_take_turns(tmp_path: Path, random_weights: Path) -> None:
     for seed in range(2):
         write_png(tmp_path / "set" / "HR" / f"{seed}.png", photo(64, 80 + 4 * seed, seed))
-    done = judge(tmp_path, "--dataset", "set", "--model_id", "0", "23", "--checkpoint",
-                 f"23={random_weights}", "--save_dir", "out", "--repeat", "2", "--verbose",
-                 "--report", CUDA_VISIBLE_DEVICES="")  # fmt: skip
+    done = judge(
+        tmp_path,
+        "--dataset",
+        "set",
+        "--model_id",
+        "0",
+        "23",
+        "--checkpoint",
+        f"23={random_weights}",
+        "--save_dir",
+        "out",
+        "--repeat",
+        "2",
+        "--verbose",
+        "--report",
+        CUDA_VISIBLE_DEVICES="",
+    )
     assert done.returncode == 0, done.stderr
     lines = re.findall(rf"(00_RFDN|{STEM}) (\d): \d+x\d+, ", done.stderr)
     assert lines == [("00_RFDN", "0"), (STEM, "0"), ("00_RFDN", "1"), (STEM, "1")]
-    baseline, ours = (strict(tmp_path / "out" / f"{name}_set_cpu_eager_fp32.json")
-                      for name in ("00_RFDN", STEM))  # fmt: skip
+    baseline, ours = (
+        strict(tmp_path / "out" / f"{name}_set_cpu_eager_fp32.json") for name in ("00_RFDN", STEM)
+    )
     assert baseline["checkpoint"] == {"name": None, "sha256": None}
     assert baseline["ave_psnr"] is None and ours["ave_psnr"] > 0
     assert min(baseline["memory_mib"], ours["memory_mib"]) > 0

@@ -77,9 +77,7 @@ def test_compiled_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "lkdn").iterdir()) == [library]
 
 
-def test_why_it_cannot_be_compiled_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_why_it_cannot_be_compiled_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CompileError, match="got none: install"):

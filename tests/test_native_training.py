@@ -330,10 +330,19 @@ def test_no_read_or_write_outside_of_memory_and_nothing_undefined(
     """Both libraries' entry points under AddressSanitizer and UndefinedBehaviorSanitizer."""
     compiler = next(filter(None, map(shutil.which, native.COMPILERS)))
     command = [
-        compiler, "-std=c++20", "-O0", "-g", "-march=native", "-pthread",
-        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-        "-DCHANNELS=6", "-DBLOCKS=2", "-DIMAGE=3", "-DSCALE=4",
-    ]  # fmt: skip
+        compiler,
+        "-std=c++20",
+        "-O0",
+        "-g",
+        "-march=native",
+        "-pthread",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-DCHANNELS=6",
+        "-DBLOCKS=2",
+        "-DIMAGE=3",
+        "-DSCALE=4",
+    ]
     probe = tmp_path / "probe.cpp"
     probe.write_text("int main() {}")
     linked = subprocess.run([*command, probe, "-o", tmp_path / "probe"], capture_output=True)

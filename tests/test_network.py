@@ -159,9 +159,16 @@ def test_copy_is_independent_and_equal() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"channels": 43}, {"channels": 0}, {"blocks": 0}, {"scale": 0}, {"in_channels": 0},
-     {"copies": 0}, {"blocks": -1}],
-)  # fmt: skip
+    [
+        {"channels": 43},
+        {"channels": 0},
+        {"blocks": 0},
+        {"scale": 0},
+        {"in_channels": 0},
+        {"copies": 0},
+        {"blocks": -1},
+    ],
+)
 def test_impossible_arguments_are_named(arguments: dict[str, int]) -> None:
     ((name, value),) = arguments.items()
     with pytest.raises(ValueError, match=f"got .*{name}={value}"):

@@ -25,8 +25,17 @@ from train.stages import RECIPES, STAGES, Stage
 Array = NDArray[np.float64]
 
 # (out, in*k*k) of the kernels that mix channels, in both forms, as matrices.
-SHAPES = [(42, 12), (42, 42), (21, 42), (42, 84), (42, 210), (48, 42), (84, 42), (48, 378),
-          (48, 756)]  # fmt: skip
+SHAPES = [
+    (42, 12),
+    (42, 42),
+    (21, 42),
+    (42, 84),
+    (42, 210),
+    (48, 42),
+    (84, 42),
+    (48, 378),
+    (48, 756),
+]
 
 
 def newton_schulz(matrix: Array) -> Array:

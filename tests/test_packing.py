@@ -49,8 +49,11 @@ def test_pixels_are_those_of_the_files_with_matlab_equal_lr(
 ) -> None:
     packed = pack([tree], tmp_path / "cache")
     pairs = unpacked(packed)
-    expected = {"b.png": noise(21, 38, seed=1)[:20, :36], "a.png": noise(16, 16, seed=2),
-                "ü.png": noise(40, 13, seed=3)[:, :12]}  # fmt: skip
+    expected = {
+        "b.png": noise(21, 38, seed=1)[:20, :36],
+        "a.png": noise(16, 16, seed=2),
+        "ü.png": noise(40, 13, seed=3)[:, :12],
+    }
     assert list(pairs) == list(expected)
     for name, hr in expected.items():
         np.testing.assert_array_equal(pairs[name][1], hr)
@@ -106,8 +109,13 @@ def test_validation_and_test_images_are_left_out(
 ) -> None:
     folder = tmp_path / "data"
     save(folder / "DIV2K_train_HR" / "0001.png", noise(16, 16))
-    held_out = ("DIV2K_valid_HR", "DIV2K_valid_LR_bicubic/X4", "DIV2K_test_LR",
-                "LSDIR_DIV2K_test_HR", "DIV2K_LSDIR_valid_HR")  # fmt: skip
+    held_out = (
+        "DIV2K_valid_HR",
+        "DIV2K_valid_LR_bicubic/X4",
+        "DIV2K_test_LR",
+        "LSDIR_DIV2K_test_HR",
+        "DIV2K_LSDIR_valid_HR",
+    )
     for name in held_out:
         save(folder / name / "0801x4.png", noise(16, 16))
     with caplog.at_level(logging.WARNING):
@@ -144,8 +152,9 @@ def test_equal_names_in_two_sets_keep_their_own_lr(
     save(tmp_path / "both" / "C" / "1.png", noise(16, 16, 2))
     packed = pack([tmp_path / "both"], tmp_path / "cache")
     lrs = [packed.pixels[i.lr_offset : i.lr_offset + 16].view(4, 4, 3) for i in packed.images]
-    for lr, expected in zip(lrs, (noise(4, 4, 10), noise(4, 4, 11), downscale(noise(16, 16, 2))),
-                            strict=True):  # fmt: skip
+    for lr, expected in zip(
+        lrs, (noise(4, 4, 10), noise(4, 4, 11), downscale(noise(16, 16, 2))), strict=True
+    ):
         assert np.array_equal(lr, expected)
 
 

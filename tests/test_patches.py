@@ -35,15 +35,19 @@ def transformed(image: Image, turns: int, flip: bool) -> Image:
 @pytest.fixture()
 def originals(positions: MakeImage, noise: MakeImage) -> list[tuple[Image, Image]]:
     """(LR, HR): LR pixels tell their place, HR pixels are all different."""
-    return [(positions(h, w, ident), noise(4 * h, 4 * w, ident))
-            for ident, (h, w) in enumerate(SIZES.values())]  # fmt: skip
+    return [
+        (positions(h, w, ident), noise(4 * h, 4 * w, ident))
+        for ident, (h, w) in enumerate(SIZES.values())
+    ]
 
 
 @pytest.fixture()
 def sources(
-    tmp_path: Path, originals: list[tuple[Image, Image]], save: Save,
+    tmp_path: Path,
+    originals: list[tuple[Image, Image]],
+    save: Save,
     caplog: pytest.LogCaptureFixture,
-) -> dict[str, Sampler]:  # fmt: skip
+) -> dict[str, Sampler]:
     for name, (lr, hr) in zip(SIZES, originals, strict=True):
         save(tmp_path / "set" / name, hr)
         save(tmp_path / "set" / "LR" / f"{Path(name).stem}x4.png", lr)
@@ -73,8 +77,12 @@ def found(
 def test_patches_are_aligned_transformed_regions_equally_often(
     source: Sampler, originals: list[tuple[Image, Image]]
 ) -> None:
-    regions = {(i, top, left) for i, (h, w) in enumerate(SIZES.values())
-               for top in range(h - PATCH + 1) for left in range(w - PATCH + 1)}  # fmt: skip
+    regions = {
+        (i, top, left)
+        for i, (h, w) in enumerate(SIZES.values())
+        for top in range(h - PATCH + 1)
+        for left in range(w - PATCH + 1)
+    }
     counts = {(*r, *t): 0 for r in regions for t in FLIPS_AND_TURNS}
     for step in range(4):
         lr_batch, hr_batch = sample(source, seed=1, step=step, batch=4000)
@@ -105,8 +113,10 @@ def likelihoods(lr: Image, hr: Image) -> NDArray[np.float64]:
         corner = y // 8 * 8, x // 8 * 8
         share = weight[corner[0] : corner[0] + 8, corner[1] : corner[1] + 8].mean()
         for down, right in product(range(PATCH), range(PATCH)):
-            top, left = (np.clip(at, 0, last - 1) for at, last in
-                         zip((y - down, x - right), result.shape, strict=True))  # fmt: skip
+            top, left = (
+                np.clip(at, 0, last - 1)
+                for at, last in zip((y - down, x - right), result.shape, strict=True)
+            )
             result[top, left] += share / PATCH**2
     return result
 
@@ -115,8 +125,9 @@ def test_patches_drawn_by_detail_are_as_often_as_their_detail_says(
     tmp_path: Path, positions: MakeImage, noise: MakeImage, save: Save
 ) -> None:
     sizes = [(19, 8), (5, 26), (9, 9)]
-    images = [(positions(h, w, ident), noise(4 * h, 4 * w, ident)) for ident, (h, w) in
-              enumerate(sizes)]  # fmt: skip
+    images = [
+        (positions(h, w, ident), noise(4 * h, 4 * w, ident)) for ident, (h, w) in enumerate(sizes)
+    ]
     images[0][1][40:] = 30  # half of it flat
     images[1][1][:, 12:] //= 4
     images[2][1][:] = cv2.resize(images[2][0], (36, 36), interpolation=cv2.INTER_CUBIC)
@@ -130,8 +141,9 @@ def test_patches_drawn_by_detail_are_as_often_as_their_detail_says(
     for step in range(4):
         for patch in sample(source, seed=1, step=step, batch=5000)[0].permute(0, 2, 3, 1).numpy():
             counts[patch[0, 0, 2]][patch[..., 0].min(), patch[..., 1].min()] += 1
-    observed, wanted = (np.concatenate([each.flatten() for each in lists])
-                        for lists in (counts, expected))  # fmt: skip
+    observed, wanted = (
+        np.concatenate([each.flatten() for each in lists]) for lists in (counts, expected)
+    )
     assert wanted.sum() == pytest.approx(sum(h * w for h, w in sizes))
     assert chisquare(observed, wanted * (observed.sum() / wanted.sum())).pvalue > 1e-3
     assert chisquare(observed).pvalue < 1e-9  # else it could not tell from everywhere alike

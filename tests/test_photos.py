@@ -93,8 +93,9 @@ def check(path: Path, pixels: NDArray, alpha: NDArray | None = None) -> Photo:
     photo = read(path)
     large = enlarge(photo, repeated)
     for got, more, expected in (
-        (photo.pixels, large.pixels, pixels), (photo.alpha, large.alpha, alpha)
-    ):  # fmt: skip
+        (photo.pixels, large.pixels, pixels),
+        (photo.alpha, large.alpha, alpha),
+    ):
         if expected is None:
             assert got is None and more is None
             continue
@@ -114,13 +115,22 @@ LOSSLESS = ("png", "tif", "bmp", "webp")
 
 @pytest.mark.parametrize(
     "mode, suffix",
-    [(mode, suffix) for mode, suffixes in {
-        "L": ("png", "tif", "bmp"), "1": ("png", "tif", "bmp"),
-        "LA": ("png", "tif"), "RGB": LOSSLESS, "RGBA": ("png", "tif", "webp"),
-        "P": ("png", "tif", "bmp", "gif"), "I;16": ("png", "tif"), "I;16B": ("tif",),
-        "LAB": ("tif",),
-    }.items() for suffix in suffixes],
-)  # fmt: skip
+    [
+        (mode, suffix)
+        for mode, suffixes in {
+            "L": ("png", "tif", "bmp"),
+            "1": ("png", "tif", "bmp"),
+            "LA": ("png", "tif"),
+            "RGB": LOSSLESS,
+            "RGBA": ("png", "tif", "webp"),
+            "P": ("png", "tif", "bmp", "gif"),
+            "I;16": ("png", "tif"),
+            "I;16B": ("tif",),
+            "LAB": ("tif",),
+        }.items()
+        for suffix in suffixes
+    ],
+)
 def test_every_mode_in_every_format_is_read(tmp_path: Path, mode: str, suffix: str) -> None:
     rgba = noise(H, W, 4)
     rgba[0, :3, 3] = 0, 255, 0
@@ -234,8 +244,9 @@ def test_16_bit_tiff(tmp_path: Path, order: str, compression: str | None) -> Non
     path = tmp_path / "a.tif"
 
     def store(pixels: NDArray, photometric: str, **more: object) -> Path:
-        tifffile.imwrite(path, pixels, byteorder=order, compression=compression,
-                         photometric=photometric, **more)  # fmt: skip
+        tifffile.imwrite(
+            path, pixels, byteorder=order, compression=compression, photometric=photometric, **more
+        )
         return path
 
     check(store(values[..., :3], "rgb"), values[..., :3])
@@ -308,10 +319,15 @@ def test_orientation_is_applied_and_gone(tmp_path: Path, suffix: str, orientatio
     assert suffix == "tif" or artist == SOMEBODY.decode("latin-1")
     # How a row and a column of the file lie in the upright picture: EXIF 2.3, table 6.
     turns: dict[int, Callable[[NDArray], NDArray]] = {
-        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
-        5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
-        7: lambda a: np.rot90(a.swapaxes(0, 1), 2), 8: np.rot90,
-    }  # fmt: skip
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a.swapaxes(0, 1), 2),
+        8: np.rot90,
+    }
     photo = read(stored)
     upright = turns[orientation](rgb)
     assert photo.pixels.shape == upright.shape
@@ -420,8 +436,9 @@ def test_of_several_frames_the_first_is_read_with_a_note(tmp_path: Path, suffix:
         Image.new("RGB", (W, H), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
     ]
     options = {"lossless": True} if suffix == "webp" else {}
-    path = save(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:],
-                **options)  # fmt: skip
+    path = save(
+        tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **options
+    )
     photo = read(path)
     assert photo.note == "first of 3 frames" == enlarge(photo, repeated).note
     assert (photo.pixels == (255, 0, 0)).all()
@@ -561,21 +578,30 @@ def test_absurd_webp_is_refused_before_it_is_opened(
 
 def small_files() -> dict[str, bytes]:
     """One of each kind, with all that may be in it."""
-    rgb, frames = Image.fromarray(noise(31, 37, 3)), [Image.new("RGB", (8, 8), c) for c in "rgb"
-                                                      for c in ("red", "blue")]  # fmt: skip
+    rgb, frames = (
+        Image.fromarray(noise(31, 37, 3)),
+        [Image.new("RGB", (8, 8), c) for c in "rgb" for c in ("red", "blue")],
+    )
     files = {}
     extras = {"exif": exif(), "icc_profile": profile()}
     for name, picture, options in (
-        ("png", rgb, extras), ("jpg", rgb, extras), ("webp", rgb, extras),
-        ("jpg", rgb, {"progressive": True}), ("jpg", rgb.convert("CMYK"), {}),
-        ("webp", rgb.convert("RGBA"), {"lossless": True}), ("tif", rgb, extras),
-        ("tif", rgb, {"compression": "tiff_lzw"}), ("tif", rgb, {"compression": "jpeg"}),
-        ("bmp", rgb, {}), ("bmp", rgb.quantize(16), {}), ("gif", rgb, {}),
+        ("png", rgb, extras),
+        ("jpg", rgb, extras),
+        ("webp", rgb, extras),
+        ("jpg", rgb, {"progressive": True}),
+        ("jpg", rgb.convert("CMYK"), {}),
+        ("webp", rgb.convert("RGBA"), {"lossless": True}),
+        ("tif", rgb, extras),
+        ("tif", rgb, {"compression": "tiff_lzw"}),
+        ("tif", rgb, {"compression": "jpeg"}),
+        ("bmp", rgb, {}),
+        ("bmp", rgb.quantize(16), {}),
+        ("gif", rgb, {}),
         ("gif", frames[0], {"save_all": True, "append_images": frames[1:]}),
         ("png", rgb.quantize(16), {"transparency": 3}),
         ("png", frames[0], {"save_all": True, "append_images": frames[1:]}),
         ("tif", frames[0], {"save_all": True, "append_images": frames[1:]}),
-    ):  # fmt: skip
+    ):
         buffer = io.BytesIO()
         picture.save(buffer, Image.registered_extensions()[f".{name}"], **options)
         files[f"{len(files)}.{name}"] = buffer.getvalue()

@@ -168,12 +168,16 @@ def fetch(site: Site, tmp_path: Path) -> Callable[..., int]:
 
 def files_below(folder: Path) -> set[str]:
     """All files, hidden ones too, and empty folders."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")
-            if not path.is_dir() or not any(path.iterdir())}  # fmt: skip
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if not path.is_dir() or not any(path.iterdir())
+    }
 
 
-COMPLETE = ({f"DIV2K_valid_HR/080{n}.png" for n in (1, 2, 3)}
-            | {f"DIV2K_valid_LR_bicubic/X4/080{n}x4.png" for n in (1, 2, 3)})  # fmt: skip
+COMPLETE = {f"DIV2K_valid_HR/080{n}.png" for n in (1, 2, 3)} | {
+    f"DIV2K_valid_LR_bicubic/X4/080{n}x4.png" for n in (1, 2, 3)
+}
 
 
 def assert_complete(folder: Path, noise: MakeImage, seed: int = 0) -> None:
@@ -204,9 +208,7 @@ def test_downloads_unpacks_and_then_leaves_alone(
 
 
 @pytest.mark.usefixtures("published")
-def test_archives_are_kept_on_demand_and_used_again(
-    site: Site, fetch: Run, tmp_path: Path
-) -> None:
+def test_archives_are_kept_on_demand_and_used_again(site: Site, fetch: Run, tmp_path: Path) -> None:
     assert fetch("--keep") == 0
     assert files_below(tmp_path / "data") == COMPLETE | {HR, LR}
     assert (tmp_path / "data" / HR).read_bytes() == site.files[HR]
@@ -271,9 +273,13 @@ def test_next_run_continues_what_broke_each_time(
 @pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("change", ["tag", "modified", "size", "note lost", "shorter"])
 def test_file_that_changed_in_between_is_downloaded_anew(
-    site: Site, fetch: Run, tmp_path: Path, noise: MakeImage, change: str,
+    site: Site,
+    fetch: Run,
+    tmp_path: Path,
+    noise: MakeImage,
+    change: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     site.cut, site.cuts = 15000, 1
     monkeypatch.setattr(download, "WAITS_S", ())
     assert fetch() == 1
@@ -301,9 +307,13 @@ def test_file_that_changed_in_between_is_downloaded_anew(
 @pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("longer", [10, -10])
 def test_file_of_another_size_is_refused_before_it_is_downloaded(
-    site: Site, fetch: Run, tmp_path: Path, noise: MakeImage, longer: int,
+    site: Site,
+    fetch: Run,
+    tmp_path: Path,
+    noise: MakeImage,
+    longer: int,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     site.longer = longer
     assert fetch() == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -340,9 +350,13 @@ def test_server_that_is_not_there_is_one_sentence(
 
 @pytest.mark.usefixtures("published")
 def test_wrong_checksum_is_removed_and_downloaded_anew(
-    site: Site, fetch: Run, tmp_path: Path, noise: MakeImage, capsys: pytest.CaptureFixture[str],
+    site: Site,
+    fetch: Run,
+    tmp_path: Path,
+    noise: MakeImage,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     good = site.files[HR]
     site.files[HR] = good[:5000] + bytes([good[5000] ^ 1]) + good[5001:]
     assert fetch() == 1
@@ -380,9 +394,15 @@ HARMFUL: dict[str, dict[str | zipfile.ZipInfo, bytes]] = {
 @pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("harm", [*HARMFUL, "cut image", "no zip", "cut zip", "one missing"])
 def test_archive_that_is_not_as_it_should_be_leaves_nothing(
-    site: Site, fetch: Run, hr: dict[str, bytes], tmp_path: Path, noise: MakeImage, harm: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    site: Site,
+    fetch: Run,
+    hr: dict[str, bytes],
+    tmp_path: Path,
+    noise: MakeImage,
+    harm: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     good = site.files[HR]
     pictures = hr | HARMFUL.get(harm, {})
     if harm == "cut image":
@@ -406,9 +426,13 @@ def test_archive_that_is_not_as_it_should_be_leaves_nothing(
 
 @pytest.mark.usefixtures("published")
 def test_disk_without_room_is_said_before_download_and_before_unpacking(
-    site: Site, fetch: Run, tmp_path: Path, noise: MakeImage, monkeypatch: pytest.MonkeyPatch,
+    site: Site,
+    fetch: Run,
+    tmp_path: Path,
+    noise: MakeImage,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     free = [SIZE, 3 * SIZE, 100]
     with monkeypatch.context() as patch:
         patch.setattr(archives.shutil, "disk_usage", lambda folder: Usage(0, 0, free.pop(0)))
@@ -425,9 +449,14 @@ def test_disk_without_room_is_said_before_download_and_before_unpacking(
 @pytest.mark.usefixtures("published")
 @pytest.mark.parametrize("where", ["download", "unpack"])
 def test_interrupt_is_one_sentence_and_the_next_run_completes(
-    site: Site, fetch: Run, tmp_path: Path, noise: MakeImage, where: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    site: Site,
+    fetch: Run,
+    tmp_path: Path,
+    noise: MakeImage,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
@@ -496,9 +525,12 @@ def split(files: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip", "mixed"])
 def test_first_of_lsdir_by_name_from_all_parts(
-    tmp_path: Path, lsdir: dict[str, bytes], noise: MakeImage, kind: str,
+    tmp_path: Path,
+    lsdir: dict[str, bytes],
+    noise: MakeImage,
+    kind: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     sources = []
     for number, files in enumerate(split(lsdir)):
         path = tmp_path / f"shard-0{number}{'' if kind in ('folder', 'mixed') else '.' + kind}"
@@ -576,19 +608,31 @@ LAYOUTS = [
     ("Set14", "set14", "zebra.png", None, "zebra"),
     ("Set14", "mine", "Set14_HR/zebra.png", "Set14_LR/zebrax4.png", "zebra"),
     ("B100", "mine", "B100/original/3096.jpg", None, "3096"),
-    ("Urban100", "mine", "Urban100/image_SRF_4/img_001_SRF_4_HR.png",
-     "Urban100/image_SRF_4/img_001_SRF_4_LR.png", "img_001"),
+    (
+        "Urban100",
+        "mine",
+        "Urban100/image_SRF_4/img_001_SRF_4_HR.png",
+        "Urban100/image_SRF_4/img_001_SRF_4_LR.png",
+        "img_001",
+    ),
     ("B100", "BSD100", "image_SRF_4/img_001_SRF_4_HR.png", None, "img_001"),
     ("Manga109", "mine", "Manga109/ARMS.png", None, "ARMS"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 @pytest.mark.parametrize(("name", "given", "hr", "lr", "stem"), LAYOUTS)
 def test_benchmark_is_found_after_preparing_it(
-    tmp_path: Path, noise: MakeImage, kind: str, name: str, given: str, hr: str, lr: str | None,
-    stem: str, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    noise: MakeImage,
+    kind: str,
+    name: str,
+    given: str,
+    hr: str,
+    lr: str | None,
+    stem: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     files = {hr: png(noise(16, 20, 1), Path(hr).suffix)}
     if lr:
         files[lr] = png(noise(4, 5, 2))
@@ -626,8 +670,10 @@ def test_several_benchmarks_at_once_and_then_none_is_opened(
     tmp_path: Path, noise: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = png(noise(16, 20))
-    one = place(tmp_path / "one", {"Set5/HR/a.png": picture, "Set14/HR/a.png": picture,
-                                   "B100/HR/a.png": picture})  # fmt: skip
+    one = place(
+        tmp_path / "one",
+        {"Set5/HR/a.png": picture, "Set14/HR/a.png": picture, "B100/HR/a.png": picture},
+    )
     two = tmp_path / "two.zip"
     two.write_bytes(zipped({"x/Urban100/HR/a.png": picture, "x/Manga109/HR/a.png": picture}))
     options = ["--benchmarks", str(one), str(two), "--data_dir", str(tmp_path / "data")]
@@ -644,8 +690,12 @@ def test_benchmark_that_cannot_be_had_leaves_nothing(
     tmp_path: Path, noise: MakeImage, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, small = png(noise(16, 20)), png(noise(4, 5))
-    files = {"Set5/HR/a.png": good, "Set5/HR/b.png": good,
-             "Set5/LR/ax4.png": small, "Set5/LR/bx4.png": small}  # fmt: skip
+    files = {
+        "Set5/HR/a.png": good,
+        "Set5/HR/b.png": good,
+        "Set5/LR/ax4.png": small,
+        "Set5/LR/bx4.png": small,
+    }
     whole = tmp_path / "whole.zip"
     whole.write_bytes(zipped(files))
     bad = {
@@ -669,10 +719,18 @@ def test_benchmark_that_cannot_be_had_leaves_nothing(
     assert files_below(data) == set(files)
 
 
-@pytest.mark.parametrize("options", [
-    [], ["DIV2K_test"], ["--lsdir", "absent.tar"], ["--benchmarks", "absent"], ["--lsdir"],
-    ["DIV2K_valid", "--first", "0"], ["DIV2K_valid", "--url", "ftp://127.0.0.1/"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["DIV2K_test"],
+        ["--lsdir", "absent.tar"],
+        ["--benchmarks", "absent"],
+        ["--lsdir"],
+        ["DIV2K_valid", "--first", "0"],
+        ["DIV2K_valid", "--url", "ftp://127.0.0.1/"],
+    ],
+)
 def test_wrong_usage_is_two(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,21 +34,38 @@ def recipe_cases() -> list[ParameterSet]:
     growing at 256 terms (0.9 and more), broken kernels give anything.
     """
     tolerances = {("cpu", "fp32"): 5e-5, ("cuda", "fp32"): 1e-2}
-    used = {(stage.precision, recipe.engine)
-            for recipe in RECIPES.values() for stage in recipe.stages.values()}  # fmt: skip
-    alone = {(precision, engine) for precision in ("fp32", "bf16") for engine in (
-        Engine(), Engine(channels_last=False), Engine(fold=False), Engine(compile="on"))}
+    used = {
+        (stage.precision, recipe.engine)
+        for recipe in RECIPES.values()
+        for stage in recipe.stages.values()
+    }
+    alone = {
+        (precision, engine)
+        for precision in ("fp32", "bf16")
+        for engine in (
+            Engine(),
+            Engine(channels_last=False),
+            Engine(fold=False),
+            Engine(compile="on"),
+        )
+    }
     cases = {("cpu", p, replace(e, depthwise="torch")) for p, e in used | alone}
     cases |= {("cuda", p, e) for p, e in used | alone}
     cases |= {("cuda", p, Engine(depthwise="triton")) for p in ("fp32", "bf16")}
     return [
         pytest.param(
-            *case, tolerances.get(case[:2], 6e-2), id="-".join(map(str, case)),
-            marks=[pytest.mark.skipif(case[0] == "cuda" and not torch.cuda.is_available(),
-                                      reason="needs a CUDA device")],
+            *case,
+            tolerances.get(case[:2], 6e-2),
+            id="-".join(map(str, case)),
+            marks=[
+                pytest.mark.skipif(
+                    case[0] == "cuda" and not torch.cuda.is_available(),
+                    reason="needs a CUDA device",
+                )
+            ],
         )
         for case in sorted(cases, key=str)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile on torch's own parts
@@ -70,8 +87,9 @@ def test_gradients_of_the_training_forward_are_right(
     expected = gradients(exact, exact, x.double())
     layout = torch.channels_last if engine.channels_last else torch.contiguous_format
     form = form.to(device)
-    forward = make_forward(form, replace(STAGES[1], precision=precision), torch.device(device),
-                           engine)  # fmt: skip
+    forward = make_forward(
+        form, replace(STAGES[1], precision=precision), torch.device(device), engine
+    )
     got = gradients(form, forward, x.to(device, memory_format=layout))
     errors = {
         name: float((g - e).norm() / e.norm())
@@ -100,24 +118,46 @@ def test_a_recipe_is_its_stages_one_after_another_in_slices_and_by_two_processes
     (place / "small.py").write_text(SMALL_RECIPE)
 
     def train(*options: object, launcher: tuple[object, ...] = ()) -> CompletedProcess[str]:
-        return python(place, *launcher, "small.py", root, "--recipe", "fast", "--data", "images",
-                      "--packed", "packed", "--device", "cpu", "--threads", 1, "--log_every", 1,
-                      *options)  # fmt: skip
+        return python(
+            place,
+            *launcher,
+            "small.py",
+            root,
+            "--recipe",
+            "fast",
+            "--data",
+            "images",
+            "--packed",
+            "packed",
+            "--device",
+            "cpu",
+            "--threads",
+            1,
+            "--log_every",
+            1,
+            *options,
+        )
 
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    runs = [train("--out", "at once"), train("--out", "apart", "--stage", 1),
-            train("--out", "apart", "--stage", 2)]  # fmt: skip
+    runs = [
+        train("--out", "at once"),
+        train("--out", "apart", "--stage", 1),
+        train("--out", "apart", "--stage", 2),
+    ]
     for slice_ in range(2):  # nothing is done in no time, and what is done is kept
         runs.append(train("--out", "sliced", "--max_minutes", 0, "--resume"))
         assert read_checkpoint(place / "sliced" / "stage1.pt")["step"] == 0
         assert not (place / "sliced" / "stage2.pt").exists(), slice_
-    runs += [train("--out", "sliced", "--stage", 1, "--resume"),
-             train("--out", "sliced", "--resume"),
-             train("--out", "by two", launcher=two)]  # fmt: skip
+    runs += [
+        train("--out", "sliced", "--stage", 1, "--resume"),
+        train("--out", "sliced", "--resume"),
+        train("--out", "by two", launcher=two),
+    ]
     assert [run.returncode for run in runs] == [0] * len(runs), [run.stderr for run in runs]
     for stage in ("stage1", "stage2"):
-        one, *others = (read_checkpoint(place / out / f"{stage}.pt")
-                        for out in ("at once", "apart", "sliced"))  # fmt: skip
+        one, *others = (
+            read_checkpoint(place / out / f"{stage}.pt") for out in ("at once", "apart", "sliced")
+        )
         assert one["step"] == 3
         assert one["history"][0]["engine"]["depthwise"] == "torch"  # Triton needs CUDA
         for other in others:
@@ -137,8 +177,20 @@ def test_the_gpu_recipe_rehearsed_with_its_kernels_in_the_interpreter(
     place: Path, train: Run, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    options = ("--recipe", "fast", "--steps", 1, "--batch", 1, "--patch", 32,
-               "--precision", "fp32", "--compile", "off")  # fmt: skip
+    options = (
+        "--recipe",
+        "fast",
+        "--steps",
+        1,
+        "--batch",
+        1,
+        "--patch",
+        32,
+        "--precision",
+        "fp32",
+        "--compile",
+        "off",
+    )
     plain = train("rehearsed with torch", *options)
     assert plain.returncode == 0, plain.stderr
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -14,20 +14,50 @@ from utils import record, tables
 
 
 def a_run(dataset: str = "Set5", model: str = "23_LKDN", device: str = "cpu") -> dict[str, Any]:
-    image = {"name": "a", "size": [64, 48], "runtime_ms": 2.0, "psnr": 30.0, "psnr_y": 31.5,
-             "ssim": None, "ssim_y": 0.9, "psnr_bicubic": 28.0, "psnr_y_bicubic": 29.0}
+    image = {
+        "name": "a",
+        "size": [64, 48],
+        "runtime_ms": 2.0,
+        "psnr": 30.0,
+        "psnr_y": 31.5,
+        "ssim": None,
+        "ssim_y": 0.9,
+        "psnr_bicubic": 28.0,
+        "psnr_y_bicubic": 29.0,
+    }
     return {
-        "model": model, "dataset": dataset, "checkpoint": {"name": "w.pth", "sha256": "0" * 64},
-        "lr_source": "files in LR", "backend": "eager", "precision": "fp32",
-        "environment": {"device_type": device, "device": "a chip", "threads": 2,
-                        "commit": "c" * 40, "date": "2026-01-02T03:04:05+00:00"},
-        "ave_psnr": 30.0, "ave_psnr_y": 31.5, "ave_ssim": None, "ave_ssim_y": 0.9,
-        "ave_psnr_bicubic": 28.0, "ave_psnr_y_bicubic": 29.0, "ave_runtime_ms": 2.0,
-        "median_runtime_ms": None, "p20_runtime_ms": None, "p80_runtime_ms": None,
-        "memory_mib": 100.0, "num_parameters": 129177, "flops": 8289189888,
-        "flops_counter": "multiply-adds", "activations": 202702848, "num_conv": 86,
-        "images": [image], "failed": [],
-    }  # fmt: skip
+        "model": model,
+        "dataset": dataset,
+        "checkpoint": {"name": "w.pth", "sha256": "0" * 64},
+        "lr_source": "files in LR",
+        "backend": "eager",
+        "precision": "fp32",
+        "environment": {
+            "device_type": device,
+            "device": "a chip",
+            "threads": 2,
+            "commit": "c" * 40,
+            "date": "2026-01-02T03:04:05+00:00",
+        },
+        "ave_psnr": 30.0,
+        "ave_psnr_y": 31.5,
+        "ave_ssim": None,
+        "ave_ssim_y": 0.9,
+        "ave_psnr_bicubic": 28.0,
+        "ave_psnr_y_bicubic": 29.0,
+        "ave_runtime_ms": 2.0,
+        "median_runtime_ms": None,
+        "p20_runtime_ms": None,
+        "p80_runtime_ms": None,
+        "memory_mib": 100.0,
+        "num_parameters": 129177,
+        "flops": 8289189888,
+        "flops_counter": "multiply-adds",
+        "activations": 202702848,
+        "num_conv": 86,
+        "images": [image],
+        "failed": [],
+    }
 
 
 def test_runs_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -45,15 +75,26 @@ def test_template_results_have_its_keys_and_units() -> None:
     with_ssim = a_run("LSDIR_DIV2K_test")
     with_ssim["ave_ssim"] = with_ssim["images"][0]["ssim"] = 0.8
     results = record.template_results([a_run("DIV2K_valid"), with_ssim])
-    assert results == {"23_LKDN": {
-        "valid_runtime": [2.0], "valid_psnr": [30.0], "valid_memory": 100.0,
-        "valid_ave_runtime": 2.0, "valid_ave_psnr": 30.0,
-        "hybrid_test_runtime": [2.0], "hybrid_test_psnr": [30.0], "hybrid_test_memory": 100.0,
-        "hybrid_test_ave_runtime": 2.0, "hybrid_test_ave_psnr": 30.0,
-        "hybrid_test_ssim": [0.8], "hybrid_test_ave_ssim": 0.8,
-        "activations": 202.702848, "num_conv": 86, "flops": 8.289189888,
-        "num_parameters": 0.129177,
-    }}  # fmt: skip
+    assert results == {
+        "23_LKDN": {
+            "valid_runtime": [2.0],
+            "valid_psnr": [30.0],
+            "valid_memory": 100.0,
+            "valid_ave_runtime": 2.0,
+            "valid_ave_psnr": 30.0,
+            "hybrid_test_runtime": [2.0],
+            "hybrid_test_psnr": [30.0],
+            "hybrid_test_memory": 100.0,
+            "hybrid_test_ave_runtime": 2.0,
+            "hybrid_test_ave_psnr": 30.0,
+            "hybrid_test_ssim": [0.8],
+            "hybrid_test_ave_ssim": 0.8,
+            "activations": 202.702848,
+            "num_conv": 86,
+            "flops": 8.289189888,
+            "num_parameters": 0.129177,
+        }
+    }
 
 
 def test_results_of_several_devices_stand_side_by_side() -> None:
@@ -69,8 +110,18 @@ def test_json_holds_no_nan(tmp_path: Path) -> None:
 def test_environment_is_complete_and_holds_no_paths() -> None:
     environment = record.environment(torch.device("cpu"))
     assert environment["torch"] == str(torch.__version__) and environment["threads"] >= 1
-    assert {"commit", "dirty", "python", "cuda", "driver", "device", "tf32_matmul", "tf32_cudnn",
-            "cudnn_benchmark", "date"} <= set(environment)
+    assert {
+        "commit",
+        "dirty",
+        "python",
+        "cuda",
+        "driver",
+        "device",
+        "tf32_matmul",
+        "tf32_cudnn",
+        "cudnn_benchmark",
+        "date",
+    } <= set(environment)
     assert str(record.ROOT) not in json.dumps(environment)
 
 
@@ -95,11 +146,20 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
     assert "PSNR (RGB)           30.00 dB, bicubic 28.00 dB, gain +2.00 dB" in text
     assert tables.regenerated(text, tmp_path) == text
 
-    stage = {"stage": {"name": "stage1", "steps": 7}, "step": 7, "seed": 0, "data": "f" * 64,
-             "history": [{"minutes": 90.4, "environment": {"device": "a chip", "threads": 2}}],
-             "data_summary": {"images": 3, "megapixels": 12.3}}  # fmt: skip
-    training = {"sha256": "1" * 64, "stages": [stage], "commands": ["python train/train.py"],
-                "validation": []}  # fmt: skip
+    stage = {
+        "stage": {"name": "stage1", "steps": 7},
+        "step": 7,
+        "seed": 0,
+        "data": "f" * 64,
+        "history": [{"minutes": 90.4, "environment": {"device": "a chip", "threads": 2}}],
+        "data_summary": {"images": 3, "megapixels": 12.3},
+    }
+    training = {
+        "sha256": "1" * 64,
+        "stages": [stage],
+        "commands": ["python train/train.py"],
+        "validation": [],
+    }
     record.write_json(tmp_path / "results" / "published" / "23_LKDN_training.json", training)
     tables.regenerate(tmp_path)
     text = (tmp_path / "README.md").read_text()

@@ -25,8 +25,15 @@ from utils.record import ROOT, write_json
 
 # A name that would be a script if it were not escaped; no file of Windows may have it.
 EVIL = "<img src=x onerror=document.title='run'>\"&" if sys.platform != "win32" else "a&'b"
-SIZES = {EVIL: (40, 52), "wide": (300, 1200), "c": (48, 48), "d": (56, 40), "e": (64, 64),
-         "f": (44, 72), "g": (40, 40)}  # fmt: skip
+SIZES = {
+    EVIL: (40, 52),
+    "wide": (300, 1200),
+    "c": (48, 48),
+    "d": (56, 40),
+    "e": (64, 64),
+    "f": (44, 72),
+    "g": (40, 40),
+}
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
@@ -71,8 +78,9 @@ def work(tmp_path_factory: pytest.TempPathFactory, python: Callable) -> Path:
     folder = tmp_path_factory.mktemp("report")
     for seed, (name, (height, width)) in enumerate(SIZES.items()):
         write_png(folder / "set" / "HR" / f"{name}.png", photo(height, width, seed))
-    done = python(folder, ROOT / "test_demo.py", "--dataset", "set", "--save_dir", "out",
-                  "--device", "cpu")  # fmt: skip
+    done = python(
+        folder, ROOT / "test_demo.py", "--dataset", "set", "--save_dir", "out", "--device", "cpu"
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -117,23 +125,38 @@ def test_images_are_sorted_and_the_worst_are_linked(page: Path, run: dict[str, A
     expected = sorted(run["images"], key=lambda image: image["psnr"])
     assert expected != run["images"]
     elements = Elements(page.read_text("utf-8"))
-    start = next(i for i, (_, own, _) in enumerate(elements.found)
-                 if own.get("aria-label") == "PSNR")  # fmt: skip
+    start = next(
+        i for i, (_, own, _) in enumerate(elements.found) if own.get("aria-label") == "PSNR"
+    )
     cells = ["".join(text) for tag, _, text in elements.found[start:] if tag in {"a", "td"}]
     rows = [cells[i : i + 4] for i in range(0, 4 * len(expected), 4)]
-    assert rows == [[image["name"], "x".join(map(str, image["size"])),
-                     f"{image['psnr_bicubic']:.2f}", f"{image['psnr']:.2f}"]
-                    for image in expected]  # fmt: skip
+    assert rows == [
+        [
+            image["name"],
+            "x".join(map(str, image["size"])),
+            f"{image['psnr_bicubic']:.2f}",
+            f"{image['psnr']:.2f}",
+        ]
+        for image in expected
+    ]
 
     found = elements.found  # an article begins with its heading
-    articles = {own["id"]: "".join(found[i + 1][2]) for i, (tag, own, _) in enumerate(found)
-                if tag == "article"}  # fmt: skip
-    worst = next(i for i, (_, own, _) in enumerate(elements.found) if own.get("class", "") ==
-                 "chips worst")  # fmt: skip
-    links = [(own["href"][1:], "".join(text)) for tag, own, text
-             in elements.found[worst : worst + 11] if tag == "a"]  # fmt: skip
-    assert [text for _, text in links] == [f"{image['name']} {image['psnr']:.2f} dB"
-                                           for image in expected[:5]]  # fmt: skip
+    articles = {
+        own["id"]: "".join(found[i + 1][2])
+        for i, (tag, own, _) in enumerate(found)
+        if tag == "article"
+    }
+    worst = next(
+        i for i, (_, own, _) in enumerate(elements.found) if own.get("class", "") == "chips worst"
+    )
+    links = [
+        (own["href"][1:], "".join(text))
+        for tag, own, text in elements.found[worst : worst + 11]
+        if tag == "a"
+    ]
+    assert [text for _, text in links] == [
+        f"{image['name']} {image['psnr']:.2f} dB" for image in expected[:5]
+    ]
     assert [articles[ident] for ident, _ in links] == [image["name"] for image in expected[:5]]
     assert list(articles.values()) == [image["name"] for image in expected]
 
@@ -144,13 +167,17 @@ def test_each_view_shows_what_its_label_says(page: Path, work: Path) -> None:
     assert len(views) == len(images) == 4 * len(SIZES)
     for name in SIZES:
         hr = read_rgb(work / "set" / "HR" / f"{name}.png")
-        true = {"bicubic": upscale(downscale(hr)), "HR": hr,
-                "SR 23_LKDN": read_rgb(work / "out" / "23_LKDN" / "set" / f"{name}.png")}
+        true = {
+            "bicubic": upscale(downscale(hr)),
+            "HR": hr,
+            "SR 23_LKDN": read_rgb(work / "out" / "23_LKDN" / "set" / f"{name}.png"),
+        }
         if name == "wide":  # too large to be shown whole: where it is, the test of the window says
             assert views["wide, HR"].shape == (300, 1024, 3)
             continue
-        distances = {(a, b): np.abs(views[f"{name}, {a}"] - true[b]).mean()
-                     for a in true for b in true}
+        distances = {
+            (a, b): np.abs(views[f"{name}, {a}"] - true[b]).mean() for a in true for b in true
+        }
         for label in true:
             assert min(true, key=lambda other: distances[label, other]) == label, distances
         error = np.abs(true["SR 23_LKDN"].astype(int) - hr).mean(2)
@@ -187,8 +214,11 @@ def test_the_size_is_bounded_and_the_worst_images_come_first(
     ids = {own.get("id") for _, own, _ in Elements(text).found}
     assert {own["href"][1:] for own, _ in Elements(text).all("a")} <= ids
     if budget == 90_000:
-        crops = [decoded(own["src"]).shape for own, _ in Elements(text).all("img")
-                 if own["alt"].startswith("wide,")]  # fmt: skip
+        crops = [
+            decoded(own["src"]).shape
+            for own, _ in Elements(text).all("img")
+            if own["alt"].startswith("wide,")
+        ]
         assert all(max(shape) < 1024 for shape in crops)
 
 
@@ -217,10 +247,16 @@ def test_what_is_missing_is_said(copy: Path, work: Path, run: dict[str, Any]) ->
     write_json(copy / "old.json", {"model": 1, "dataset": 2, "images": [3], "checkpoint": 4})
     (copy / "broken.json").write_text('{"model":')
     text = words(work)
-    for said in ("c: no restored image was written", "d: what 23_LKDN restored is not of 4 times",
-                 "e: expected a whole image", "gone: the original is not found",
-                 "<td>infinite</td>", "<td>not measured</td>", "expected &lt;b&gt;",
-                 "1 run of"):  # fmt: skip
+    for said in (
+        "c: no restored image was written",
+        "d: what 23_LKDN restored is not of 4 times",
+        "e: expected a whole image",
+        "gone: the original is not found",
+        "<td>infinite</td>",
+        "<td>not measured</td>",
+        "expected &lt;b&gt;",
+        "1 run of",
+    ):
         assert said in text, said
     shutil.rmtree(copy / "23_LKDN")
     text = words(work)
@@ -263,12 +299,21 @@ class Browser:
             return json.load(response)["value"]
 
     def start(self, profile: Path) -> None:
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic",
-                   "--no-first-run", "--disable-background-networking",
-                   "--disable-component-update", "--disable-sync",
-                   f"--user-data-dir={profile}"]  # fmt: skip
-        capabilities = {"goog:chromeOptions": {"args": options, "binary": CHROMIUM},
-                        "goog:loggingPrefs": {"browser": "ALL"}}  # fmt: skip
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={profile}",
+        ]
+        capabilities = {
+            "goog:chromeOptions": {"args": options, "binary": CHROMIUM},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         session = self.call("/session", {"capabilities": {"alwaysMatch": capabilities}})
         self.base += f"/session/{session['sessionId']}"
 
@@ -277,8 +322,9 @@ class Browser:
 
     def window(self, width: int, height: int) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.call("/goog/cdp/execute",
-                  {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})  # fmt: skip
+        self.call(
+            "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
+        )
 
     def act(self, kind: str, *actions: dict[str, Any]) -> None:
         self.call("/actions", {"actions": [{"type": kind, "id": kind, "actions": actions}]})
@@ -292,8 +338,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     profile = tmp_path_factory.mktemp("profile")
-    with subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL) as process:  # fmt: skip
+    with subprocess.Popen(
+        [DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             browser = Browser(port)
             for _ in range(200):
@@ -344,8 +391,13 @@ def test_it_opens_from_disk_without_errors_and_every_picture_decodes(opened: Bro
     assert opened.run("return document.title") == "LKDN report"
     loaded = opened.run("return performance.getEntriesByType('resource').map((e) => e.name)")
     assert not [name for name in loaded if not name.startswith("data:")]
-    assert opened.run("return [...document.querySelectorAll('input, select')].filter((control) =>"
-                      "!control.labels.length && !control.ariaLabel).length") == 0  # fmt: skip
+    assert (
+        opened.run(
+            "return [...document.querySelectorAll('input, select')].filter((control) =>"
+            "!control.labels.length && !control.ariaLabel).length"
+        )
+        == 0
+    )
     assert opened.run("return document.querySelectorAll('svg.chart circle').length") >= len(SIZES)
 
 
@@ -353,8 +405,9 @@ def test_keyboard_mouse_and_events_move_the_divider(opened: Browser) -> None:
     assert opened.run("return at()") == pytest.approx(0.5, abs=0.01)
     opened.run("get('input').focus()")
     for _ in range(3):
-        opened.act("key", {"type": "keyDown", "value": "\ue014"}, {"type": "keyUp",
-                                                                   "value": "\ue014"})
+        opened.act(
+            "key", {"type": "keyDown", "value": "\ue014"}, {"type": "keyUp", "value": "\ue014"}
+        )
     assert opened.run("return get('input').value") == "53"
     assert opened.run("return at()") == pytest.approx(0.53, abs=0.01)
     assert opened.run("return get('input').getAttribute('aria-valuetext')").startswith("53 %")
@@ -363,14 +416,21 @@ def test_keyboard_mouse_and_events_move_the_divider(opened: Browser) -> None:
     box = opened.run("return get('.layers').getBoundingClientRect().toJSON()")
     x, y = (int(box["left"] + share * box["width"]) for share in (0.3, 0.8))
     move = {"type": "pointerMove", "duration": 0, "y": int(box["top"] + box["height"] / 2)}
-    opened.act("pointer", {**move, "x": x}, {"type": "pointerDown", "button": 0},
-               {**move, "x": y}, {"type": "pointerUp", "button": 0})  # fmt: skip
+    opened.act(
+        "pointer",
+        {**move, "x": x},
+        {"type": "pointerDown", "button": 0},
+        {**move, "x": y},
+        {"type": "pointerUp", "button": 0},
+    )
     assert opened.run("return at()") == pytest.approx(0.8, abs=0.02)
 
 
 def test_two_views_are_chosen_and_enlarged_to_pixels(opened: Browser) -> None:
-    shown = ("return [...get('.layers').querySelectorAll('img')].filter((image) => !image.hidden)"
-             ".map((image) => [image.dataset.view, image.classList.contains('over')])")
+    shown = (
+        "return [...get('.layers').querySelectorAll('img')].filter((image) => !image.hidden)"
+        ".map((image) => [image.dataset.view, image.classList.contains('over')])"
+    )
     assert opened.run(shown) == [["bicubic", False], ["SR 23_LKDN", True]]
     opened.run("set('.left', 2, 'change')")
     assert opened.run(shown) == [["SR 23_LKDN", True], ["HR", False]]
@@ -386,8 +446,10 @@ def test_two_views_are_chosen_and_enlarged_to_pixels(opened: Browser) -> None:
     opened.window(390, 844)  # the smallest picture is wider than this when enlarged
     opened.run("set('input', 30, 'input'); get('.stage').scrollLeft = 37")
     # The scroll event comes with the next frame.
-    at = opened.run("return new Promise((done) => requestAnimationFrame(() => "
-                    "requestAnimationFrame(() => done(at()))))")  # fmt: skip
+    at = opened.run(
+        "return new Promise((done) => requestAnimationFrame(() => "
+        "requestAnimationFrame(() => done(at()))))"
+    )
     assert at == pytest.approx(0.3, abs=0.03)
 
 

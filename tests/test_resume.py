@@ -128,9 +128,7 @@ def test_run_killed_again_and_again_ends_bit_for_bit_equal(
     assert_equal_runs(place / "killed", uninterrupted, logged)
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
-)
+@pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler")
 def test_run_on_compiled_kernels_killed_twice_ends_bit_for_bit_equal(
     place: Path, train: Train, accident: Accident, logged: Logged
 ) -> None:

@@ -28,8 +28,12 @@ needs_tex = pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is
 
 
 def listed(*options: str) -> list[str]:
-    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", *options], text=True,
-                          capture_output=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", *options],
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     return [file for file in done.stdout.split("\0") if file and (ROOT / file).is_file()]
 
 
@@ -50,9 +54,10 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def restored(
-    tmp_path_factory: pytest.TempPathFactory, noise: Callable[..., Image],
+    tmp_path_factory: pytest.TempPathFactory,
+    noise: Callable[..., Image],
     save: Callable[[Path, Image], Path],
-) -> Path:  # fmt: skip
+) -> Path:
     """A --save_dir as test_demo.py leaves it."""
     folder = tmp_path_factory.mktemp("restored")
     for name in ("DIV2K_valid/0801", "DIV2K_valid/0802", "demo/rocket"):
@@ -74,8 +79,16 @@ def parcel(
     in_git = (ROOT / ".git").exists() and shutil.which("git")
     clean = not in_git or not listed("-o", "--exclude-standard")
     root = ROOT if clean else copied(folder / "copy")
-    done = python(folder, ROOT / "deploy" / "submission.py", "--root", root, "-o", "parcel",
-                  "--results", restored)  # fmt: skip
+    done = python(
+        folder,
+        ROOT / "deploy" / "submission.py",
+        "--root",
+        root,
+        "-o",
+        "parcel",
+        "--results",
+        restored,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, folder / "parcel"
 
@@ -91,14 +104,28 @@ def test_this_repository_keeps_the_rules(parcel: tuple[str, Path]) -> None:
     assert said.startswith(f"23_LKDN: {len(rules.FILE_RULES | rules.MODEL_RULES)} rules kept\n")
     code = names(folder / "code.zip")
     assert code == sorted(code)
-    needed = {"test_demo.py", "README.md", "LICENSE", "requirements.txt", "constraints.txt",
-              "models/team23_LKDN.py", CHECKPOINT, "data/README.md", "train/train.py",
-              "utils/record.py", "results/README.md", RECORD}  # fmt: skip
+    needed = {
+        "test_demo.py",
+        "README.md",
+        "LICENSE",
+        "requirements.txt",
+        "constraints.txt",
+        "models/team23_LKDN.py",
+        CHECKPOINT,
+        "data/README.md",
+        "train/train.py",
+        "utils/record.py",
+        "results/README.md",
+        RECORD,
+    }
     assert needed <= set(code)
     assert not [n for n in code if n.startswith(("deploy/", "tests/", ".", "upscale"))]
-    assert names(folder / "results.zip") == ["23_LKDN/DIV2K_valid/0801.png",
-                                             "23_LKDN/DIV2K_valid/0802.png", "results.json",
-                                             "results.txt"]  # fmt: skip
+    assert names(folder / "results.zip") == [
+        "23_LKDN/DIV2K_valid/0801.png",
+        "23_LKDN/DIV2K_valid/0802.png",
+        "results.json",
+        "results.txt",
+    ]
     assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
 
 
@@ -115,9 +142,12 @@ def test_the_judges_command_runs_from_the_parcel(
 
 
 def test_equal_files_make_equal_parcels(
-    parcel: tuple[str, Path], copy: Path, restored: Path, tmp_path: Path,
+    parcel: tuple[str, Path],
+    copy: Path,
+    restored: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     later = tmp_path / "restored"
     shutil.copytree(restored, later, copy_function=shutil.copyfile)  # other dates
     assert main(["--root", str(copy), "-o", str(tmp_path / "b"), "--results", str(later)]) == 0
@@ -135,8 +165,11 @@ def test_what_is_not_there_is_left_out_with_a_sentence(
         (out / name).write_text("of an earlier call")
     assert main(["--root", str(copy), "-o", str(out)]) == 0
     said = capsys.readouterr().out
-    for sentence in ("no results.zip: give --results", "no factsheet.pdf: install pdflatex",
-                     "no email in deploy/team.toml"):  # fmt: skip
+    for sentence in (
+        "no results.zip: give --results",
+        "no factsheet.pdf: install pdflatex",
+        "no email in deploy/team.toml",
+    ):
         assert sentence in said
     assert sorted(path.name for path in out.iterdir()) == ["code.zip", "factsheet.tex"]
     assert main(["--root", str(copy), "-o", str(tmp_path / "checked"), "--no_zip"]) == 0
@@ -242,24 +275,28 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"credit to what the work is based on: .*name Chengxing Xie, .*Keller Jordan",
     ),
     "an author forgotten": (
-        edit("README.md", "Haiteng Meng, ", ""), r"Credits in README\.md that name Haiteng Meng"
+        edit("README.md", "Haiteng Meng, ", ""),
+        r"Credits in README\.md that name Haiteng Meng",
     ),
     "record of other weights": (
         edit_json(RECORD, sha256="0" * 64),
         r"no training on .*sha256 c?\w+, got that of 000000000000",
     ),
     "nothing held out": (
-        edit_json(RECORD, held_out_images_compared=0), r"expected held-out images compared"
+        edit_json(RECORD, held_out_images_compared=0),
+        r"expected held-out images compared",
     ),
     "no record": (
-        lambda copy: (copy / RECORD).unlink(), r"no training on .*23_LKDN_training\.json"
+        lambda copy: (copy / RECORD).unlink(),
+        r"no training on .*23_LKDN_training\.json",
     ),
     "test folder trained on": (
         edit(RECORD, '"train"', '"DIV2K_valid_HR"'),
         r"no validation or test images under stage1, got the folder DIV2K_valid_HR",
     ),
     "foreign start": (
-        edit(RECORD, '"init": null', '"init": "authors.pth"'), r"known training, got authors\.pth"
+        edit(RECORD, '"init": null', '"init": "authors.pth"'),
+        r"known training, got authors\.pth",
     ),
     "model not selected": (
         edit("test_demo.py", "team23_LKDN", "team24_LKDN"),
@@ -270,18 +307,25 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"works after a clone: expected utils\.metrics, which utils/\w+\.py imports",
     ),
     "too large": (grow, r"parcel of at most 100 MB: .*got 10\d MB"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("broken", "reason"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_rule_is_named_and_nothing_built(
-    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,
-    broken: Callable[[Path], Any], reason: str,
-) -> None:  # fmt: skip
+    copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: Callable[[Path], Any],
+    reason: str,
+) -> None:
     broken(copy)
     if "claim" not in reason:  # the counters' two seconds
-        monkeypatch.setattr(rules.efficiency, "count", lambda net: rules.efficiency.Counts(
-            129_177, 8_289_189_888, 202_702_848, 86))  # fmt: skip
+        monkeypatch.setattr(
+            rules.efficiency,
+            "count",
+            lambda net: rules.efficiency.Counts(129_177, 8_289_189_888, 202_702_848, 86),
+        )
     assert main(["--root", str(copy), "-o", str(tmp_path / "out")]) == 1
     assert re.search(reason, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
@@ -367,8 +411,16 @@ def test_the_factsheet_is_filled_and_balanced(parcel: tuple[str, Path]) -> None:
     source = (parcel[1] / "factsheet.tex").read_text()
     assert balanced(source) and not balanced(source.replace(r"\end{center}", "", 1))
     assert "@@" not in source and "None" not in source
-    for cell in ("32.10 / 0.8938", "78.49", "Set5 Baby", "Xiaole Zhao", "129,177 parameters",
-                 "not given", "950,000", "python train/train.py"):  # fmt: skip
+    for cell in (
+        "32.10 / 0.8938",
+        "78.49",
+        "Set5 Baby",
+        "Xiaole Zhao",
+        "129,177 parameters",
+        "not given",
+        "950,000",
+        "python train/train.py",
+    ):
         assert cell in source.replace("{}", "")
     entry = read_entry(ROOT)
     for run in entry.runs():
@@ -379,8 +431,14 @@ def hostile() -> str:
     """A factsheet of a team whose words are full of what LaTeX reads otherwise, and no run."""
     team = factsheet.read_team(ROOT / "deploy" / "team.toml")
     words = r'50 % & #1 {_a_} $x$ ~ ^ \command <b> | "q" @@TEAM@@ -- é'
-    team = replace(team, title=words, name=words, members=(words, words), affiliation=words,
-                   email="a_b%c@d.org")  # fmt: skip
+    team = replace(
+        team,
+        title=words,
+        name=words,
+        members=(words, words),
+        affiliation=words,
+        email="a_b%c@d.org",
+    )
     return factsheet.latex(team, "23_LKDN", "0" * 64, {}, [])
 
 

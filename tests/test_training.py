@@ -66,13 +66,46 @@ def test_processes_together_train_as_one_and_as_a_plain_loop(
     place: Path, root: Path, python: Run, source: Sampler, logged: Logged
 ) -> None:
     # Three patches on two processes: unequal shares.
-    options = [root / "train/train.py", "--stage", 1, "--data", "images", "--packed", "packed",
-               "--steps", 5, "--batch", 3, "--patch", 32, "--precision", "fp64", "--ema", 0.9,
-               "--seed", 6, "--threads", 1, "--device", "cpu", "--log_every", 1]  # fmt: skip
+    options = [
+        root / "train/train.py",
+        "--stage",
+        1,
+        "--data",
+        "images",
+        "--packed",
+        "packed",
+        "--steps",
+        5,
+        "--batch",
+        3,
+        "--patch",
+        32,
+        "--precision",
+        "fp64",
+        "--ema",
+        0.9,
+        "--seed",
+        6,
+        "--threads",
+        1,
+        "--device",
+        "cpu",
+        "--log_every",
+        1,
+    ]
     alone = python(place, *options, "--out", "alone")
     assert alone.returncode == 0, alone.stderr
-    together = python(place, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-                      *options, "--out", "together")  # fmt: skip
+    together = python(
+        place,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        *options,
+        "--out",
+        "together",
+    )
     assert together.returncode == 0, together.stderr
 
     torch.manual_seed(6)
@@ -129,8 +162,19 @@ def test_stage_2_starts_from_the_average_of_stage_1_with_its_own_loss(
 def test_divergence_is_reported_and_the_last_checkpoint_stays_good(
     place: Path, train: Run, logged: Logged
 ) -> None:
-    done = train("diverged", "--lr", 1e30, "--optimizer", "adam", "--warmup", 0,
-                 "--schedule", "constant", "--save_every", 1)  # fmt: skip
+    done = train(
+        "diverged",
+        "--lr",
+        1e30,
+        "--optimizer",
+        "adam",
+        "--warmup",
+        0,
+        "--schedule",
+        "constant",
+        "--save_every",
+        1,
+    )
     assert done.returncode == 1
     (message,) = [line for line in done.stderr.splitlines() if "finite" in line]
     assert "step 1," in message and "1e+30" in message and "--lr" in message
@@ -142,8 +186,21 @@ def test_divergence_is_reported_and_the_last_checkpoint_stays_good(
 
 
 def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run) -> None:
-    done = train("diverged early", "--lr", 1e30, "--optimizer", "adam", "--warmup", 0,
-                 "--ema", 0, "--val", "held out", "--val_every", 1)  # fmt: skip
+    done = train(
+        "diverged early",
+        "--lr",
+        1e30,
+        "--optimizer",
+        "adam",
+        "--warmup",
+        0,
+        "--ema",
+        0,
+        "--val",
+        "held out",
+        "--val_every",
+        1,
+    )
     assert done.returncode == 1
     assert "finite" in done.stderr
 
@@ -169,9 +226,14 @@ def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run)
     ],
 )
 def test_wrong_usage_exits_2_before_the_first_step_and_says_why(
-    place: Path, tmp_path: Path, train: Run, noise: MakeImage, save: Save,
-    options: list[object], named: list[str],
-) -> None:  # fmt: skip
+    place: Path,
+    tmp_path: Path,
+    train: Run,
+    noise: MakeImage,
+    save: Save,
+    options: list[object],
+    named: list[str],
+) -> None:
     (place / "empty").mkdir(exist_ok=True)
     (place / "text.pt").write_text("no weights")
     save(place / "lr only" / "LR" / "vx4.png", noise(6, 7))
@@ -208,7 +270,10 @@ def test_log_drops_a_cut_line_and_what_a_resumed_run_writes_again(tmp_path: Path
     log.append(path, {"stage": "stage2", "step": 2, "loss": 0.25})
     steps = [(x["stage"], x["step"], x["loss"]) for x in log.read(path)]
     assert steps == [
-        ("stage1", 1, 0.5), ("stage1", 2, 0.5), ("stage2", 1, 0.5), ("stage2", 2, 0.25)
-    ]  # fmt: skip
+        ("stage1", 1, 0.5),
+        ("stage1", 2, 0.5),
+        ("stage2", 1, 0.5),
+        ("stage2", 2, 0.25),
+    ]
     with pytest.raises(ValueError):  # NaN is no JSON
         log.append(path, {"stage": "stage2", "step": 3, "loss": float("nan")})

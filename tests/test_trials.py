@@ -63,9 +63,26 @@ def test_throughput_records_speed_and_failures(
 ) -> None:
     def measure(name: str, patch: int, *rungs: int) -> tuple[int, dict]:
         file = tmp_path / f"{name}.json"
-        done = python(place, root / "train/throughput.py", "--data", "images", "--packed", "packed",
-                      "-o", file, "--batch", 2, "--patch", patch, "--steps", 20, "--device", "cpu",
-                      "--rungs", *rungs)  # fmt: skip
+        done = python(
+            place,
+            root / "train/throughput.py",
+            "--data",
+            "images",
+            "--packed",
+            "packed",
+            "-o",
+            file,
+            "--batch",
+            2,
+            "--patch",
+            patch,
+            "--steps",
+            20,
+            "--device",
+            "cpu",
+            "--rungs",
+            *rungs,
+        )
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, json.loads(file.read_text())
 

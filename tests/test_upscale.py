@@ -67,8 +67,9 @@ def opened(path: Path | str) -> Image.Image:
 
 def names(folder: Path) -> list[str]:
     """Everything in a folder and below, hidden and temporary files too."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")
-                  if not path.is_dir())  # fmt: skip
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()
+    )
 
 
 def test_one_photo_from_another_directory(
@@ -76,8 +77,16 @@ def test_one_photo_from_another_directory(
 ) -> None:
     image = photo(20, 31)
     Image.fromarray(image).save(tmp_path / "my photo.png")
-    done = python(tmp_path, SCRIPT, "my photo.png", "--checkpoint", random_weights, "--verbose",
-                  "--device", "cpu")  # fmt: skip
+    done = python(
+        tmp_path,
+        SCRIPT,
+        "my photo.png",
+        "--checkpoint",
+        random_weights,
+        "--verbose",
+        "--device",
+        "cpu",
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     first, last = done.stdout.splitlines()
     assert first.startswith("LKDN x4 on cpu, ") and first.endswith(" fp32, weights random.pth")
@@ -142,8 +151,14 @@ def test_formats_and_names(run: Callable, tmp_path: Path) -> None:
     assert run("a.png", "--ext", "jpg", "-o", "new/folder") == 0
     assert run("-i", "a.png", "-o", "new/other.WebP", "--self_ensemble") == 0
     assert run("a.png", "--ext", "webp", "--suffix", "", "--tile", "16") == 0
-    made = {"a_big.png": "PNG", "b_big.jpg": "JPEG", "c_big.webp": "WEBP", "a.webp": "WEBP",
-            "new/folder/a_x4.jpg": "JPEG", "new/other.WebP": "WEBP"}  # fmt: skip
+    made = {
+        "a_big.png": "PNG",
+        "b_big.jpg": "JPEG",
+        "c_big.webp": "WEBP",
+        "a.webp": "WEBP",
+        "new/folder/a_x4.jpg": "JPEG",
+        "new/other.WebP": "WEBP",
+    }
     assert names(tmp_path) == sorted([*made, "a.png", "b.jpg", "c.webp"])
     for name, kind in made.items():
         written = opened(tmp_path / name)
@@ -208,12 +223,15 @@ def test_results_of_one_name_are_both_kept(run: Callable, tmp_path: Path) -> Non
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo(8, 4 + i)).save(tmp_path / "in" / name)
     assert run("in/one", "in", "in/two/c.png", "in/a.jpg", "-o", "out") == 0
-    widths = {name: opened(tmp_path / "out" / name).width // 4
-              for name in names(tmp_path / "out")}  # fmt: skip
+    widths = {name: opened(tmp_path / "out" / name).width // 4 for name in names(tmp_path / "out")}
     assert widths == {
-        "a_jpg_x4.png": 4, "a_png_x4.png": 5, "b_x4.png": 6, "c_png_x4.png": 7,
-        "c_png_x4_2.png": 8, "a_png_x4_2.png": 9,
-    }  # fmt: skip
+        "a_jpg_x4.png": 4,
+        "a_png_x4.png": 5,
+        "b_x4.png": 6,
+        "c_png_x4.png": 7,
+        "c_png_x4_2.png": 8,
+        "a_png_x4_2.png": 9,
+    }
 
 
 def test_inputs_are_never_written_over(
@@ -224,10 +242,15 @@ def test_inputs_are_never_written_over(
     (tmp_path / "link").symlink_to(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     assert run("a.png", "a_x4.png") == 1  # the result of the first would be the second
-    assert "1 of 2 images written to a_x4_x4.png, 1 failed:\n  a.png: the result would overwrite " \
-        "an input" in capsys.readouterr().out  # fmt: skip
-    for arguments in (["a.png", "--suffix", ""], ["b.jpg", "-o", "b.jpg"],
-                      ["b.jpg", "--ext", "auto", "--suffix", "", "-o", "link"]):  # fmt: skip
+    assert (
+        "1 of 2 images written to a_x4_x4.png, 1 failed:\n  a.png: the result would overwrite "
+        "an input" in capsys.readouterr().out
+    )
+    for arguments in (
+        ["a.png", "--suffix", ""],
+        ["b.jpg", "-o", "b.jpg"],
+        ["b.jpg", "--ext", "auto", "--suffix", "", "-o", "link"],
+    ):
         assert run(*arguments) == 1
         assert "0 of 1 images written, 1 failed:" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in before} == before
@@ -294,9 +317,13 @@ def test_a_folder_that_cannot_be_read_is_a_failure(
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_2(
-    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture, arguments: list[str], message: str,
-) -> None:  # fmt: skip
+    run: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    message: str,
+) -> None:
     for name in ("a.png", "b.png"):
         Image.fromarray(photo(8, 9)).save(tmp_path / name)
     (tmp_path / "empty").mkdir()
@@ -334,10 +361,24 @@ def test_ctrl_c_keeps_finished_images_and_a_rerun_completes(
     for i in range(60):
         Image.fromarray(photo(64, 64, i)).save(tmp_path / "in" / f"{i:02}.png")
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "in", "-o", "out", "--checkpoint", str(random_weights),
-         "--device", "cpu", "--backend", "eager"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(SCRIPT),
+            "in",
+            "-o",
+            "out",
+            "--checkpoint",
+            str(random_weights),
+            "--device",
+            "cpu",
+            "--backend",
+            "eager",
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     out = tmp_path / "out"
     while not out.exists() or len(list(out.glob("*.png"))) < 3:
         assert process.poll() is None

@@ -37,8 +37,11 @@ def same(got: NDArray, expected: NDArray) -> bool:
     apart = np.abs(got.astype(int) - expected.astype(int))
     levels = 1 if got.dtype == np.uint8 else 4  # 4 of 65535 are 6e-5
     few = got.dtype == np.uint16 or (apart > 0).mean() <= 1e-3
-    return got.shape == expected.shape and got.dtype == expected.dtype and bool(
-        apart.max() <= levels and few)  # fmt: skip
+    return (
+        got.shape == expected.shape
+        and got.dtype == expected.dtype
+        and bool(apart.max() <= levels and few)
+    )
 
 
 @pytest.mark.parametrize("backend", ["eager", "auto"])

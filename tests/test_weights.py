@@ -87,9 +87,10 @@ def test_broken_values_are_named(tmp_path: Path, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [torch.zeros(3), [1, 2], {"params": 3}, {"params": {"a": 1}}, {"step": 7}],
+    "content",
+    [torch.zeros(3), [1, 2], {"params": 3}, {"params": {"a": 1}}, {"step": 7}],
     ids=["tensor", "list", "number in params", "numbers in params", "other keys"],
-)  # fmt: skip
+)
 def test_content_without_a_state_dict_is_an_error(tmp_path: Path, content: object) -> None:
     failure(write(tmp_path / "w.pth", content))
 

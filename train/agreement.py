@@ -33,8 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py")
-    add("--packed", type=Path, default=ROOT / "data" / "packed", metavar="DIR",
-        help="where decoded images are kept")
+    add(
+        "--packed",
+        type=Path,
+        default=ROOT / "data" / "packed",
+        metavar="DIR",
+        help="where decoded images are kept",
+    )
     add("--val", required=True, metavar="DIR", help="images to score")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     add("--steps", type=int, default=300, help="steps of each run; default: %(default)s")
@@ -45,14 +50,24 @@ def main(argv: list[str] | None = None) -> int:
     runs = []
     for name, options in WAYS.items():
         run = {"name": name, "options": options, **train(options, args)}
-        logger.info("%s: %s", name, run.get("failed") or f"loss {run['losses'][-1][1]:.6f}, "
-                    f"validation {run['val_psnr_y']:.3f} dB Y")
+        logger.info(
+            "%s: %s",
+            name,
+            run.get("failed")
+            or f"loss {run['losses'][-1][1]:.6f}, validation {run['val_psnr_y']:.3f} dB Y",
+        )
         runs.append(run)
         try:
-            record.write_json(args.output, {
-                "agreement_of": "train/train.py --recipe cpu", "steps": args.steps,
-                "seed": args.seed, "environment": record.environment(device), "runs": runs,
-            })  # fmt: skip
+            record.write_json(
+                args.output,
+                {
+                    "agreement_of": "train/train.py --recipe cpu",
+                    "steps": args.steps,
+                    "seed": args.seed,
+                    "environment": record.environment(device),
+                    "runs": runs,
+                },
+            )
         except OSError as error:
             logger.error("%s", error)
             return 1
@@ -63,20 +78,42 @@ def train(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """Losses as (step, mean since the line before) and the last validation score; or why not."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, ROOT / "train" / "train.py", "--recipe", "cpu", "--stage", 1,
-            "--data", *args.data, "--packed", args.packed, "--val", args.val, "--out", folder,
-            "--steps", args.steps, "--seed", args.seed, "--device", "cpu", "--log_every", 10,
+            sys.executable,
+            ROOT / "train" / "train.py",
+            "--recipe",
+            "cpu",
+            "--stage",
+            1,
+            "--data",
+            *args.data,
+            "--packed",
+            args.packed,
+            "--val",
+            args.val,
+            "--out",
+            folder,
+            "--steps",
+            args.steps,
+            "--seed",
+            args.seed,
+            "--device",
+            "cpu",
+            "--log_every",
+            10,
             *options,
-        ]  # fmt: skip
+        ]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode:
             return {"failed": reason(done.stderr)}
         lines = log.read(Path(folder) / "log.jsonl")
     return {
         "losses": [(line["step"], line["loss"]) for line in lines if "loss" in line],
-        **next({k: line[k] for k in ("val_psnr", "val_psnr_y")}
-               for line in reversed(lines) if "val_psnr" in line),
-    }  # fmt: skip
+        **next(
+            {k: line[k] for k in ("val_psnr", "val_psnr_y")}
+            for line in reversed(lines)
+            if "val_psnr" in line
+        ),
+    }
 
 
 if __name__ == "__main__":

@@ -86,17 +86,20 @@ def without_digests(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "data_summary": {k: v for k, v in summary.items() if k != "sha256"}}
 
 
-def note_data(
-    run: Path, stage: Stage, folders: list[Path], first: int | None, data: Pack
-) -> None:
+def note_data(run: Path, stage: Stage, folders: list[Path], first: int | None, data: Pack) -> None:
     """Write what a stage was trained on beside its checkpoint, with the digest of each image."""
-    write_json(run / f"{stage.name}_data.json", {
-        "folders": [folder.resolve().name for folder in folders], "first": first,
-        "images": len(data.images), "skipped": list(data.skipped),
-        "fingerprint": data.fingerprint,
-        "megapixels": SCALE**2 * sum(i.height * i.width for i in data.images) / 1e6,
-        "sha256": [image.sha256 for image in data.images],
-    })  # fmt: skip
+    write_json(
+        run / f"{stage.name}_data.json",
+        {
+            "folders": [folder.resolve().name for folder in folders],
+            "first": first,
+            "images": len(data.images),
+            "skipped": list(data.skipped),
+            "fingerprint": data.fingerprint,
+            "megapixels": SCALE**2 * sum(i.height * i.width for i in data.images) / 1e6,
+            "sha256": [image.sha256 for image in data.images],
+        },
+    )
 
 
 def _data_notes(run: Path) -> dict[str, dict[str, Any]]:

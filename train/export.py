@@ -27,12 +27,7 @@ from train.stages import RECIPES  # noqa: E402
 from utils import record, tables  # noqa: E402
 from utils.images import find_images, write_bytes  # noqa: E402
 from utils.packing import digests, held_out_images  # noqa: E402
-from utils.weights import (  # noqa: E402
-    CheckpointError,
-    load_state,
-    read_checkpoint,
-    state_dict_of,
-)
+from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of  # noqa: E402
 
 WEIGHTS = ROOT / "model_zoo" / "team23_LKDN.pth"
 TRAINING_RECORD = ROOT / "results" / "published" / f"{tables.SHIPPED}_training.json"
@@ -47,13 +42,28 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT",
-                        help="folder of a run (its last stage is taken), or a training-form file")
-    parser.add_argument("--held_out", type=Path, nargs="+", default=[], metavar="DIR",
-                        help="folders of images that must not have been trained on, besides the "
-                        "validation, test and benchmark sets in data/")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE",
-                        help="write there instead of model_zoo/, and leave the model card alone")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="RUN_OR_CHECKPOINT",
+        help="folder of a run (its last stage is taken), or a training-form file",
+    )
+    parser.add_argument(
+        "--held_out",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of images that must not have been trained on, besides the "
+        "validation, test and benchmark sets in data/",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write there instead of model_zoo/, and leave the model card alone",
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -68,9 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def export(
-    source: Path, output: Path | None = None, held_out: Sequence[Path] = ()
-) -> None:
+def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = ()) -> None:
     """Fuse a checkpoint's averaged weights, check them, and write a plain state dict.
 
     Without `output` the weights are shipped: model_zoo/, the training record in
@@ -89,46 +97,69 @@ def export(
     compared = 0
     if output is None:
         if not records:
-            raise CheckpointError(f"expected a checkpoint of train/train.py to ship, got weights "
-                                  f"without a training record: {file}; give -o FILE to only fuse "
-                                  "them")
+            raise CheckpointError(
+                f"expected a checkpoint of train/train.py to ship, got weights "
+                f"without a training record: {file}; give -o FILE to only fuse "
+                "them"
+            )
         compared = check_data(records, held_out, file)
         if records[-1]["step"] < records[-1]["stage"]["steps"]:
-            logger.warning("%s is not finished: step %d of %d", file, records[-1]["step"],
-                           records[-1]["stage"]["steps"])
+            logger.warning(
+                "%s is not finished: step %d of %d",
+                file,
+                records[-1]["step"],
+                records[-1]["stage"]["steps"],
+            )
     form_name = records[-1]["stage"]["form"] if records else "training"
     form = load_form(state_dict_of(saved, file), file, form_name).double()
     plain = fuse(form)
     difference = largest_difference(form, plain)
     if not difference <= TOLERANCE:
-        raise ArithmeticError(f"expected both forms equal to {TOLERANCE:g}, got a difference of "
-                              f"{difference:g}: {file} was not written")
+        raise ArithmeticError(
+            f"expected both forms equal to {TOLERANCE:g}, got a difference of "
+            f"{difference:g}: {file} was not written"
+        )
     target = output or WEIGHTS
     buffer = io.BytesIO()
     torch.save({name: value.float() for name, value in plain.state_dict().items()}, buffer)
     write_bytes(target, buffer.getvalue())
-    logger.info("%s: %d parameters, forms differ by %.1e in float64, sha256 %s", target,
-                sum(p.numel() for p in plain.parameters()), difference, record.sha256(target))
+    logger.info(
+        "%s: %d parameters, forms differ by %.1e in float64, sha256 %s",
+        target,
+        sum(p.numel() for p in plain.parameters()),
+        difference,
+        record.sha256(target),
+    )
     if output is None:
         _publish(file, records, difference, compared)
 
 
-def _publish(
-    file: Path, records: list[dict[str, Any]], difference: float, compared: int
-) -> None:
+def _publish(file: Path, records: list[dict[str, Any]], difference: float, compared: int) -> None:
     """Write the training record of shipped weights and the documents made of it."""
-    scores = [{key: line[key] for key in ("stage", "step", "val_psnr", "val_psnr_y")}
-              for line in log.read(file.parent / "log.jsonl") if "val_psnr" in line]
-    record.write_json(TRAINING_RECORD, {
-        "training_of": tables.SHIPPED, "sha256": record.sha256(WEIGHTS),
-        "stages": [without_digests(trained) for trained in records],
-        "commands": commands(records), "validation": scores, "float64_difference": difference,
-        "held_out_images_compared": compared,
-    })  # fmt: skip
+    scores = [
+        {key: line[key] for key in ("stage", "step", "val_psnr", "val_psnr_y")}
+        for line in log.read(file.parent / "log.jsonl")
+        if "val_psnr" in line
+    ]
+    record.write_json(
+        TRAINING_RECORD,
+        {
+            "training_of": tables.SHIPPED,
+            "sha256": record.sha256(WEIGHTS),
+            "stages": [without_digests(trained) for trained in records],
+            "commands": commands(records),
+            "validation": scores,
+            "float64_difference": difference,
+            "held_out_images_compared": compared,
+        },
+    )
     tables.regenerate()
-    logger.info("%s and the tables are up to date; next: measure the new weights with "
-                "test_demo.py, python -m utils.record --publish FILE, and see whether the "
-                "model card's words on the data are still true", TRAINING_RECORD)
+    logger.info(
+        "%s and the tables are up to date; next: measure the new weights with "
+        "test_demo.py, python -m utils.record --publish FILE, and see whether the "
+        "model card's words on the data are still true",
+        TRAINING_RECORD,
+    )
 
 
 def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Path) -> int:
@@ -164,8 +195,10 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
     if seen_by:
         logger.info("none of %d held-out images is among the data", len(seen_by))
     else:
-        logger.warning("no validation, test or benchmark image was compared with the data: none "
-                       "is in data/, and --held_out names none")
+        logger.warning(
+            "no validation, test or benchmark image was compared with the data: none "
+            "is in data/, and --held_out names none"
+        )
     return len(seen_by)
 
 
@@ -216,8 +249,10 @@ def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "trainin
     last = "upsampler.conv3" if form_name == "training" else "upsampler.0"
     needed = ("fea_conv.pw.weight", f"{last}.weight")
     if missing := [key for key in needed if key not in state]:
-        raise CheckpointError(f"expected LKDN's {form_name} form, found no {', '.join(missing)} in "
-                              f"{file}; released weights in inference form need no export")
+        raise CheckpointError(
+            f"expected LKDN's {form_name} form, found no {', '.join(missing)} in "
+            f"{file}; released weights in inference form need no export"
+        )
     blocks = sum(name.endswith(".pixel_norm.weight") for name in state)
     channels = len(state["fea_conv.pw.weight"])
     scale = round((len(state[f"{last}.weight"]) / 3) ** 0.5)

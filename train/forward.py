@@ -115,9 +115,7 @@ def make_forward(
     return torch.compile(forward, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
-def _with_kernel(
-    depthwise: Callable[..., Tensor], conv: nn.Conv2d
-) -> Callable[[Tensor], Tensor]:
+def _with_kernel(depthwise: Callable[..., Tensor], conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
     """The forward of a depthwise convolution by another kernel."""
     return lambda x: depthwise(x, conv.weight, conv.bias, conv.dilation[0])
 

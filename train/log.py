@@ -27,8 +27,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def trim(path: Path, stage: str, step: int) -> None:
     """Drop what a run logged of this stage after `step`, and that it failed there: a resumed run
     writes it again."""
-    kept = [x for x in read(path)
-            if x["stage"] != stage or (x["step"] <= step and "failed" not in x)]  # fmt: skip
+    kept = [
+        x for x in read(path) if x["stage"] != stage or (x["step"] <= step and "failed" not in x)
+    ]
     if path.exists():
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
@@ -50,10 +51,17 @@ def plot(path: Path, picture: Path) -> None:
         own = [line for line in lines if line["stage"] == stage]
         trained = [line for line in own if "loss" in line]
         scored = [line for line in own if "val_psnr_y" in line]
-        losses.plot([offset + line["step"] for line in trained],
-                        [line["loss"] for line in trained], label=stage)
-        scores.plot([offset + line["step"] for line in scored],
-                    [line["val_psnr_y"] for line in scored], marker=".", label=stage)
+        losses.plot(
+            [offset + line["step"] for line in trained],
+            [line["loss"] for line in trained],
+            label=stage,
+        )
+        scores.plot(
+            [offset + line["step"] for line in scored],
+            [line["val_psnr_y"] for line in scored],
+            marker=".",
+            label=stage,
+        )
         offset += max(line["step"] for line in own)
     losses.set_ylabel("training loss")
     if all(line.get("loss", 1) > 0 for line in lines):  # minus PSNR is not

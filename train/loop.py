@@ -91,9 +91,13 @@ def train(run: Run, state: checkpoint.State) -> int:
     unseen: list[Tensor] = []  # (loss, gradient norm) of the steps not looked at yet
     logged: list[list[float]] = []
     since = time.monotonic()
-    with _stop_flag() as stopped, few, tqdm(
-        total=stage.steps, initial=state.step, desc=stage.name, unit="step", disable=not lead
-    ) as bar:
+    with (
+        _stop_flag() as stopped,
+        few,
+        tqdm(
+            total=stage.steps, initial=state.step, desc=stage.name, unit="step", disable=not lead
+        ) as bar,
+    ):
         while state.step < stage.steps:
             late = time.monotonic() > run.stop_at
             wish = STOPPED if stopped() else TIME_IS_UP if late else GO_ON
@@ -174,9 +178,7 @@ def _validate(run: Run, state: checkpoint.State) -> None:
     line: dict[str, Any] = {}
     for name, samples in run.samples.items():
         scores = evaluate.validate(average, samples, run.world.device)
-        tqdm.write(
-            f"step {state.step}: {name} {scores.psnr:.3f} dB RGB, {scores.psnr_y:.3f} dB Y"
-        )
+        tqdm.write(f"step {state.step}: {name} {scores.psnr:.3f} dB RGB, {scores.psnr_y:.3f} dB Y")
         own = {"val_psnr": scores.psnr, "val_psnr_y": scores.psnr_y}
         if line:
             line.setdefault("others", {})[name] = own
@@ -193,11 +195,17 @@ def _log(run: Run, state: checkpoint.State, line: dict[str, Any]) -> None:
 
 def _begin_work(run: Run, state: checkpoint.State) -> dict[str, Any]:
     """A new record at the end of the history, of what this process will have done."""
-    work = {"from_step": state.step, "to_step": state.step, "minutes": 0.0,
-            "processes": run.world.size, "engine": asdict(run.engine),
-            "arithmetic": arithmetic_of(run.engine, run.stage)
-            if run.engine.kernels == "native" else None,
-            "environment": environment(run.world.device)}
+    work = {
+        "from_step": state.step,
+        "to_step": state.step,
+        "minutes": 0.0,
+        "processes": run.world.size,
+        "engine": asdict(run.engine),
+        "arithmetic": arithmetic_of(run.engine, run.stage)
+        if run.engine.kernels == "native"
+        else None,
+        "environment": environment(run.world.device),
+    }
     state.history.append(work)
     return work
 

@@ -92,8 +92,9 @@ def make_optimizers(
         return [torch.optim.Adam(params, stage.lr, betas=(0.9, 0.99), eps=1e-8, fused=fused)]
     mixing = [p for p in params if p.ndim == 4 and p.shape[1] > 1]
     others = [p for p in params if not (p.ndim == 4 and p.shape[1] > 1)]
-    adam = torch.optim.Adam(others, stage.lr * stage.adam_share, betas=(0.9, 0.99), eps=1e-8,
-                            fused=fused)  # fmt: skip
+    adam = torch.optim.Adam(
+        others, stage.lr * stage.adam_share, betas=(0.9, 0.99), eps=1e-8, fused=fused
+    )
     for group in adam.param_groups:
         group["share"] = stage.adam_share
     return [Muon(mixing, stage.lr, stage.momentum, orthogonalise), adam]

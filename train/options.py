@@ -32,28 +32,51 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
         description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--recipe", choices=sorted(RECIPES), default="factsheet",
-        help="whose numbers: the factsheet's, or ours for one large GPU or two CPU cores")
+    add(
+        "--recipe",
+        choices=sorted(RECIPES),
+        default="factsheet",
+        help="whose numbers: the factsheet's, or ours for one large GPU or two CPU cores",
+    )
     add("--stage", type=int, choices=(1, 2), help="only this stage; None: all, one after another")
-    add("--data", type=Path, nargs="+", required=True, metavar="DIR",
-        help="trees of HR images, with DIV2K's LR images or without")
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="trees of HR images, with DIV2K's LR images or without",
+    )
     add("--first", type=int, metavar="N", help="only the first N images of each DIR")
-    add("--val", nargs="+", default=[], metavar="DIR",
-        help="folders of images to score while training; choices are made on the first")
+    add(
+        "--val",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of images to score while training; choices are made on the first",
+    )
     add("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    add("--init", type=Path, metavar="FILE",
-        help="start from these training-form weights; stage 2: stage 1's in RUN")
+    add(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="start from these training-form weights; stage 2: stage 1's in RUN",
+    )
     add("--resume", action="store_true", help="continue the run in RUN, if it has begun")
     add("--seed", type=int, default=0, help="decides first weights and patches")
     add("--device", choices=devices.NAMES, default="auto", help="where to train")
     add("--threads", type=int, metavar="N", help="CPU threads")
-    add("--max_minutes", type=float, default=math.inf, metavar="M",
-        help="save and stop after M minutes; --resume goes on with the same schedule")
+    add(
+        "--max_minutes",
+        type=float,
+        default=math.inf,
+        metavar="M",
+        help="save and stop after M minutes; --resume goes on with the same schedule",
+    )
     add("--log_every", type=int, default=50, metavar="N", help="steps between log lines")
     add("--val_every", type=int, default=5000, metavar="N", help="steps between scores")
     add("--save_every", type=int, default=1000, metavar="N", help="steps between checkpoints")
-    add("--packed", type=Path, default=packed, metavar="DIR",
-        help="where decoded images are kept")
+    add("--packed", type=Path, default=packed, metavar="DIR", help="where decoded images are kept")
     numbers = parser.add_argument_group("numbers of the stage", "default: the recipe's")
     number = numbers.add_argument
     number("--steps", type=int, default=argparse.SUPPRESS, help="optimiser steps")
@@ -65,33 +88,73 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     number("--schedule", choices=("constant", "cosine", "trapezoid"), default=argparse.SUPPRESS)
     number("--warmup", type=int, default=argparse.SUPPRESS, help="steps of linear rise")
     number("--ema", type=float, default=argparse.SUPPRESS, help="decay of the averaged weights")
-    number("--norm_start", type=float, default=argparse.SUPPRESS,
-           help="first value of the PixelNorm weights")
+    number(
+        "--norm_start",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="first value of the PixelNorm weights",
+    )
     number("--precision", choices=("fp32", "bf16", "fp64"), default=argparse.SUPPRESS)
     number("--momentum", type=float, default=argparse.SUPPRESS, help="Muon's")
-    number("--adam_share", type=float, default=argparse.SUPPRESS,
-           help="share of the learning rate for what Muon leaves to Adam")
-    number("--form", choices=("training", "inference"), default=argparse.SUPPRESS,
-           help="with the extra branches or without")
-    number("--draw", choices=("uniform", "detail"), default=argparse.SUPPRESS,
-           help="patches from everywhere alike, or more where there is detail")
+    number(
+        "--adam_share",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="share of the learning rate for what Muon leaves to Adam",
+    )
+    number(
+        "--form",
+        choices=("training", "inference"),
+        default=argparse.SUPPRESS,
+        help="with the extra branches or without",
+    )
+    number(
+        "--draw",
+        choices=("uniform", "detail"),
+        default=argparse.SUPPRESS,
+        help="patches from everywhere alike, or more where there is detail",
+    )
     engine = parser.add_argument_group("how they are computed", "default: the recipe's")
     switch = argparse.BooleanOptionalAction
     how = engine.add_argument
-    how("--kernels", choices=("torch", "native"), default=argparse.SUPPRESS,
-        help="torch's, or ours compiled for this CPU")
+    how(
+        "--kernels",
+        choices=("torch", "native"),
+        default=argparse.SUPPRESS,
+        help="torch's, or ours compiled for this CPU",
+    )
     how("--fold", action=switch, default=argparse.SUPPRESS, help="fold the branches at each step")
     how("--channels_last", action=switch, default=argparse.SUPPRESS, help="memory layout")
-    how("--depthwise", choices=("torch", "triton"), default=argparse.SUPPRESS,
-        help="whose kernels for depthwise convolutions")
-    how("--compile", choices=("off", "on", "graphs"), default=argparse.SUPPRESS,
-        help="torch.compile, alone or with CUDA graphs")
-    how("--crops", choices=("device", "cpu"), default=argparse.SUPPRESS,
-        help="where patches are cut")
-    how("--arithmetic", choices=("auto", "float32", "avx512_bf16", "amx_bf16"),
-        default=argparse.SUPPRESS, help="how the native kernels multiply in bf16")
-    how("--tuned_cpu", action=switch, default=argparse.SUPPRESS,
-        help="flush denormals, keep freed memory")
+    how(
+        "--depthwise",
+        choices=("torch", "triton"),
+        default=argparse.SUPPRESS,
+        help="whose kernels for depthwise convolutions",
+    )
+    how(
+        "--compile",
+        choices=("off", "on", "graphs"),
+        default=argparse.SUPPRESS,
+        help="torch.compile, alone or with CUDA graphs",
+    )
+    how(
+        "--crops",
+        choices=("device", "cpu"),
+        default=argparse.SUPPRESS,
+        help="where patches are cut",
+    )
+    how(
+        "--arithmetic",
+        choices=("auto", "float32", "avx512_bf16", "amx_bf16"),
+        default=argparse.SUPPRESS,
+        help="how the native kernels multiply in bf16",
+    )
+    how(
+        "--tuned_cpu",
+        action=switch,
+        default=argparse.SUPPRESS,
+        help="flush denormals, keep freed memory",
+    )
     args = parser.parse_args(argv)
     for name in ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch"):
         if (value := getattr(args, name, None)) is not None and value < 1:
@@ -120,12 +183,16 @@ def stages_of(args: argparse.Namespace) -> dict[int, Stage]:
     stages = RECIPES[args.recipe].stages
     given = {f.name: getattr(args, f.name) for f in fields(Stage) if f.name in args}
     if args.stage is not None and args.stage not in stages:
-        raise UsageError(f"expected a stage of the recipe {args.recipe}, which has "
-                         f"{', '.join(map(str, stages))}, got --stage {args.stage}")
+        raise UsageError(
+            f"expected a stage of the recipe {args.recipe}, which has "
+            f"{', '.join(map(str, stages))}, got --stage {args.stage}"
+        )
     numbers = [args.stage] if args.stage else list(stages)
     if given and len(numbers) > 1:
-        raise UsageError(f"expected --stage with --{next(iter(given))}: the recipe {args.recipe} "
-                         f"has the stages {', '.join(map(str, stages))}")
+        raise UsageError(
+            f"expected --stage with --{next(iter(given))}: the recipe {args.recipe} "
+            f"has the stages {', '.join(map(str, stages))}"
+        )
     return {number: replace(stages[number], **given) for number in numbers}
 
 

@@ -64,8 +64,12 @@ def on_device(pack: Pack, device: torch.device) -> Pack:
         return pack
     free = torch.cuda.mem_get_info(device)[0]
     if pack.pixels.numel() > free / 2:
-        logger.warning("patches are cut on the CPU: the data take %.1f GiB, %.1f are free on %s",
-                       pack.pixels.numel() / 2**30, free / 2**30, device)
+        logger.warning(
+            "patches are cut on the CPU: the data take %.1f GiB, %.1f are free on %s",
+            pack.pixels.numel() / 2**30,
+            free / 2**30,
+            device,
+        )
         return pack
     return replace(pack, pixels=pack.pixels.to(device))
 
@@ -86,8 +90,13 @@ def sampler(pack: Pack, patch: int, draw: Literal["uniform", "detail"] = "unifor
     fit = [image for image in pack.images if min(image.height, image.width) >= patch]
     small = [image for image in pack.images if min(image.height, image.width) < patch]
     for image in small:
-        logger.warning("skipped: %s is %dx%d LR pixels, below the patch of %d",
-                    image.name, image.width, image.height, patch)
+        logger.warning(
+            "skipped: %s is %dx%d LR pixels, below the patch of %d",
+            image.name,
+            image.width,
+            image.height,
+            patch,
+        )
     if small:
         logger.warning("%d of %d images are too small", len(small), len(pack.images))
     if not fit:
@@ -157,8 +166,15 @@ def sample(
         image, top, left = _draw_by_detail(source, source.cells, generator, batch, part)
     width, lr_offset, hr_offset, _ = source.table[image].T
     lr = _crop(source.pixels, lr_offset, width, top, left, source.patch, transforms)
-    hr = _crop(source.pixels, hr_offset, width * SCALE, top * SCALE, left * SCALE,
-               source.patch * SCALE, transforms)
+    hr = _crop(
+        source.pixels,
+        hr_offset,
+        width * SCALE,
+        top * SCALE,
+        left * SCALE,
+        source.patch * SCALE,
+        transforms,
+    )
     return lr, hr
 
 

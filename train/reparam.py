@@ -132,9 +132,7 @@ def fused_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def branch_gradients(
-    form: Mapping[str, Tensor], plain: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def branch_gradients(form: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gradients of the training form's parameters from those of the inference form's: what
     autograd through `fused_parameters` gives, without its hundreds of small steps.
 

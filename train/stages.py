@@ -80,20 +80,50 @@ RECIPES = {
     # For one large GPU in minutes. Not run at length yet: no GPU was at hand.
     "fast": Recipe(
         {
-            1: Stage("stage1", steps=60_000, batch=128, patch=256, loss="l1", lr=2e-2,
-                     optimizer="muon", schedule="trapezoid", warmup=500, norm_start=0.1,
-                     precision="bf16"),
-            2: Stage("stage2", steps=4_000, batch=64, patch=480, loss="l2", lr=2e-3,
-                     optimizer="muon", schedule="cosine", warmup=100, precision="bf16"),
+            1: Stage(
+                "stage1",
+                steps=60_000,
+                batch=128,
+                patch=256,
+                loss="l1",
+                lr=2e-2,
+                optimizer="muon",
+                schedule="trapezoid",
+                warmup=500,
+                norm_start=0.1,
+                precision="bf16",
+            ),
+            2: Stage(
+                "stage2",
+                steps=4_000,
+                batch=64,
+                patch=480,
+                loss="l2",
+                lr=2e-3,
+                optimizer="muon",
+                schedule="cosine",
+                warmup=100,
+                precision="bf16",
+            ),
         },
         Engine(depthwise="triton", compile="on"),
     ),
     # For two CPU cores in about twenty minutes.
     "cpu": Recipe(
         {
-            1: Stage("stage1", steps=3_000, batch=12, patch=192, loss="l1", lr=2e-2,
-                     optimizer="muon", schedule="cosine", warmup=100, norm_start=0.1),
+            1: Stage(
+                "stage1",
+                steps=3_000,
+                batch=12,
+                patch=192,
+                loss="l1",
+                lr=2e-2,
+                optimizer="muon",
+                schedule="cosine",
+                warmup=100,
+                norm_start=0.1,
+            )
         },
         Engine(kernels="native"),
     ),
-}  # fmt: skip
+}

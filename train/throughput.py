@@ -71,11 +71,15 @@ def main(argv: list[str] | None = None) -> int:
         logger.error("expected --rungs from 0 to %d, got %s", len(ladder) - 1, wrong)
         return 2
     measured: dict[str, Any] = {
-        "throughput_of": "train/train.py", "batch": args.batch, "patch": args.patch,
-        "steps": args.steps, "rounds": args.rounds,
+        "throughput_of": "train/train.py",
+        "batch": args.batch,
+        "patch": args.patch,
+        "steps": args.steps,
+        "rounds": args.rounds,
         "init": record.sha256(args.init) if args.init else None,
-        "environment": record.environment(device), "rungs": [],
-    }  # fmt: skip
+        "environment": record.environment(device),
+        "rungs": [],
+    }
     measured["rungs"] = earlier_rungs(args.output, measured)
     numbers = args.rungs or range(len(ladder))
     chosen = [rung for i, rung in enumerate(ladder.items()) if i in numbers]
@@ -86,8 +90,11 @@ def main(argv: list[str] | None = None) -> int:
         if "failed" not in rung:
             speeds.setdefault(name, []).extend(rung.pop("speeds"))
             rung = {**rung, **spread(speeds[name], args.batch)}
-        logger.info("%s: %s", name, rung.get("failed") or f"{rung['steps_per_s']:.2f} steps/s, "
-                    f"loss {rung['loss']:.6f}")
+        logger.info(
+            "%s: %s",
+            name,
+            rung.get("failed") or f"{rung['steps_per_s']:.2f} steps/s, loss {rung['loss']:.6f}",
+        )
         by_name = {other["name"]: other for other in [*measured["rungs"], rung]}
         measured["rungs"] = [by_name[other] for other in ladder if other in by_name]
         try:
@@ -121,8 +128,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py")
-    add("--packed", type=Path, default=ROOT / "data" / "packed", metavar="DIR",
-        help="where decoded images are kept")
+    add(
+        "--packed",
+        type=Path,
+        default=ROOT / "data" / "packed",
+        metavar="DIR",
+        help="where decoded images are kept",
+    )
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     add("--device", choices=devices.NAMES, default="auto")
     add("--batch", type=int, default=128, help="patches a step")
@@ -130,8 +142,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=200, help="steps a rung; the first fifth warms up")
     add("--init", type=Path, metavar="FILE", help="weights to start from")
     add("--minutes", type=float, default=10, metavar="M", help="at most so long a rung")
-    add("--rounds", type=int, default=1, metavar="N",
-        help="measure the rungs in turn so often, on a machine whose speed changes")
+    add(
+        "--rounds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure the rungs in turn so often, on a machine whose speed changes",
+    )
     add("--rungs", type=int, nargs="+", metavar="N", help="only these, from 0; None: all")
     args = parser.parse_args(argv)
     if args.steps < 10:
@@ -146,20 +163,53 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
     every = max(1, args.steps // 20)
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, ROOT / "train" / "train.py", "--stage", 1, "--data", *args.data,
-            "--packed", args.packed, "--out", folder, "--batch", args.batch, "--patch", args.patch,
-            "--steps", args.steps, "--log_every", every, "--optimizer", "muon", "--lr", 0.02,
-            "--warmup", args.steps, "--norm_start", 0.1, "--device", args.device, *options,
-        ]  # fmt: skip
+            sys.executable,
+            ROOT / "train" / "train.py",
+            "--stage",
+            1,
+            "--data",
+            *args.data,
+            "--packed",
+            args.packed,
+            "--out",
+            folder,
+            "--batch",
+            args.batch,
+            "--patch",
+            args.patch,
+            "--steps",
+            args.steps,
+            "--log_every",
+            every,
+            "--optimizer",
+            "muon",
+            "--lr",
+            0.02,
+            "--warmup",
+            args.steps,
+            "--norm_start",
+            0.1,
+            "--device",
+            args.device,
+            *options,
+        ]
         if args.init:
             command += ["--init", args.init]
         compiled = args.output.resolve().parent / ".compiled"
-        kept = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(compiled),
-                "TRITON_CACHE_DIR": str(compiled)}  # fmt: skip
+        kept = {
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": str(compiled),
+            "TRITON_CACHE_DIR": str(compiled),
+        }
         began = time.monotonic()
         try:
-            done = subprocess.run([str(part) for part in command], capture_output=True, text=True,
-                                  timeout=60 * args.minutes, env=kept)  # fmt: skip
+            done = subprocess.run(
+                [str(part) for part in command],
+                capture_output=True,
+                text=True,
+                timeout=60 * args.minutes,
+                env=kept,
+            )
         except subprocess.TimeoutExpired:
             return {"failed": f"not done after {args.minutes:g} minutes"}
         if done.returncode:
@@ -170,19 +220,22 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
         lines = [line for line in log.read(Path(folder) / "log.jsonl") if "loss" in line]
     speeds = [x["images_per_s"] / args.batch for x in lines if x["step"] > args.steps / 5]
     return {
-        "speeds": speeds, "loss": lines[-1]["loss"],
-        "memory_mib": lines[-1].get("memory_mib"), "seconds": time.monotonic() - began,
-    }  # fmt: skip
+        "speeds": speeds,
+        "loss": lines[-1]["loss"],
+        "memory_mib": lines[-1].get("memory_mib"),
+        "seconds": time.monotonic() - began,
+    }
 
 
 def spread(speeds: list[float], batch: int) -> dict[str, float]:
     """Median and percentiles of steps a second, over all rounds."""
     speeds = sorted(speeds)
     return {
-        "steps_per_s": statistics.median(speeds), "steps_per_s_p20": speeds[len(speeds) // 5],
+        "steps_per_s": statistics.median(speeds),
+        "steps_per_s_p20": speeds[len(speeds) // 5],
         "steps_per_s_p80": speeds[-1 - len(speeds) // 5],
         "patches_per_s": statistics.median(speeds) * batch,
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager

@@ -29,12 +29,7 @@ from utils.datasets import SCALE, DatasetError, find  # noqa: E402
 from utils.images import ImageError  # noqa: E402
 from utils.packing import Pack, pack  # noqa: E402
 from utils.record import sha256  # noqa: E402
-from utils.weights import (  # noqa: E402
-    CheckpointError,
-    load_state,
-    read_checkpoint,
-    state_dict_of,
-)
+from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of  # noqa: E402
 
 logger = logging.getLogger("train")
 
@@ -54,8 +49,14 @@ def main(argv: list[str] | None = None) -> int:
         world = join_world(args.device)
         logging.getLogger().setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
         return work(args, world, stop_at=started + 60 * args.max_minutes)
-    except (UsageError, CheckpointError, DatasetError, ImageError, FileNotFoundError,
-            devices.DeviceError) as error:
+    except (
+        UsageError,
+        CheckpointError,
+        DatasetError,
+        ImageError,
+        FileNotFoundError,
+        devices.DeviceError,
+    ) as error:
         logger.error("%s", error)
         return 2
     except torch.OutOfMemoryError as error:
@@ -79,8 +80,10 @@ def join_world(device_name: str) -> loop.World:
     if device.type == "cuda":
         number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if number >= gpus:
-            raise UsageError(f"expected a GPU for each process, got {gpus} for process "
-                             f"{number + 1}: lower --nproc_per_node")
+            raise UsageError(
+                f"expected a GPU for each process, got {gpus} for process "
+                f"{number + 1}: lower --nproc_per_node"
+            )
         torch.cuda.set_device(number)
     if size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
@@ -95,11 +98,15 @@ def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
     for stage in stages.values():
         file = args.out / f"{stage.name}.pt"
         if stage.batch < world.size:
-            raise UsageError(f"expected a batch of at least {world.size} for {world.size} "
-                             f"processes, got {stage.batch}")
+            raise UsageError(
+                f"expected a batch of at least {world.size} for {world.size} "
+                f"processes, got {stage.batch}"
+            )
         if file.exists() and not args.resume:
-            raise UsageError(f"expected a new run, got one in {file}: give --resume to continue "
-                             "it, or another --out")
+            raise UsageError(
+                f"expected a new run, got one in {file}: give --resume to continue "
+                "it, or another --out"
+            )
     args.out.mkdir(parents=True, exist_ok=True)
     folders = args.val if world.rank == 0 else []
     samples = {Path(folder).name: validation_samples(folder) for folder in folders}
@@ -118,10 +125,19 @@ def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
     for number, stage in stages.items():
         state = states.get(number) or initial_state(args, number, stage, engine, world)
         run = loop.Run(
-            stage, engine, args.seed, args.out / f"{stage.name}.pt", sources[number],
-            data.fingerprint, samples, world, args.log_every, args.val_every, args.save_every,
+            stage,
+            engine,
+            args.seed,
+            args.out / f"{stage.name}.pt",
+            sources[number],
+            data.fingerprint,
+            samples,
+            world,
+            args.log_every,
+            args.val_every,
+            args.save_every,
             stop_at,
-        )  # fmt: skip
+        )
         outcome = train_stage(run, state, args, data)
         done = state.step == stage.steps and number == max(stages)
         if outcome != loop.GO_ON and not done:
@@ -142,8 +158,9 @@ def validation_samples(folder: str) -> list[evaluate.Sample]:
     """The images to score while training; UsageError if one has no HR image."""
     samples = [evaluate.load(pair) for pair in find(folder, ROOT / "data").pairs]
     if blind := [sample.name for sample in samples if sample.hr is None]:
-        raise UsageError(f"expected HR images to validate on in {folder}, got none for "
-                         f"{', '.join(blind[:3])}")
+        raise UsageError(
+            f"expected HR images to validate on in {folder}, got none for {', '.join(blind[:3])}"
+        )
     return samples
 
 
@@ -160,8 +177,14 @@ def train_stage(
             leftover.unlink()
         log.trim(log_file, stage.name, state.step)
         checkpoint.note_data(args.out, stage, args.data, args.first, data)
-    logger.info("%s; %s; %d images on %d x %s", stage, run.engine, len(data.images),
-                run.world.size, run.world.device)
+    logger.info(
+        "%s; %s; %d images on %d x %s",
+        stage,
+        run.engine,
+        len(data.images),
+        run.world.size,
+        run.world.device,
+    )
     if state.step == stage.steps:
         logger.info("this stage is finished already: %s", run.file)
         return loop.GO_ON
@@ -175,8 +198,14 @@ def train_stage(
         log.plot(log_file, args.out / "curves.png")
         done = state.step == stage.steps
         why = "finished" if done else ENDINGS[outcome]
-        logger.info("%s at step %d of %d, saved in %s%s", why, state.step, stage.steps, run.file,
-                    "" if done else "; --resume continues")
+        logger.info(
+            "%s at step %d of %d, saved in %s%s",
+            why,
+            state.step,
+            stage.steps,
+            run.file,
+            "" if done else "; --resume continues",
+        )
     return outcome
 
 
@@ -199,16 +228,22 @@ def initial_state(
         init = args.out / "stage1.pt"
     if init and not (args.out / f"{stage.name}.pt").exists():
         if not init.exists():
-            raise UsageError(f"expected weights to start from in {init}, found no such file: "
-                             "train stage 1 with the same --out first, or give --init FILE")
+            raise UsageError(
+                f"expected weights to start from in {init}, found no such file: "
+                "train stage 1 with the same --out first, or give --init FILE"
+            )
         saved = read_checkpoint(init)
         load_state(net, state_dict_of(saved, init), init)
         before = checkpoint.training_records(saved, init.parent)
         if not before:
             unknown = {"name": init.name, "sha256": sha256(init)}
         elif before[-1]["step"] < before[-1]["stage"]["steps"]:
-            logger.warning("%s is not finished: step %d of %d", init, before[-1]["step"],
-                           before[-1]["stage"]["steps"])
+            logger.warning(
+                "%s is not finished: step %d of %d",
+                init,
+                before[-1]["step"],
+                before[-1]["stage"]["steps"],
+            )
     net = net.to(world.device, torch.float64 if stage.precision == "fp64" else torch.float32)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
     native = NativeOrthogonaliser() if engine.kernels == "native" else None

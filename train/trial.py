@@ -28,8 +28,12 @@ logger = logging.getLogger("trial")
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT",
-                        help="folder of a run (its last stage is taken), or a stage's file")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="RUN_OR_CHECKPOINT",
+        help="folder of a run (its last stage is taken), or a stage's file",
+    )
     parser.add_argument("name", metavar="NAME", help="file name of the row, without suffix")
     parser.add_argument("--note", default="", metavar="TEXT", help="what was learnt, one line")
     args = parser.parse_args(argv)
@@ -63,12 +67,18 @@ def trial(source: Path, name: str, note: str) -> dict[str, Any]:
     own = without_digests(records[-1])
     lines = [line for line in log.read(run / "log.jsonl") if line["stage"] == own["stage"]["name"]]
     return {
-        "trial": name, "note": note, "command": commands(records)[-1], **own,
+        "trial": name,
+        "note": note,
+        "command": commands(records)[-1],
+        **own,
         "minutes": sum(work["minutes"] for work in own["history"]),
-        "validation": [{key: line[key] for key in ("step", "val_psnr", "val_psnr_y", "others")
-                        if key in line} for line in lines if "val_psnr" in line],
+        "validation": [
+            {key: line[key] for key in ("step", "val_psnr", "val_psnr_y", "others") if key in line}
+            for line in lines
+            if "val_psnr" in line
+        ],
         "failed": next((line["failed"] for line in lines if "failed" in line), None),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -42,8 +42,10 @@ class Entry:
 def require_space(folder: Path, size: float) -> None:
     """Raise DataError if there is no room for `size` bytes."""
     if (free := shutil.disk_usage(folder).free) < size:
-        raise DataError(f"expected {size / 1e9:.2f} GB free for {folder}, got {free / 1e9:.2f}: "
-                           "make room, or give --data_dir on another disk")  # fmt: skip
+        raise DataError(
+            f"expected {size / 1e9:.2f} GB free for {folder}, got {free / 1e9:.2f}: "
+            "make room, or give --data_dir on another disk"
+        )
 
 
 @contextmanager
@@ -77,8 +79,15 @@ def unpack(archive: Path, scratch: Path) -> Path:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with entry.open() as packed, target.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked)
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error,
-            EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        gzip.BadGzipFile,
+        lzma.LZMAError,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+    ) as error:  # RuntimeError: it is encrypted
         reason = str(error).partition("\n")[0]
         raise ArchiveError(f"expected a whole zip or tar, got {archive}: {reason}") from error
     return folder
@@ -87,11 +96,21 @@ def unpack(archive: Path, scratch: Path) -> Path:
 def _entries(opened: Any) -> list[Entry]:
     """The files of an open zip or tar, in its own order."""
     if isinstance(opened, zipfile.ZipFile):
-        return [Entry(info.filename, info.file_size, not stat.S_ISLNK(info.external_attr >> 16),
-                      partial(opened.open, info))
-                for info in opened.infolist() if not info.is_dir()]  # fmt: skip
-    return [Entry(info.name, info.size, info.isreg(), partial(opened.extractfile, info))
-            for info in opened if not info.isdir()]  # fmt: skip
+        return [
+            Entry(
+                info.filename,
+                info.file_size,
+                not stat.S_ISLNK(info.external_attr >> 16),
+                partial(opened.open, info),
+            )
+            for info in opened.infolist()
+            if not info.is_dir()
+        ]
+    return [
+        Entry(info.name, info.size, info.isreg(), partial(opened.extractfile, info))
+        for info in opened
+        if not info.isdir()
+    ]
 
 
 def _require_harmless(archive: Path, entries: Sequence[Entry], folder: Path) -> None:
@@ -100,12 +119,14 @@ def _require_harmless(archive: Path, entries: Sequence[Entry], folder: Path) -> 
         path = PureWindowsPath(entry.name)  # knows drives and backslashes beside POSIX's slashes
         inside = (folder / entry.name).resolve().is_relative_to(folder.resolve())
         if path.anchor or ".." in path.parts or not inside or not entry.is_plain:
-            raise ArchiveError(f"expected plain files below one folder in {archive}, got "
-                               f"{entry.name}")  # fmt: skip
+            raise ArchiveError(
+                f"expected plain files below one folder in {archive}, got {entry.name}"
+            )
     total, packed = sum(entry.size for entry in entries), archive.stat().st_size
     if total > BOMB * packed:
-        raise ArchiveError(f"expected at most {BOMB} times the {packed} bytes of {archive} in it, "
-                           f"got {total}")  # fmt: skip
+        raise ArchiveError(
+            f"expected at most {BOMB} times the {packed} bytes of {archive} in it, got {total}"
+        )
     require_space(folder, total)
 
 

@@ -9,17 +9,22 @@ from utils.summary import aligned, number
 
 # Y-PSNR [dB] and SSIM, x4, of the LKDN factsheet (NTIRE 2023), Table 1.
 FACTSHEET = {
-    "Set5": (32.10, 0.8938), "Set14": (28.62, 0.7820), "B100": (27.59, 0.7371),
-    "Urban100": (26.07, 0.7845), "Manga109": (30.50, 0.9077),
-}  # fmt: skip
+    "Set5": (32.10, 0.8938),
+    "Set14": (28.62, 0.7820),
+    "B100": (27.59, 0.7371),
+    "Urban100": (26.07, 0.7845),
+    "Manga109": (30.50, 0.9077),
+}
 
 
 def text(runs: Sequence[dict[str, Any]]) -> str:
     """What is printed after all runs; nothing where there is nothing to compare."""
     parts = []
     if any(_scored(run) for run in runs):
-        parts.append("Table 1, Y-PSNR [dB] / SSIM, and the difference to the factsheet:\n"
-                     + aligned(table1(runs)))  # fmt: skip
+        parts.append(
+            "Table 1, Y-PSNR [dB] / SSIM, and the difference to the factsheet:\n"
+            + aligned(table1(runs))
+        )
     if len({run["num_parameters"] for run in runs}) > 1:
         parts.append(scores(runs))
     return "".join(f"\n{part}\n" for part in parts)
@@ -39,8 +44,10 @@ def table1(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
     for model in names:
         row = [model]
         for name in sets:
-            run = next((r for r in runs if (r["model"], r["dataset"]) == (model, name)
-                        and _scored(r)), None)  # fmt: skip
+            run = next(
+                (r for r in runs if (r["model"], r["dataset"]) == (model, name) and _scored(r)),
+                None,
+            )
             row += _cells(run, *FACTSHEET[name]) if run else ["not measured", ""]
         rows.append(row)
     return rows
@@ -53,16 +60,31 @@ def _cells(run: dict[str, Any], psnr: float, ssim: float) -> list[str]:
 
 def costs(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
     """What each network costs by the challenge's counters, and its terms of the score."""
-    rows = [["", "parameters", "FLOPs [G]", "activations [M]", "convs",
-             *(f"{y.year}'s score without runtime" for y in YEARS), "2023's runtime [ms]"]]
+    rows = [
+        [
+            "",
+            "parameters",
+            "FLOPs [G]",
+            "activations [M]",
+            "convs",
+            *(f"{y.year}'s score without runtime" for y in YEARS),
+            "2023's runtime [ms]",
+        ]
+    ]
     for name, run in {run["model"].split("@")[0]: run for run in runs}.items():
         terms_of = [terms(year, run["flops"], run["num_parameters"], None) for year in YEARS]
         known = RUNTIME_2023_MS.get(name)
-        rows.append([
-            name, f"{run['num_parameters']:,}", f"{run['flops'] / 1e9:.2f}",
-            f"{run['activations'] / 1e6:.2f}", str(run["num_conv"]),
-            *(f"{t.flops + t.parameters:.3f}" for t in terms_of), number(known, 2, ""),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{run['num_parameters']:,}",
+                f"{run['flops'] / 1e9:.2f}",
+                f"{run['activations'] / 1e6:.2f}",
+                str(run["num_conv"]),
+                *(f"{t.flops + t.parameters:.3f}" for t in terms_of),
+                number(known, 2, ""),
+            ]
+        )
     return rows
 
 
@@ -76,17 +98,25 @@ def scores(runs: Sequence[dict[str, Any]]) -> str:
     rows = [["", "FLOPs", "parameters", "runtime", "sum"]]
     for year in YEARS:
         for run in first:
-            got = terms(year, run["flops"], run["num_parameters"],
-                        run["ave_runtime_ms"] if cuda else None)  # fmt: skip
-            rows.append([f"{year.year}, against {year.baseline}: {run['model']}",
-                         f"{got.flops:.4f}", f"{got.parameters:.4f}",
-                         number(got.runtime, 4, "no CUDA"), number(got.total, 4, "no CUDA")])
+            got = terms(
+                year, run["flops"], run["num_parameters"], run["ave_runtime_ms"] if cuda else None
+            )
+            rows.append(
+                [
+                    f"{year.year}, against {year.baseline}: {run['model']}",
+                    f"{got.flops:.4f}",
+                    f"{got.parameters:.4f}",
+                    number(got.runtime, 4, "no CUDA"),
+                    number(got.total, 4, "no CUDA"),
+                ]
+            )
     lines.append(aligned(rows))
     lines.append(
         f"The runtime term is of this {environment['device']}, while the baselines' times are of "
-        "the organisers' GPUs." if cuda else
-        f"A time on {environment['device']} makes no runtime term: the baselines' are of GPUs."
-    )  # fmt: skip
+        "the organisers' GPUs."
+        if cuda
+        else f"A time on {environment['device']} makes no runtime term: the baselines' are of GPUs."
+    )
     return "\n".join([*lines, *_estimates(first)])
 
 

@@ -17,13 +17,23 @@ DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 # Folders of HR images and of their LR images, relative to the data folder. First what the
 # challenge's template and DIV2K's archives have, then the common layouts of the benchmark sets.
 HR_FOLDERS = (
-    "{name}_HR", "DIV2K/{name}_HR",
-    "{name}/HR", "{name}/GTmod4", "{name}/GTmod12", "{name}/original", "{name}/image_SRF_4",
-)  # fmt: skip
+    "{name}_HR",
+    "DIV2K/{name}_HR",
+    "{name}/HR",
+    "{name}/GTmod4",
+    "{name}/GTmod12",
+    "{name}/original",
+    "{name}/image_SRF_4",
+)
 LR_FOLDERS = (
-    "{name}_LR", "DIV2K/{name}_LR", "{name}_LR_bicubic/X4", "DIV2K/{name}_LR_bicubic/X4",
-    "{name}/LR", "{name}/LRbicx4", "{name}/LR_bicubic/X4",
-)  # fmt: skip
+    "{name}_LR",
+    "DIV2K/{name}_LR",
+    "{name}_LR_bicubic/X4",
+    "DIV2K/{name}_LR_bicubic/X4",
+    "{name}/LR",
+    "{name}/LRbicx4",
+    "{name}/LR_bicubic/X4",
+)
 
 
 class DatasetError(ValueError):
@@ -77,8 +87,10 @@ def _demo() -> ImageSet:
     folder = Path(skimage.__file__).parent / "data"
     paths = [folder / photo for photo in DEMO_PHOTOS]
     if missing := [str(path) for path in paths if not path.is_file()]:
-        raise DatasetError("expected the photographs of scikit-image, found none in any of\n  "
-                           + "\n  ".join(missing))
+        raise DatasetError(
+            "expected the photographs of scikit-image, found none in any of\n  "
+            + "\n  ".join(missing)
+        )
     return ImageSet("demo", tuple(Pair(path.stem, path, None) for path in paths))
 
 

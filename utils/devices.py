@@ -32,12 +32,15 @@ def select_device(name: str) -> torch.device:
             logger.warning(
                 "an NVIDIA card seems to be here, but torch %s cannot use it: running on %s. "
                 "See https://pytorch.org/get-started for a build that fits the driver.",
-                torch.__version__, name,
-            )  # fmt: skip
+                torch.__version__,
+                name,
+            )
     if not available[name]:
         usable = ", ".join(device for device in available if available[device])
-        raise DeviceError(f"expected the device {name}, torch {torch.__version__} has only "
-                          f"{usable}: give --device {usable.split(', ')[0]}")
+        raise DeviceError(
+            f"expected the device {name}, torch {torch.__version__} has only "
+            f"{usable}: give --device {usable.split(', ')[0]}"
+        )
     return torch.device(name)
 
 
@@ -48,8 +51,9 @@ def _cuda_works() -> bool:
     try:
         return bool(torch.ones(1, device="cuda") + 1 == 2)
     except RuntimeError as error:
-        logger.warning("the CUDA device does not work with this torch: %s",
-                       str(error).splitlines()[0])
+        logger.warning(
+            "the CUDA device does not work with this torch: %s", str(error).splitlines()[0]
+        )
         return False
 
 

@@ -45,12 +45,15 @@ def download(url: str, file: Path, size: int, bar: tqdm) -> None:
                 if error.code == 416:  # the part is longer than what the server has now
                     part.unlink(missing_ok=True)
                 elif error.code < 500 and error.code != 429:
-                    raise DataError(f"expected a file, got {error.code} {error.reason}: {url}; "
-                                       "give a mirror by --url") from error  # fmt: skip
+                    raise DataError(
+                        f"expected a file, got {error.code} {error.reason}: {url}; "
+                        "give a mirror by --url"
+                    ) from error
             if wait is None:
-                raise DataError(f"expected {size} bytes, got {_size(part)} in {len(WAITS_S) + 1}"
-                                   f" attempts, {error}: {url}; run this again to continue"
-                                   ) from error  # fmt: skip
+                raise DataError(
+                    f"expected {size} bytes, got {_size(part)} in {len(WAITS_S) + 1}"
+                    f" attempts, {error}: {url}; run this again to continue"
+                ) from error
             time.sleep(wait)
 
 
@@ -79,8 +82,10 @@ def transfer(url: str, part: Path, size: int, bar: tqdm, start: int) -> None:
         total = None if response.length is None else at + response.length
         stamp = json.dumps([response.headers["ETag"], response.headers["Last-Modified"], total])
         if total not in (None, size):
-            raise DataError(f"expected {size} bytes, as published, got a file of {total}: {url};"
-                               " give a mirror by --url")  # fmt: skip
+            raise DataError(
+                f"expected {size} bytes, as published, got a file of {total}: {url};"
+                " give a mirror by --url"
+            )
         if response.status == 206:
             note = _note(part)
             if at != have or not note.exists() or note.read_text() != stamp:

@@ -15,8 +15,19 @@ from torch import nn
 # Multiply-adds of these operators (fvcore's names) and one operation per output of the others
 # are what the challenge calls FLOPs. fvcore's own total has LayerNorm and interpolation besides.
 MULTIPLYING = ("conv", "linear", "addmm", "matmul", "bmm", "baddbmm", "einsum")
-RELU_FAMILY = ("relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "_prelu_kernel", "rrelu",
-               "elu", "elu_", "hardtanh", "hardtanh_")  # fmt: skip
+RELU_FAMILY = (
+    "relu",
+    "relu_",
+    "leaky_relu",
+    "leaky_relu_",
+    "prelu",
+    "_prelu_kernel",
+    "rrelu",
+    "elu",
+    "elu_",
+    "hardtanh",
+    "hardtanh_",
+)
 COUNTER = "multiply-adds of convolutions and products, plus one per output of ReLU-like layers"
 
 

@@ -15,8 +15,15 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from utils.images import ImageError, write_bytes
 from utils.photos import EXIF_IFD, GPS_IFD, Photo, exif_text
 
-LONGEST = {".png": 2**31 - 1, ".jpg": 65500, ".jpeg": 65500, ".webp": 16383, ".tif": 2**31 - 1,
-           ".tiff": 2**31 - 1, ".bmp": 2**31 - 1}  # what can be written: pixels a side  # fmt: skip
+LONGEST = {
+    ".png": 2**31 - 1,
+    ".jpg": 65500,
+    ".jpeg": 65500,
+    ".webp": 16383,
+    ".tif": 2**31 - 1,
+    ".tiff": 2**31 - 1,
+    ".bmp": 2**31 - 1,
+}  # what can be written: pixels a side
 
 
 def write(path: str | Path, photo: Photo) -> None:
@@ -34,12 +41,16 @@ def write(path: str | Path, photo: Photo) -> None:
     if suffix not in LONGEST:
         raise ImageError(f"expected a name that ends in {', '.join(LONGEST)}, got {path.name}")
     if max(height, width) > LONGEST[suffix]:
-        raise ImageError(f"expected at most {LONGEST[suffix]} pixels a side for {suffix}, got "
-                         f"{width}x{height}: give --ext png: {path}")  # fmt: skip
+        raise ImageError(
+            f"expected at most {LONGEST[suffix]} pixels a side for {suffix}, got "
+            f"{width}x{height}: give --ext png: {path}"
+        )
     if photo.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
         if photo.alpha.min() < np.iinfo(photo.alpha.dtype).max:
-            raise ImageError("expected a format with transparency (.png, .webp, .tif), got "
-                             f"{suffix}: give --ext png: {path}")  # fmt: skip
+            raise ImageError(
+                "expected a format with transparency (.png, .webp, .tif), got "
+                f"{suffix}: give --ext png: {path}"
+            )
         photo = replace(photo, alpha=None)
     pixels = photo.pixels if photo.alpha is None else np.dstack((photo.pixels, photo.alpha))
     if pixels.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
@@ -54,8 +65,10 @@ def write(path: str | Path, photo: Photo) -> None:
     except MemoryError:
         raise
     except Exception as error:  # encoders raise as many kinds as decoders; all mean "not this"
-        raise ImageError(f"expected a picture that {suffix} can hold, got {width}x{height}: "
-                         f"{error}: give another --ext: {path}") from error  # fmt: skip
+        raise ImageError(
+            f"expected a picture that {suffix} can hold, got {width}x{height}: "
+            f"{error}: give another --ext: {path}"
+        ) from error
     write_bytes(path, encoded)
 
 
@@ -115,8 +128,19 @@ def _tiff(pixels: NDArray, photo: Photo) -> bytes:
             inner = exif.get_ifd(tag) if tag in (EXIF_IFD, GPS_IFD) else {}
             ifd[tag] = {k: exif_text(v) for k, v in inner.items()} or exif_text(exif[tag])
     bits = 8 * pixels.dtype.itemsize
-    tags = {256: width, 257: height, 258: (bits,) * channels, 259: 8, 262: 1 if channels < 3 else 2,
-            273: 0, 277: channels, 278: height, 279: len(data), 284: 1, 317: 2}  # fmt: skip
+    tags = {
+        256: width,
+        257: height,
+        258: (bits,) * channels,
+        259: 8,
+        262: 1 if channels < 3 else 2,
+        273: 0,
+        277: channels,
+        278: height,
+        279: len(data),
+        284: 1,
+        317: 2,
+    }
     if photo.alpha is not None:
         tags[338] = 2  # not multiplied into the colours
     for tag, value in tags.items():

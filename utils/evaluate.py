@@ -138,9 +138,14 @@ def measured(
     if sample.hr is not None:
         ours = score(sr, sample.hr, rgb_ssim, y_ssim)
         bicubic = score(upscale(sample.lr), sample.hr)
-        image |= {"psnr": ours.psnr, "psnr_y": ours.psnr_y, "ssim": ours.ssim,
-                  "ssim_y": ours.ssim_y, "psnr_bicubic": bicubic.psnr,
-                  "psnr_y_bicubic": bicubic.psnr_y}  # fmt: skip
+        image |= {
+            "psnr": ours.psnr,
+            "psnr_y": ours.psnr_y,
+            "ssim": ours.ssim,
+            "ssim_y": ours.ssim_y,
+            "psnr_bicubic": bicubic.psnr,
+            "psnr_y_bicubic": bicubic.psnr_y,
+        }
     return image
 
 

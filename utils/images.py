@@ -38,9 +38,7 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
         except cv2.error:  # OpenCV's own size limit, among others
             decoded = None
     if decoded is None or not _is_complete(encoded.tobytes()):
-        raise ImageError(
-            f"expected a whole image, got a broken, truncated or foreign file: {path}"
-        )
+        raise ImageError(f"expected a whole image, got a broken, truncated or foreign file: {path}")
     return np.ascontiguousarray(decoded[:, :, ::-1])
 
 

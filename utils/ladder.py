@@ -6,19 +6,32 @@ from typing import Any
 
 from utils.summary import aligned, markdown, number
 
-HEADER = ("LR size, backend", "median [ms]", "20th", "80th", "times as fast", "memory [MiB]",
-          "TFLOP/s", "GB/s, unfused", "PSNR drift [dB]")  # fmt: skip
+HEADER = (
+    "LR size, backend",
+    "median [ms]",
+    "20th",
+    "80th",
+    "times as fast",
+    "memory [MiB]",
+    "TFLOP/s",
+    "GB/s, unfused",
+    "PSNR drift [dB]",
+)
 PICTURED = (340, 510)  # the LR size of the picture, DIV2K's, or the last that was measured
-DEVICES = {"cpu": "A CPU", "cuda": "An NVIDIA GPU (backend triton, which the tests run in Triton's "
-           "interpreter)"}  # fmt: skip
+DEVICES = {
+    "cpu": "A CPU",
+    "cuda": "An NVIDIA GPU (backend triton, which the tests run in Triton's interpreter)",
+}
 COLOURS = {"fp32": "#3b6ea8", "fp16": "#3f9b6c", "bf16": "#c9822b"}
 
 
 def is_whole(content: Any) -> bool:
     """Whether the content of a JSON file is a run of deploy/bench.py that went to its end."""
     needed = {"environment", "rows", "ceilings", "rounds"}
-    return isinstance(content, dict) and needed <= set(content) and all(
-        row["against"] or "psnr_drift_db" in row for row in content["rows"]
+    return (
+        isinstance(content, dict)
+        and needed <= set(content)
+        and all(row["against"] or "psnr_drift_db" in row for row in content["rows"])
     )
 
 
@@ -50,8 +63,11 @@ def text(result: dict[str, Any]) -> str:
 def conditions(result: dict[str, Any]) -> str:
     """What was measured on, and what that machine can do."""
     environment, ceilings = result["environment"], result["ceilings"]
-    able = ", ".join(f"{ceilings[key]:.3g} TFLOP/s in {key.removeprefix('tflop_s_')}"
-                     for key in ceilings if key.startswith("tflop_s_"))  # fmt: skip
+    able = ", ".join(
+        f"{ceilings[key]:.3g} TFLOP/s in {key.removeprefix('tflop_s_')}"
+        for key in ceilings
+        if key.startswith("tflop_s_")
+    )
     return (
         f"{environment['device']}, {environment['threads']} threads, torch {environment['torch']}, "
         f"{result['rounds']} rounds, {environment['date'][:10]}, commit "
@@ -63,12 +79,16 @@ def rows(result: dict[str, Any]) -> list[Sequence[str]]:
     """A header and a row for each backend, precision and size."""
     table: list[Sequence[str]] = [HEADER]
     for row in result["rows"]:
-        table.append([
-            f"{row['height']}x{row['width']}, {_name(row)}",
-            *(number(row[key], 2) for key in ("p50_ms", "p20_ms", "p80_ms", "ratio_to_eager")),
-            number(row["memory_mib"], 0), number(row.get("tflop_s"), 3, ""),
-            number(row.get("gb_s"), 1, ""), _drift(row, ""),
-        ])  # fmt: skip
+        table.append(
+            [
+                f"{row['height']}x{row['width']}, {_name(row)}",
+                *(number(row[key], 2) for key in ("p50_ms", "p20_ms", "p80_ms", "ratio_to_eager")),
+                number(row["memory_mib"], 0),
+                number(row.get("tflop_s"), 3, ""),
+                number(row.get("gb_s"), 1, ""),
+                _drift(row, ""),
+            ]
+        )
     return table
 
 
@@ -100,8 +120,11 @@ def tables(ladders: Mapping[str, dict[str, Any]]) -> str:
     parts = []
     for device, name in DEVICES.items():
         if result := ladders.get(device):
-            parts += [conditions(result), markdown(rows(result)),
-                      "\n".join(f"- {remark}" for remark in remarks(result))]  # fmt: skip
+            parts += [
+                conditions(result),
+                markdown(rows(result)),
+                "\n".join(f"- {remark}" for remark in remarks(result)),
+            ]
         else:
             parts.append(f"{name}: not measured.")
     return "\n\n".join(filter(None, parts))
@@ -109,8 +132,10 @@ def tables(ladders: Mapping[str, dict[str, Any]]) -> str:
 
 def sentences(ladders: Mapping[str, dict[str, Any]]) -> str:
     """What auto brings on each type of device."""
-    return "\n\n".join(_sentence(ladders[device]) if device in ladders
-                       else f"{name}: not measured." for device, name in DEVICES.items())
+    return "\n\n".join(
+        _sentence(ladders[device]) if device in ladders else f"{name}: not measured."
+        for device, name in DEVICES.items()
+    )
 
 
 def _sentence(result: dict[str, Any]) -> str:
@@ -145,12 +170,15 @@ def picture(result: dict[str, Any]) -> bytes | None:
     figure = Figure(figsize=(9, 0.9 + 0.32 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     bars = axes.barh(
-        [_name(row) for row in shown], [row["p50_ms"] for row in shown],
+        [_name(row) for row in shown],
+        [row["p50_ms"] for row in shown],
         color=[COLOURS[row["precision"]] for row in shown],
-        xerr=[[row["p50_ms"] - row["p20_ms"] for row in shown],
-              [row["p80_ms"] - row["p50_ms"] for row in shown]],
+        xerr=[
+            [row["p50_ms"] - row["p20_ms"] for row in shown],
+            [row["p80_ms"] - row["p50_ms"] for row in shown],
+        ],
         error_kw={"ecolor": "#888888", "elinewidth": 1},
-    )  # fmt: skip
+    )
     labels = [f"  {row['p50_ms']:.3g} ms, {row['ratio_to_eager']:.1f} x" for row in shown]
     axes.bar_label(bars, labels, fontsize=8)
     axes.set_xlim(0, 1.2 * max(row["p80_ms"] for row in shown))

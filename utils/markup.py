@@ -19,23 +19,31 @@ def chart(series: Mapping[str, Points], x_label: str, y_label: str, lines: bool 
     left, right, top, bottom = 62, 462, 16, 246
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return (round(left + (right - left) * (x - xs[0]) / (xs[-1] - xs[0]), 1),
-                round(bottom - (bottom - top) * (y - ys[0]) / (ys[-1] - ys[0]), 1))  # fmt: skip
+        return (
+            round(left + (right - left) * (x - xs[0]) / (xs[-1] - xs[0]), 1),
+            round(bottom - (bottom - top) * (y - ys[0]) / (ys[-1] - ys[0]), 1),
+        )
 
     drawn, legend = "", ""
     for tick in xs:
         x, _ = place(tick, ys[0])
-        drawn += (f"<path class=grid d='M{x} {top}V{bottom}'/><text class=middle x={x} y=264>"
-                  f"{tick:g}</text>")  # fmt: skip
+        drawn += (
+            f"<path class=grid d='M{x} {top}V{bottom}'/><text class=middle x={x} y=264>"
+            f"{tick:g}</text>"
+        )
     for tick in ys:
         _, y = place(xs[0], tick)
-        drawn += (f"<path class=grid d='M{left} {y}H{right}'/><text class=end x=56 y={y + 4}>"
-                  f"{tick:g}</text>")  # fmt: skip
+        drawn += (
+            f"<path class=grid d='M{left} {y}H{right}'/><text class=end x=56 y={y + 4}>"
+            f"{tick:g}</text>"
+        )
     for i, (label, points) in enumerate(series.items()):
         placed = [(*place(x, y), said) for x, y, said in points]
         path = " ".join(f"{x},{y}" for x, y, _ in placed) if lines else ""
-        dots = "".join(f"<circle cx={x} cy={y} r={2 if lines else 4}><title>{escape(said)}</title>"
-                       "</circle>" for x, y, said in placed)  # fmt: skip
+        dots = "".join(
+            f"<circle cx={x} cy={y} r={2 if lines else 4}><title>{escape(said)}</title></circle>"
+            for x, y, said in placed
+        )
         drawn += f"<g class=c{i % 6}><polyline points='{path}'/>{dots}</g>"
         legend += f"<li><i class=c{i % 6}></i>{escape(label)}</li>"
     return (
@@ -63,8 +71,10 @@ def table(name: str, rows: Sequence[Sequence[str]], kind: str = "numbers") -> st
     for label, *cells in rows[1:]:
         body += f"<tr><th scope=row>{_html(label)}</th>"
         body += "".join(f"<td>{_html(text)}</td>" for text in cells) + "</tr>"
-    return (f"<div class=scroll tabindex=0 role=region aria-label='{name}'><table class={kind}>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
+    return (
+        f"<div class=scroll tabindex=0 role=region aria-label='{name}'><table class={kind}>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def notes(title: str, notes: Sequence[str]) -> str:

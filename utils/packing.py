@@ -79,8 +79,10 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     """
     if [Path(folder).suffix for folder in folders] == [".json"]:
         if first is not None:
-            raise ImageError(f"expected folders to take the first {first} images of, got the pack "
-                             f"{folders[0]}: leave --first out")
+            raise ImageError(
+                f"expected folders to take the first {first} images of, got the pack "
+                f"{folders[0]}: leave --first out"
+            )
         return open_pack(Path(folders[0]))
     pairs = [pair for folder in folders for pair in _find_pairs(Path(folder), first)]
     key = hashlib.sha256(json.dumps([FORMAT, [_stamp(pair) for pair in pairs]]).encode())
@@ -92,8 +94,10 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     if not pack.images:
         index_path.unlink()
         reasons = "; ".join(pack.skipped[:3])
-        raise ImageError(f"expected training images in {', '.join(map(str, folders))}, got none "
-                         f"that can be used{': ' + reasons if reasons else ''}")
+        raise ImageError(
+            f"expected training images in {', '.join(map(str, folders))}, got none "
+            f"that can be used{': ' + reasons if reasons else ''}"
+        )
     for reason in pack.skipped:
         logger.warning("skipped: %s", reason)
     if pack.skipped:
@@ -111,8 +115,10 @@ def open_pack(index_path: Path) -> Pack:
     if not index_path.exists():
         raise FileNotFoundError(f"expected a pack, found no file {index_path}")
     if not _is_whole(index_path, pixels_path):
-        raise ImageError(f"expected a whole pack, got one cut short or without its pixels in "
-                         f"{pixels_path}: pack the images again, or join its parts")
+        raise ImageError(
+            f"expected a whole pack, got one cut short or without its pixels in "
+            f"{pixels_path}: pack the images again, or join its parts"
+        )
     index = json.loads(index_path.read_text())
     # Copy-on-write, not read-only: torch warns of arrays that it could not write to.
     pixels = np.zeros((0, 3), np.uint8)
@@ -213,9 +219,7 @@ def _stamp(pair: tuple[Path, Path | None]) -> list[list[str | int]]:
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
-def _write(
-    pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_path: Path
-) -> None:
+def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_path: Path) -> None:
     """Write pixels, then the index: a pack with an index is whole."""
     images, skipped, offset, total = [], [], 0, hashlib.sha256()
     for leftover in pixels_path.parent.glob(f".{pixels_path.name}.*.tmp"):
@@ -245,9 +249,7 @@ def _write(
 Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]] | str
 
 
-def _load_all(
-    pairs: Sequence[tuple[Path, Path | None]],
-) -> Iterator[tuple[Path, Loaded]]:
+def _load_all(pairs: Sequence[tuple[Path, Path | None]]) -> Iterator[tuple[Path, Loaded]]:
     """Decode on all cores, in order, a few images ahead."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:

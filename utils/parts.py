@@ -91,8 +91,10 @@ def join(folder: Path) -> Path:
                 file.write(part.read_bytes())
     try:
         if (got := fingerprint_of(pack := open_pack(indices[0]))) != pack.fingerprint:
-            raise ImageError(f"expected parts with the fingerprint {pack.fingerprint[:12]}, got "
-                             f"{got[:12]} from {len(parts)} in {folder}: copy them again")
+            raise ImageError(
+                f"expected parts with the fingerprint {pack.fingerprint[:12]}, got "
+                f"{got[:12]} from {len(parts)} in {folder}: copy them again"
+            )
     except ImageError:
         pixels.unlink()
         raise

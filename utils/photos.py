@@ -26,8 +26,21 @@ READABLE = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "A
 EXIF_ROOM = 65533  # bytes, all that JPEG has
 # EXIF tags that tell of the picture and not of how the file holds it: description, make, model,
 # software, date, artist, computer, copyright, and Windows' title, comment, author, keywords.
-ABOUT = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298,
-         0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}  # fmt: skip
+ABOUT = {
+    0x010E,
+    0x010F,
+    0x0110,
+    0x0131,
+    0x0132,
+    0x013B,
+    0x013C,
+    0x8298,
+    0x9C9B,
+    0x9C9C,
+    0x9C9D,
+    0x9C9E,
+    0x9C9F,
+}
 EXIF_IFD, GPS_IFD, ORIENTATION = 0x8769, 0x8825, 0x0112
 # Width and height, which will change; maker's notes and a table, full of offsets; padding.
 OUTDATED = {0xA002, 0xA003, 0x927C, 0xA005, 0xEA1C}
@@ -81,8 +94,10 @@ def read(path: str | Path) -> Photo:
         # Damage makes decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib's,
         # KeyError, IndexError, OverflowError, MemoryError; all of it is about this one file.
         except Exception as error:
-            raise ImageError("expected a whole image, got a broken, truncated or foreign file "
-                             f"({type(error).__name__}): {path}") from error  # fmt: skip
+            raise ImageError(
+                "expected a whole image, got a broken, truncated or foreign file "
+                f"({type(error).__name__}): {path}"
+            ) from error
 
 
 def _too_large(count: object) -> str:
@@ -116,8 +131,10 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     tags = getattr(im, "tag_v2", {})
     _check_size(tags.get(322, 1), tags.get(323, 1))  # of one tile of a TIFF
     if tags.get(284) == 2 and 16 in tags.get(258, ()):  # which Pillow would take for 8 bit
-        raise ImageError("expected the channels of a 16-bit TIFF interleaved, got one after the "
-                         "other: save it as PNG")  # fmt: skip
+        raise ImageError(
+            "expected the channels of a 16-bit TIFF interleaved, got one after the "
+            "other: save it as PNG"
+        )
     return im
 
 
@@ -141,15 +158,18 @@ def _decode(file: BinaryIO) -> Photo:
         notes.append(note)
         if orientation >= 5:
             pixels = pixels.swapaxes(0, 1)
-        pixels = pixels[:: -1 if orientation in (3, 4, 7, 8) else 1,
-                        :: -1 if orientation in (2, 3, 6, 7) else 1]  # fmt: skip
+        pixels = pixels[
+            :: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1
+        ]
         icc = _icc(im, grey=pixels.shape[2] < 3)
     colours = pixels.shape[2] - 1 | 1  # 1 of 1 and 2, 3 of 3 and 4
     return Photo(
         np.ascontiguousarray(pixels[..., :colours]),
         np.ascontiguousarray(pixels[..., colours]) if colours < pixels.shape[2] else None,
-        exif, icc, "; ".join(note for note in notes if note),
-    )  # fmt: skip
+        exif,
+        icc,
+        "; ".join(note for note in notes if note),
+    )
 
 
 def _rawmode(im: ImageFile.ImageFile) -> str:

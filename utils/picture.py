@@ -32,8 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     add("--data_dir", type=Path, default=ROOT / "data")
     add("--save_dir", type=Path, default=ROOT / "results", help="that of test_demo.py")
     add("--model", default=SHIPPED, help="name of the results")
-    add("--crop", type=int, nargs=4, metavar=("X", "Y", "WIDTH", "HEIGHT"), required=True,
-        help="HR pixels")
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X", "Y", "WIDTH", "HEIGHT"),
+        required=True,
+        help="HR pixels",
+    )
     add("-o", "--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
     try:
@@ -62,8 +68,9 @@ def side_by_side(crops: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     for label, crop in crops.items():
         panel = crop.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
         title = np.full((28, panel.shape[1], 3), 255, np.uint8)
-        cv2.putText(title, label, (4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (40, 40, 40), 1,
-                    cv2.LINE_AA)  # fmt: skip
+        cv2.putText(
+            title, label, (4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (40, 40, 40), 1, cv2.LINE_AA
+        )
         panels += [np.vstack((title, panel)), np.full((len(panel) + 28, GAP, 3), 255, np.uint8)]
     return np.hstack(panels[:-1])
 

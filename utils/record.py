@@ -20,9 +20,7 @@ from utils.summary import aligned, number
 ROOT: Path = Path(__file__).resolve().parent.parent
 
 # The template's words for the challenge's sets; other sets go by their own names.
-TEMPLATE_MODES = {
-    "DIV2K_valid": "valid", "DIV2K_test": "test", "LSDIR_DIV2K_test": "hybrid_test",
-}  # fmt: skip
+TEMPLATE_MODES = {"DIV2K_valid": "valid", "DIV2K_test": "test", "LSDIR_DIV2K_test": "hybrid_test"}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -107,9 +105,14 @@ def write_json(path: str | Path, content: Any) -> None:
 def run_stem(run: dict[str, Any]) -> str:
     """File name of a run, without suffix: one per model, set, device, backend and precision."""
     return "_".join(
-        (run["model"], run["dataset"], run["environment"]["device_type"], run["backend"],
-         run["precision"])
-    )  # fmt: skip
+        (
+            run["model"],
+            run["dataset"],
+            run["environment"]["device_type"],
+            run["backend"],
+            run["precision"],
+        )
+    )
 
 
 def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
@@ -195,19 +198,31 @@ def template_table(runs: list[dict[str, Any]]) -> str:
     """The template's results.txt: one line a model; what a model was not run on stays empty."""
     results = template_results(runs)
     modes = list(dict.fromkeys(TEMPLATE_MODES.get(r["dataset"], r["dataset"]) for r in runs))
-    header = ["Model", *(f"{mode.capitalize()} PSNR" for mode in modes),
-              *(f"{mode.capitalize()} Time [ms]" for mode in modes),
-              "Params [M]", "FLOPs [G]", "Acts [M]", "Mem [MiB]", "Conv"]  # fmt: skip
+    header = [
+        "Model",
+        *(f"{mode.capitalize()} PSNR" for mode in modes),
+        *(f"{mode.capitalize()} Time [ms]" for mode in modes),
+        "Params [M]",
+        "FLOPs [G]",
+        "Acts [M]",
+        "Mem [MiB]",
+        "Conv",
+    ]
     rows = []
     for name, entry in results.items():
         memory = max((entry.get(f"{m}_memory") or 0 for m in modes), default=0)
-        rows.append([
-            name,
-            *(number(entry.get(f"{mode}_ave_psnr"), 2, "") for mode in modes),
-            *(number(entry.get(f"{mode}_ave_runtime"), 2, "") for mode in modes),
-            number(entry["num_parameters"], 3), number(entry["flops"], 2),
-            number(entry["activations"], 2), number(memory or None, 2), str(entry["num_conv"]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                *(number(entry.get(f"{mode}_ave_psnr"), 2, "") for mode in modes),
+                *(number(entry.get(f"{mode}_ave_runtime"), 2, "") for mode in modes),
+                number(entry["num_parameters"], 3),
+                number(entry["flops"], 2),
+                number(entry["activations"], 2),
+                number(memory or None, 2),
+                str(entry["num_conv"]),
+            ]
+        )
     return aligned([header, *rows], " | ") + "\n"
 
 

@@ -82,8 +82,10 @@ def write(
     """
     runs = [run for run in map(finite, read_runs(save_dir)) if _is_whole(run)]
     if not runs:
-        raise ReportError(f"expected runs of test_demo.py in {save_dir}, found none: run "
-                          "test_demo.py with this --save_dir first")  # fmt: skip
+        raise ReportError(
+            f"expected runs of test_demo.py in {save_dir}, found none: run "
+            "test_demo.py with this --save_dir first"
+        )
     parts = [("runs", "Runs", _overview(runs))]
     groups, budget = _groups(runs), PICTURE_BYTES
     for i, group in enumerate(groups):
@@ -95,12 +97,14 @@ def write(
     minute = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     colours = viewer.coloured(np.arange(0, 256, 51).astype(np.uint8)[None])[0]
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
-        subtitle=escape(f"{len(runs)} run{'s' * (len(runs) > 1)} of test_demo.py in "
-                        f"{save_dir.resolve().name}/; page made {minute} UTC"),
+        subtitle=escape(
+            f"{len(runs)} run{'s' * (len(runs) > 1)} of test_demo.py in "
+            f"{save_dir.resolve().name}/; page made {minute} UTC"
+        ),
         contents="".join(markup.link(ident, title) for ident, title, _ in parts),
         body="\n".join(body for _, _, body in parts),
         colours=", ".join(f"rgb({r} {g} {b})" for r, g, b in colours),
-    )  # fmt: skip
+    )
     write_bytes(output, page.encode(errors="replace"))
 
 
@@ -156,9 +160,14 @@ def _overview(runs: Sequence[dict[str, Any]]) -> str:
     for run in runs:
         environment = run["environment"]
         changed = ", changed" if environment.get("dirty") else ""
-        rows.append([summary.row(run)[0], f"{run['backend']} {run['precision']}",
-                     f"{str(environment.get('commit'))[:7]}{changed}",
-                     *(str(environment.get(key) or "none") for key in keys)])  # fmt: skip
+        rows.append(
+            [
+                summary.row(run)[0],
+                f"{run['backend']} {run['precision']}",
+                f"{str(environment.get('commit'))[:7]}{changed}",
+                *(str(environment.get(key) or "none") for key in keys),
+            ]
+        )
     failed = [f"{run['dataset']}, {failure}" for run in runs for failure in run.get("failed", [])]
     return (
         "<section id=runs><h2>Runs</h2>"
@@ -187,8 +196,10 @@ def _scores(group: Group, image: dict[str, Any]) -> dict[str, str]:
 def _figures(group: Group, articles: Mapping[str, str], notes: Sequence[str]) -> str:
     """A set's scores and times, and its pictures, which the names lead to."""
     # A model's name on one line of the header, the rest on the next.
-    labels = (label.replace(", ", ",\n").replace(" ", "\u00a0")
-              for label in _scores(group, group.images[0]))  # fmt: skip
+    labels = (
+        label.replace(", ", ",\n").replace(" ", "\u00a0")
+        for label in _scores(group, group.images[0])
+    )
     rows: list[Sequence[str]] = [["", "pixels", *labels]]
     worst = ""
     for i, image in enumerate(group.images[:MOST_ROWS]):
@@ -199,10 +210,14 @@ def _figures(group: Group, articles: Mapping[str, str], notes: Sequence[str]) ->
         if i < 5 and image["psnr"] is not None:
             label = f"{name} {_psnr(image)} dB"
             worst += f"<li>{markup.link(ident, label) if name in articles else escape(label)}</li>"
-    times = {_label(run): [
-        (math.prod(image["size"]) / SCALE**2 / 1000, image["runtime_ms"], image["name"])
-        for image in run["images"][:MOST_ROWS] if image["runtime_ms"] is not None
-    ] for run in group.runs}  # fmt: skip
+    times = {
+        _label(run): [
+            (math.prod(image["size"]) / SCALE**2 / 1000, image["runtime_ms"], image["name"])
+            for image in run["images"][:MOST_ROWS]
+            if image["runtime_ms"] is not None
+        ]
+        for run in group.runs
+    }
     several = len(group.runs) > len({run["model"] for run in group.runs})
     shared = " Backends write the same files: pictures are of whichever ran last." * several
     return (
@@ -227,11 +242,13 @@ def _articles(
     shown = group.images[: min(budget // SMALLEST_SHARE, MOST_ROWS)]
     for i, image in enumerate(tqdm(shown, group.name, unit="image", disable=None)):
         name, ident, scores = image["name"], f"{group.ident}-{i}", _scores(group, image)
-        files = {run["model"]: save_dir / run["model"] / group.name / f"{name}.png"
-                 for run in group.runs}  # fmt: skip
+        files = {
+            run["model"]: save_dir / run["model"] / group.name / f"{name}.png" for run in group.runs
+        }
         if name not in pairs:
-            notes.append(f"{name}: the original is not found any more; --data_dir says where to "
-                         "look")  # fmt: skip
+            notes.append(
+                f"{name}: the original is not found any more; --data_dir says where to look"
+            )
             continue
         try:
             picture = viewer.read(pairs[name], convention, files)
@@ -246,8 +263,10 @@ def _articles(
         else:
             notes.append(f"{name}: no room, the page's size is bounded")
     if more := len(group.images) - len(shown):
-        notes.append(f"{more} of {len(group.images)} images, those of the highest PSNR: no room, "
-                     "the page's size is bounded")
+        notes.append(
+            f"{more} of {len(group.images)} images, those of the highest PSNR: no room, "
+            "the page's size is bounded"
+        )
     return articles, notes
 
 
@@ -258,14 +277,26 @@ def _published() -> list[tuple[str, str, str]]:
         result = _json(PUBLISHED / f"ladder_{device}.json")
         if ladder.is_whole(result):
             title = f"Speed, {device}"
-            parts.append((f"ladder-{device}", title, f"<section id=ladder-{device}><h2>{title}</h2>"
-                          f"<p class=soft>{escape(ladder.conditions(result))}</p>"
-                          + markup.table(title, ladder.rows(result))
-                          + markup.notes("", ladder.remarks(result)) + "</section>"))  # fmt: skip
+            parts.append(
+                (
+                    f"ladder-{device}",
+                    title,
+                    f"<section id=ladder-{device}><h2>{title}</h2>"
+                    f"<p class=soft>{escape(ladder.conditions(result))}</p>"
+                    + markup.table(title, ladder.rows(result))
+                    + markup.notes("", ladder.remarks(result))
+                    + "</section>",
+                )
+            )
     if curve := _curve((_json(PUBLISHED / f"{SHIPPED}_training.json") or {}).get("validation", [])):
         chart = markup.chart(curve, "steps [thousands]", "validation PSNR [dB]", lines=True)
-        parts.append(("training", "Training", "<section id=training><h2>Training of the shipped "
-                      f"weights</h2>{chart}</section>"))
+        parts.append(
+            (
+                "training",
+                "Training",
+                f"<section id=training><h2>Training of the shipped weights</h2>{chart}</section>",
+            )
+        )
     return parts
 
 

@@ -83,10 +83,13 @@ def measure_set(
         for run in runs:
             file = options.save_dir / f"{record.run_stem(run)}.log"
             stack.enter_context(_log_file(file, run["model"]))
-        bar = stack.enter_context(tqdm(
-            total=len(image_set.pairs) * len(models) * options.repeat,
-            desc=f"{', '.join(m.name for m in models)} on {image_set.name}", unit="image",
-        ))  # fmt: skip
+        bar = stack.enter_context(
+            tqdm(
+                total=len(image_set.pairs) * len(models) * options.repeat,
+                desc=f"{', '.join(m.name for m in models)} on {image_set.name}",
+                unit="image",
+            )
+        )
         for pair in image_set.pairs:
             _first_pass(tallies, pair, image_set, device, options, bar)
         bar.total = bar.n + sum(len(t.again) for t in tallies) * (options.repeat - 1)
@@ -125,9 +128,13 @@ def _conditions(
 
 
 def _first_pass(
-    tallies: list[_Tally], pair: Pair, image_set: ImageSet, device: torch.device,
-    options: Options, bar: tqdm,
-) -> None:  # fmt: skip
+    tallies: list[_Tally],
+    pair: Pair,
+    image_set: ImageSet,
+    device: torch.device,
+    options: Options,
+    bar: tqdm,
+) -> None:
     """Restore, score and write one image with each network."""
     y_ssim = options.ssim or image_set.name in BENCHMARKS
     try:
@@ -175,9 +182,11 @@ def _times(tallies: list[_Tally], device: torch.device, bar: tqdm) -> list[list[
             if i >= len(tally.again):
                 continue
             try:
-                own.append(evaluate.restore(
-                    tally.model.run, tally.again[i], device, tally.model.data_range
-                )[1])  # fmt: skip
+                own.append(
+                    evaluate.restore(
+                        tally.model.run, tally.again[i], device, tally.model.data_range
+                    )[1]
+                )
             except BAD_IMAGE as error:
                 tally.failed.append(f"a further pass: {error}")
             bar.update()

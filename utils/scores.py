@@ -54,6 +54,7 @@ def terms(year: Year, flops: int, parameters: int, runtime_ms: float | None) -> 
     return Terms(
         year.cost_weight * math.exp(2 * flops / 1e9 / year.flops_g),
         year.cost_weight * math.exp(2 * parameters / 1e6 / year.params_m),
-        None if runtime_ms is None
+        None
+        if runtime_ms is None
         else year.runtime_weight * math.exp(2 * runtime_ms / year.runtime_ms),
-    )  # fmt: skip
+    )

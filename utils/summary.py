@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 # The efficiency table of the LKDN factsheet, NTIRE 2023.
-FACTSHEET_ROW = ("factsheet, DIV2K_valid, the team's GPU",
-                 "29.01", "78.49", "0.129", "8.29", "202.70", "652.41", "86")  # fmt: skip
-COLUMNS = ("", "PSNR [dB]", "Time [ms]", "Params [M]", "FLOPs [G]", "Acts [M]", "Mem [MiB]",
-           "Conv")  # fmt: skip
+FACTSHEET_ROW = (
+    "factsheet, DIV2K_valid, the team's GPU",
+    "29.01",
+    "78.49",
+    "0.129",
+    "8.29",
+    "202.70",
+    "652.41",
+    "86",
+)
+COLUMNS = ("", "PSNR [dB]", "Time [ms]", "Params [M]", "FLOPs [G]", "Acts [M]", "Mem [MiB]", "Conv")
 
 
 def text(run: dict[str, Any], path: Path | str) -> str:
@@ -25,21 +32,28 @@ def text(run: dict[str, Any], path: Path | str) -> str:
     ]
     ours, bicubic = run["ave_psnr"], run["ave_psnr_bicubic"]
     if ours is None:
-        missing = "no HR images" if run["checkpoint"]["name"] else (
-            "no weights of this network are shipped, give --checkpoint ID=FILE")  # fmt: skip
+        missing = (
+            "no HR images"
+            if run["checkpoint"]["name"]
+            else ("no weights of this network are shipped, give --checkpoint ID=FILE")
+        )
         lines.append(f"PSNR                 not measured: {missing}")
     else:
         gain = f", gain {ours - bicubic:+.2f} dB" if _is_finite(ours, bicubic) else ""
         lines.append(f"PSNR (RGB)           {_db(ours)}, bicubic {_db(bicubic)}{gain}")
     if run["ave_ssim_y"] is not None:
-        lines.append(f"PSNR, SSIM (Y)       {_db(run['ave_psnr_y'], 3)}, {run['ave_ssim_y']:.4f}; "
-                     f"bicubic {_db(run['ave_psnr_y_bicubic'], 3)}")
+        lines.append(
+            f"PSNR, SSIM (Y)       {_db(run['ave_psnr_y'], 3)}, {run['ave_ssim_y']:.4f}; "
+            f"bicubic {_db(run['ave_psnr_y_bicubic'], 3)}"
+        )
     if run["ave_ssim"] is not None:
         lines.append(f"SSIM (RGB)           {run['ave_ssim']:.4f}")
     warm = "not measured (give --repeat 2)"
     if run["median_runtime_ms"] is not None:
-        warm = (f"{run['median_runtime_ms']:.2f} ms (20th percentile {run['p20_runtime_ms']:.2f}, "
-                f"80th {run['p80_runtime_ms']:.2f})")
+        warm = (
+            f"{run['median_runtime_ms']:.2f} ms (20th percentile {run['p20_runtime_ms']:.2f}, "
+            f"80th {run['p80_runtime_ms']:.2f})"
+        )
     lines += [
         f"Runtime, challenge   {number(run['ave_runtime_ms'], 2)} ms, mean of {n} images, the "
         "first, cold one included",
@@ -70,8 +84,10 @@ def _plain(run: dict[str, Any]) -> list[str]:
         return []
     plain, fast = run["plain"], run["median_runtime_ms"]
     ratio = f", {plain['median'] / fast:.2f} times as long" if fast and plain["median"] else ""
-    return [f"Plain network        {number(plain['average'], 2)} ms, warm median "
-            f"{number(plain['median'], 2)} ms{ratio}; the counts below are its"]  # fmt: skip
+    return [
+        f"Plain network        {number(plain['average'], 2)} ms, warm median "
+        f"{number(plain['median'], 2)} ms{ratio}; the counts below are its"
+    ]
 
 
 def row(run: dict[str, Any]) -> tuple[str, ...]:
@@ -79,10 +95,14 @@ def row(run: dict[str, Any]) -> tuple[str, ...]:
     variant = "" if is_plain(run) else f", {run['backend']} {run['precision']}"
     return (
         f"{run['model']}, {run['dataset']}, {run['environment']['device_type']}{variant}",
-        number(run["ave_psnr"], 2), number(run["ave_runtime_ms"], 2),
-        f"{run['num_parameters'] / 1e6:.3f}", f"{run['flops'] / 1e9:.2f}",
-        f"{run['activations'] / 1e6:.2f}", number(run["memory_mib"], 2), str(run["num_conv"]),
-    )  # fmt: skip
+        number(run["ave_psnr"], 2),
+        number(run["ave_runtime_ms"], 2),
+        f"{run['num_parameters'] / 1e6:.3f}",
+        f"{run['flops'] / 1e9:.2f}",
+        f"{run['activations'] / 1e6:.2f}",
+        number(run["memory_mib"], 2),
+        str(run["num_conv"]),
+    )
 
 
 def _db(value: float | None, digits: int = 2) -> str:

@@ -31,8 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m utils.record", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--publish", nargs="*", type=Path, metavar="FILE", required=True,
-                        help="runs to copy to results/published/; none: only make the tables")
+    parser.add_argument(
+        "--publish",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="runs to copy to results/published/; none: only make the tables",
+    )
     args = parser.parse_args(argv)
     try:
         publish(args.publish)
@@ -61,14 +67,19 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
         if ladder.is_whole(run) or ladder.is_large(run):
             continue
         if not is_run(run):
-            raise PublishError(f"expected the JSON of a run of test_demo.py, "
-                               f"deploy/large.py or all of deploy/bench.py, got {file}")
+            raise PublishError(
+                f"expected the JSON of a run of test_demo.py, "
+                f"deploy/large.py or all of deploy/bench.py, got {file}"
+            )
         if failed := run.get("failed", ["nobody knows"]):
-            raise PublishError(f"expected a run without failures, got {len(failed)} failed images "
-                               f"in {file}")
+            raise PublishError(
+                f"expected a run without failures, got {len(failed)} failed images in {file}"
+            )
         if _is_stale(run, _training(published)):
-            raise PublishError(f"expected a run of the weights in model_zoo/, got one of others "
-                               f"in {file}: run test_demo.py again")
+            raise PublishError(
+                f"expected a run of the weights in model_zoo/, got one of others "
+                f"in {file}: run test_demo.py again"
+            )
     published.mkdir(parents=True, exist_ok=True)
     for file, content in contents.items():
         if file.resolve().parent != published.resolve():
@@ -144,8 +155,14 @@ def _is_stale(run: dict[str, Any], training: dict[str, Any]) -> bool:
 
 def _output(published: Published) -> str:
     """What `python test_demo.py` prints, from the demo run of the shipped weights."""
-    run = next((r for r in published.runs if (r["model"], r["dataset"]) == (SHIPPED, "demo")
-                and summary.is_plain(r)), None)  # fmt: skip
+    run = next(
+        (
+            r
+            for r in published.runs
+            if (r["model"], r["dataset"]) == (SHIPPED, "demo") and summary.is_plain(r)
+        ),
+        None,
+    )
     if run is None:
         return "not measured"
     return f"```\n{summary.text(run, f'results/{run_stem(run)}.json').strip()}\n```"
@@ -154,8 +171,9 @@ def _output(published: Published) -> str:
 def _quality(published: Published) -> str:
     """Table 1 of the factsheet with every published benchmark run below it."""
     cells: dict[str, dict[str, str]] = {
-        "factsheet (published)": {name: f"{psnr:.2f} / {ssim:.4f}"
-                                  for name, (psnr, ssim) in comparison.FACTSHEET.items()}
+        "factsheet (published)": {
+            name: f"{psnr:.2f} / {ssim:.4f}" for name, (psnr, ssim) in comparison.FACTSHEET.items()
+        }
     }
     for run in sorted(published.runs, key=lambda run: run["model"]):
         if run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"]:
@@ -168,23 +186,37 @@ def _quality(published: Published) -> str:
     if "this repository" not in cells:
         cells["this repository"] = {}
     rows = [["Y-PSNR [dB] / SSIM, x4", *BENCHMARKS]]
-    rows += [[name, *(row.get(s, "not measured") for s in BENCHMARKS)]
-             for name, row in cells.items()]
+    rows += [
+        [name, *(row.get(s, "not measured") for s in BENCHMARKS)] for name, row in cells.items()
+    ]
     return markdown(rows)
 
 
 def _efficiency(published: Published) -> str:
     """Table 2 of the factsheet with every published run below it."""
-    header = [*summary.COLUMNS, "warm median [ms]", "bicubic [dB]", "device", "threads", "commit",
-              "date"]  # fmt: skip
+    header = [
+        *summary.COLUMNS,
+        "warm median [ms]",
+        "bicubic [dB]",
+        "device",
+        "threads",
+        "commit",
+        "date",
+    ]
     rows = [header, [*summary.FACTSHEET_ROW, "", "", "", "", "", "2023"]]
     for run in published.runs:
         environment = run["environment"]
-        rows.append([
-            *summary.row(run), number(run["median_runtime_ms"], 2),
-            number(run["ave_psnr_bicubic"], 2), environment["device"],
-            str(environment["threads"]), str(environment["commit"])[:7], environment["date"][:10],
-        ])  # fmt: skip
+        rows.append(
+            [
+                *summary.row(run),
+                number(run["median_runtime_ms"], 2),
+                number(run["ave_psnr_bicubic"], 2),
+                environment["device"],
+                str(environment["threads"]),
+                str(environment["commit"])[:7],
+                environment["date"][:10],
+            ]
+        )
     return markdown(rows)
 
 
@@ -195,8 +227,11 @@ def _training_table(published: Published) -> str:
         return "not trained yet"
     stages = training["stages"]
     rows = [["", *(f"{i}. {record['stage']['name']}" for i, record in enumerate(stages, 1))]]
-    rows += [[name.replace("_", " "), *(str(record["stage"][name]) for record in stages)]
-             for name in stages[0]["stage"] if name != "name"]
+    rows += [
+        [name.replace("_", " "), *(str(record["stage"][name]) for record in stages)]
+        for name in stages[0]["stage"]
+        if name != "name"
+    ]
     for name, told in (
         ("steps done", lambda record: str(record["step"])),
         ("seed", lambda record: str(record["seed"])),
@@ -208,8 +243,10 @@ def _training_table(published: Published) -> str:
     lines = [markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
     if training["validation"]:
         last = training["validation"][-1]
-        lines.append(f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
-                     f"{last['val_psnr_y']:.3f} dB on Y.")
+        lines.append(
+            f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
+            f"{last['val_psnr_y']:.3f} dB on Y."
+        )
     return "\n".join(lines)
 
 
@@ -229,8 +266,10 @@ def _commands(published: Published) -> str:
 def _validation(published: Published) -> str:
     """The score of the fused average on the validation images over the steps."""
     rows = [["stage", "step", "PSNR (RGB) [dB]", "PSNR (Y) [dB]"]]
-    rows += [[line["stage"], str(line["step"]), f"{line['val_psnr']:.3f}",
-              f"{line['val_psnr_y']:.3f}"] for line in published.training.get("validation", [])]
+    rows += [
+        [line["stage"], str(line["step"]), f"{line['val_psnr']:.3f}", f"{line['val_psnr_y']:.3f}"]
+        for line in published.training.get("validation", [])
+    ]
     return markdown(rows)
 
 

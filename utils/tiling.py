@@ -62,8 +62,10 @@ def tile_size(memory_bytes: int, bytes_per_pixel: float, context: int = CONTEXT)
     size = math.isqrt(max(0, int(memory_bytes / bytes_per_pixel))) - 2 * context
     if size < SMALLEST:
         least = math.ceil((SMALLEST + 2 * context) ** 2 * bytes_per_pixel / 2**20)
-        raise MemoryError(f"expected at least {least} MiB for a tile of {SMALLEST} pixels and its "
-                          f"context, got {memory_bytes >> 20} MiB")  # fmt: skip
+        raise MemoryError(
+            f"expected at least {least} MiB for a tile of {SMALLEST} pixels and its "
+            f"context, got {memory_bytes >> 20} MiB"
+        )
     return size
 
 
@@ -84,9 +86,11 @@ def free_memory(device: torch.device) -> int | None:
     # A container's own limit (control groups, version 2 and 1) may be below the machine's.
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-         "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):  # fmt: skip
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
         try:
             limits.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
         except (OSError, ValueError):  # not there, or "max"
@@ -168,5 +172,8 @@ def _split(tile: Tile, size: int) -> list[Tile]:
         cuts = [begin + (end - begin) * i // count for i in range(count + 1)]
         return list(zip(cuts, cuts[1:], strict=False))
 
-    return [Tile(*rows, *columns) for rows in parts(tile.top, tile.bottom)
-            for columns in parts(tile.left, tile.right)]  # fmt: skip
+    return [
+        Tile(*rows, *columns)
+        for rows in parts(tile.top, tile.bottom)
+        for columns in parts(tile.left, tile.right)
+    ]

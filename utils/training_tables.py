@@ -11,19 +11,37 @@ Record = dict[str, Any]
 
 def trials(records: Sequence[Record]) -> str:
     """Every recorded training run: its numbers, its price and its score."""
-    rows = [["trial", "step", "LR megapixels", "seed", "minutes", "device",
-             "validation Y-PSNR [dB]", "structure", "note"]]  # fmt: skip
+    rows = [
+        [
+            "trial",
+            "step",
+            "LR megapixels",
+            "seed",
+            "minutes",
+            "device",
+            "validation Y-PSNR [dB]",
+            "structure",
+            "note",
+        ]
+    ]
     for trial in records:
         stage, last = trial["stage"], (trial["validation"] or [{}])[-1]
         score = number(last.get("val_psnr_y"), 3)
         structure = last.get("others", {}).get("val_structure", {})
         pixels = trial["step"] * stage["batch"] * (stage["patch"] / SCALE) ** 2
-        rows.append([
-            trial["trial"], f"{trial['step']} of {stage['steps']}", f"{pixels / 1e6:.0f}",
-            str(trial["seed"]), f"{trial['minutes']:.0f}", devices(trial),
-            f"{score} at {last.get('step', 0)}", number(structure.get("val_psnr_y"), 3),
-            f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
-        ])  # fmt: skip
+        rows.append(
+            [
+                trial["trial"],
+                f"{trial['step']} of {stage['steps']}",
+                f"{pixels / 1e6:.0f}",
+                str(trial["seed"]),
+                f"{trial['minutes']:.0f}",
+                devices(trial),
+                f"{score} at {last.get('step', 0)}",
+                number(structure.get("val_psnr_y"), 3),
+                f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
+            ]
+        )
     lines = [f"    {trial['trial']}: {trial['command']}" for trial in records]
     return "\n".join([markdown(rows), "", *lines])
 
@@ -39,8 +57,14 @@ def throughput(records: Sequence[Record]) -> str:
                 rows.append([rung["name"], f"failed: {rung['failed']}", "", ""])
                 continue
             spread = f"({rung['steps_per_s_p20']:.3g}, {rung['steps_per_s_p80']:.3g})"
-            rows.append([rung["name"], f"{rung['steps_per_s']:.3g} {spread}",
-                         f"{rung['patches_per_s']:.3g}", f"{rung['loss']:.5f}"])
+            rows.append(
+                [
+                    rung["name"],
+                    f"{rung['steps_per_s']:.3g} {spread}",
+                    f"{rung['patches_per_s']:.3g}",
+                    f"{rung['loss']:.5f}",
+                ]
+            )
         parts.append(
             f"{record['batch']} patches of {record['patch']}x{record['patch']} HR a step, "
             f"{environment['device']}, {environment['threads']} threads, torch "
@@ -56,8 +80,14 @@ def agreement(records: Sequence[Record]) -> str:
     parts = []
     for record in records:
         environment, runs = record["environment"], record["runs"]
-        rows = [["", f"loss of the last 10 of {record['steps']} steps",
-                 "largest difference of a loss", "validation Y-PSNR [dB]"]]  # fmt: skip
+        rows = [
+            [
+                "",
+                f"loss of the last 10 of {record['steps']} steps",
+                "largest difference of a loss",
+                "validation Y-PSNR [dB]",
+            ]
+        ]
         first = runs[0].get("losses", [])
         for run in runs:
             if "failed" in run:
@@ -65,10 +95,18 @@ def agreement(records: Sequence[Record]) -> str:
                 continue
             pairs = zip(run["losses"], first, strict=False)
             apart = max((abs(a / b - 1) for (_, a), (_, b) in pairs), default=0.0)
-            rows.append([run["name"], f"{run['losses'][-1][1]:.5f}", f"{100 * apart:.2f} %",
-                         number(run["val_psnr_y"], 3)])
-        parts.append(f"{environment['device']}, {environment['date'][:10]}, commit "
-                     f"{str(environment['commit'])[:7]}:\n\n{markdown(rows)}")
+            rows.append(
+                [
+                    run["name"],
+                    f"{run['losses'][-1][1]:.5f}",
+                    f"{100 * apart:.2f} %",
+                    number(run["val_psnr_y"], 3),
+                ]
+            )
+        parts.append(
+            f"{environment['device']}, {environment['date'][:10]}, commit "
+            f"{str(environment['commit'])[:7]}:\n\n{markdown(rows)}"
+        )
     return "\n\n".join(parts) or "not measured"
 
 

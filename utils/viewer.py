@@ -17,8 +17,12 @@ from utils.images import ImageError, read_rgb
 
 MAP_SIDE = 320  # of an error map
 LEVELS = 64  # of 255, at the bright end of an error map
-JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)  # fmt: skip
+JPEG = (
+    cv2.IMWRITE_JPEG_QUALITY,
+    92,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+)
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,7 @@ def read(pair: Pair, convention: Convention, restored_files: Mapping[str, Path])
     return Picture(views if sample.hr is None else {**views, "HR": sample.hr}, errors)
 
 
-def article(
-    ident: str, name: str, scores: Mapping[str, str], picture: Picture, side: int
-) -> str:
+def article(ident: str, name: str, scores: Mapping[str, str], picture: Picture, side: int) -> str:
     """The pictures of one image, cut to `side` HR pixels where the error is largest."""
     name = escape(name)
     rows, columns = window(next(iter(picture.errors.values())), side)
@@ -66,21 +68,25 @@ def article(
     part, frame = "", ""
     if (width, height) != (whole_width, whole_height):
         part = f", shown are {width}x{height} where the error is largest"
-        frame = (f"<i style='left:{columns.start / whole_width:.2%};top:"
-                 f"{rows.start / whole_height:.2%};width:{width / whole_width:.2%};"
-                 f"height:{height / whole_height:.2%}'></i>")
+        frame = (
+            f"<i style='left:{columns.start / whole_width:.2%};top:"
+            f"{rows.start / whole_height:.2%};width:{width / whole_width:.2%};"
+            f"height:{height / whole_height:.2%}'></i>"
+        )
     psnr = "; ".join(f"{escape(key)} {value}" for key, value in scores.items())
     views = "".join(
         f"<img alt='{name}, {escape(view)}' data-view='{escape(view)}' "
-        f"src='{_jpeg(pixels[rows, columns])}'>" for view, pixels in picture.views.items()
-    )  # fmt: skip
+        f"src='{_jpeg(pixels[rows, columns])}'>"
+        for view, pixels in picture.views.items()
+    )
     scale = f"<span class=scale>0 <i></i> {LEVELS} or more of 255</span>"
     maps = "".join(
         f"<figure><div class=map><img alt='{name}, error of {escape(view)}' "
         f"src='{_jpeg(_error_map(error, min(side, MAP_SIDE)))}'>{frame}</div><figcaption>"
         f"|{escape(view)} &minus; HR|, the whole image{scale}</figcaption></figure>"
-        for view, error in picture.errors.items() if "HR" in picture.views
-    )  # fmt: skip
+        for view, error in picture.errors.items()
+        if "HR" in picture.views
+    )
     return (
         f"<article class=picture id={ident}><h3>{name}</h3><p class='soft facts'>{whole_width}x"
         f"{whole_height} pixels{part}. PSNR [dB]: {psnr}</p><div class=columns><div class=viewer>"

@@ -27,8 +27,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"expected a checkpoint, found no file: {path}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-            AssertionError, struct.error, pickle.UnpicklingError) as error:  # as damage has it
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        struct.error,
+        pickle.UnpicklingError,
+    ) as error:  # as damage has it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"expected a PyTorch checkpoint, got {path}: {reason}") from error
     if not isinstance(content, dict):
@@ -78,8 +88,9 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
             said += "; this is a training-form checkpoint: fuse it with train/export.py"
         raise CheckpointError(f"{path} does not fit {type(net).__name__}: {said}")
     if broken := [key for key, value in state.items() if not torch.isfinite(value).all()]:
-        raise CheckpointError(f"expected finite weights in {path}, got NaN or infinity in "
-                              f"{_some(broken)}")
+        raise CheckpointError(
+            f"expected finite weights in {path}, got NaN or infinity in {_some(broken)}"
+        )
     net.load_state_dict(state)
 
 
