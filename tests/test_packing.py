@@ -2,16 +2,16 @@
 
 import logging
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from utils import packing, parts
+from utils import packing
 from utils.bicubic import downscale
 from utils.images import ImageError
 from utils.packing import Pack, pack
@@ -19,7 +19,6 @@ from utils.packing import Pack, pack
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]
 Save = Callable[[Path, Image], Path]
-Run = Callable[..., CompletedProcess[str]]
 
 
 def unpacked(packed: Pack) -> dict[str, tuple[Image, Image]]:
@@ -249,43 +248,36 @@ def test_interrupted_packing_leaves_nothing_and_is_done_again(
 
 
 def test_a_pack_moves_in_parts(tree: Path, tmp_path: Path) -> None:
+    """By the commands of train/README.md."""
     original = pack([tree], tmp_path / "cache")
     (index,) = (tmp_path / "cache").glob("*.json")
-    size = index.with_suffix(".bin").stat().st_size
-    *paths, copied = parts.split(index, tmp_path / "parts", 1000)
-    assert len(paths) == -(-size // 1000) > 3
-    assert max(path.stat().st_size for path in paths) == 1000
+    here, there = tmp_path / "cache", tmp_path / "there"
+    there.mkdir()
 
-    whole = paths[2].read_bytes()
-    paths[2].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ImageError, match="fingerprint"):
-        parts.join(tmp_path / "parts")
-    paths[2].unlink()
+    def shell(command: str, folder: Path) -> int:
+        done = subprocess.run(command.replace("PACK", index.stem), shell=True, cwd=folder)
+        return done.returncode
+
+    cut = "split -b 1000 PACK.bin PACK.bin. && sha256sum PACK.bin > PACK.sha256"
+    assert shell(cut, here) == 0
+    parts = sorted(here.glob("*.bin.??"))
+    assert len(parts) > 3 and max(part.stat().st_size for part in parts) == 1000
+    for file in (index, index.with_suffix(".sha256"), *parts):
+        shutil.copy(file, there)
+    join = "cat PACK.bin.?? > PACK.bin && sha256sum -c PACK.sha256"
+    damaged = there / parts[2].name
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert shell(join, there) == 1
+    damaged.write_bytes(whole[:-1])
+    assert shell(join, there) == 1
     with pytest.raises(ImageError, match="cut short"):
-        parts.join(tmp_path / "parts")
-    with pytest.raises(ImageError, match="cut short"):  # nothing half was left behind
-        pack([copied], tmp_path)
-    paths[2].write_bytes(whole)
+        pack([there / index.name], tmp_path)
+    damaged.write_bytes(whole)
 
-    assert parts.join(tmp_path / "parts") == copied
-    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(
-        [copied.name, copied.with_suffix(".bin").name]
-    )
-    moved = pack([parts.join(tmp_path / "parts")], tmp_path / "unused")
+    assert shell(join, there) == 0
+    moved = pack([there / index.name], tmp_path / "unused")
     assert torch.equal(moved.pixels, original.pixels)
     assert (moved.images, moved.fingerprint) == (original.images, original.fingerprint)
     with pytest.raises(FileNotFoundError, match="absent"):
         pack([tmp_path / "absent.json"], tmp_path)
-
-
-def test_the_command_of_parts_says_what_is_wrong(tree: Path, tmp_path: Path, python: Run) -> None:
-    pack([tree], tmp_path / "cache")
-    (index,) = (tmp_path / "cache").glob("*.json")
-    root = Path(packing.__file__).parent.parent
-    done = python(root, "-m", "utils.parts", "split", index, "--mib", 1, "-o", tmp_path / "parts")
-    assert done.returncode == 0, done.stderr
-    done = python(root, "-m", "utils.parts", "join", tmp_path / "parts")
-    assert done.returncode == 0 and str(tmp_path / "parts" / index.name) in done.stderr
-    for wrong in (["split", tmp_path / "no.json", "-o", tmp_path], ["join", tmp_path / "photos"]):
-        done = python(root, "-m", "utils.parts", *wrong)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr

@@ -194,17 +194,6 @@ def _described(pixels: NDArray[np.uint8]) -> bytes:
     return str(pixels.shape).encode() + pixels.tobytes()
 
 
-def fingerprint_of(pack: Pack) -> str:
-    """The fingerprint that a pack's pixels have, which `pack.fingerprint` should be."""
-    total = hashlib.sha256()
-    for image in pack.images:
-        for offset, scale in ((image.lr_offset, 1), (image.hr_offset, SCALE)):
-            height, width = image.height * scale, image.width * scale
-            pixels = pack.pixels[offset : offset + height * width].view(height, width, 3)
-            total.update(_described(pixels.numpy()))
-    return total.hexdigest()
-
-
 def _identity(path: Path) -> tuple[str, ...]:
     """What an HR image and its LR image have in common: folders without _HR, _LR_bicubic, X4, ..
     and the name without x4."""
