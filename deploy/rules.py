@@ -16,9 +16,8 @@ from torch import nn
 
 from deploy.factsheet import Team
 from utils import efficiency
-from utils.datasets import BENCHMARKS, SCALE
+from utils.datasets import SCALE, held_out
 from utils.images import EXTENSIONS, read_rgb
-from utils.packing import HELD_OUT
 from utils.record import read_runs, sha256
 from utils.weights import load_weights
 
@@ -235,8 +234,8 @@ def _training_data(entry: Entry) -> Iterator[str]:
             yield f"expected {name} to begin with weights of known training, got {stage['init']}"
         if data.get("fingerprint") != stage["data"]:
             yield f"expected a record of the images of {name}, got that of others or none"
-        for part in (part for folder in data.get("folders", ()) for part in Path(folder).parts):
-            if HELD_OUT.search(part) or part in BENCHMARKS:
+        for folder in data.get("folders", ()):
+            if part := held_out(Path(folder).parts):
                 yield f"expected no validation or test images under {name}, got the folder {part}"
     if digest not in entry.text("model_zoo/README.md"):
         yield "expected the sha256 of the checkpoint in model_zoo/README.md, got another or none"

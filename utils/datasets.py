@@ -1,7 +1,8 @@
 """Where the LR and HR images of a test set lie, in the layouts in which people have them."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from utils.images import find_images
 SCALE = 4
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 CHALLENGE = ("DIV2K_valid", "DIV2K_test", "LSDIR_DIV2K_test")
+HELD_OUT = re.compile(r"_(valid|test)_[HL]R|^val1$")  # DIV2K_valid_HR, .., LSDIR's validation
 DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 # Folders of HR images and of their LR images, relative to the data folder. First what the
@@ -81,6 +83,11 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         looked += [*hr_folders, *lr_folders]
     places = "\n  ".join(map(str, dict.fromkeys(looked)))
     raise DatasetError(f"expected images of {name}, found none in any of\n  {places}")
+
+
+def held_out(folders: Sequence[str]) -> str | None:
+    """The first of an image's folders that is a validation, test or benchmark set's."""
+    return next((f for f in folders if HELD_OUT.search(f) or f in BENCHMARKS), None)
 
 
 def _demo() -> ImageSet:

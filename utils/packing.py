@@ -18,13 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.bicubic import downscale
-from utils.datasets import BENCHMARKS, SCALE
+from utils.datasets import SCALE, held_out
 from utils.images import ImageError, find_images, mod_crop, read_rgb, whole_file, write_bytes
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-HELD_OUT = re.compile(r"_(valid|test)_[HL]R|^val1$")  # DIV2K_valid_HR, .., LSDIR's validation
 LR_FOLDER = re.compile(r"LR|.*_LR(_bicubic)?")
 
 
@@ -141,29 +140,24 @@ def _is_whole(index_path: Path, pixels_path: Path) -> bool:
 def _find_pairs(folder: Path, first: int | None) -> list[tuple[Path, Path | None]]:
     """(HR file, LR file or None) of one folder."""
     lr_files: dict[tuple[str, ...], Path] = {}
-    hr_files, held_out = [], set()
+    hr_files, left_out = [], set()
     for path in find_images(folder):
         below = path.relative_to(folder.parent).parts[:-1]
-        if forbidden := _held_out(below):
-            held_out.add(forbidden)
+        if forbidden := held_out(below):
+            left_out.add(forbidden)
         elif any(LR_FOLDER.fullmatch(part) for part in below):
             lr_files[_identity(path)] = path
         elif not any("_LR" in part for part in below):  # other degradations and scales
             hr_files.append(path)
-    for name in sorted(held_out):
+    for name in sorted(left_out):
         logger.warning("left out %s: validation and test images are not for training", name)
     return [(path, lr_files.get(_identity(path))) for path in hr_files[:first]]
-
-
-def _held_out(folders: Sequence[str]) -> str | None:
-    """The first of an image's folders that is a validation, test or benchmark set's."""
-    return next((f for f in folders if HELD_OUT.search(f) or f in BENCHMARKS), None)
 
 
 def held_out_images(folder: Path) -> list[Path]:
     """The images below `folder` of validation, test and benchmark sets, HR and LR, by the names
     of their folders."""
-    return [path for path in find_images(folder) if _held_out(path.parent.parts)]
+    return [path for path in find_images(folder) if held_out(path.parent.parts)]
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
