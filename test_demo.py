@@ -14,9 +14,10 @@ from torch import nn
 
 from models.team00_RFDN import RFDN
 from models.team23_LKDN import LKDN
-from utils import comparison, devices, efficiency, record, report, summary
+from utils import devices, efficiency, record
 from utils.datasets import BENCHMARKS, DatasetError, ImageSet, find
-from utils.runs import LR_SOURCES, Model, Options, measure_set
+from utils.measure import LR_SOURCES, Model, Options, measure_set
+from utils.report import comparison, page, summary
 from utils.weights import CheckpointError, load_weights
 
 ROOT = Path(__file__).resolve().parent
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
-    logging.getLogger("utils.runs").setLevel(logging.INFO)
+    logging.getLogger("utils.measure").setLevel(logging.INFO)
     devices.prepare_cpu()
     try:
         device = devices.select_device(args.device)
@@ -120,9 +121,9 @@ def main(argv: list[str] | None = None) -> int:
                     print(summary.text(runs[-1], path.relative_to(Path.cwd()) if near else path))
         print(comparison.text(runs), end="")
         if args.report and any(run["images"] for run in runs):
-            page = args.save_dir / "report.html"
-            report.write(args.save_dir, page, args.data_dir or ROOT / "data", sets)
-            print(f"\nReport in {page}")
+            file = args.save_dir / "report.html"
+            page.write(args.save_dir, file, args.data_dir or ROOT / "data", sets)
+            print(f"\nReport in {file}")
     except KeyboardInterrupt:
         print(f"interrupted; finished images are in {args.save_dir}", file=sys.stderr)
         return 1

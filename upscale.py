@@ -15,13 +15,14 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from deploy import backends, folders
-from deploy.folders import Job, Plan
+from deploy import backends
+from deploy.photos import decode, encode, folders
+from deploy.photos.decode import Photo
+from deploy.photos.enlarge import enlarge
+from deploy.photos.folders import Job, Plan
 from deploy.upscaler import SCALE, Upscaler
-from utils import devices, encode, photos
-from utils.enlarge import enlarge
+from utils import devices
 from utils.images import ImageError
-from utils.photos import Photo
 
 WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for
 LARGE = 64 << 20  # bytes of a result, uncompressed, from which on the disk is looked at first
@@ -240,7 +241,7 @@ def read(job: Job) -> Photo:
     """The image of a job, or ImageError."""
     if job.problem:
         raise ImageError(job.problem)
-    return photos.read(job.source)
+    return decode.read(job.source)
 
 
 def _restored(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:

@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # was data/
 
+from train.packing import pack  # noqa: E402
 from utils.archives import ArchiveError, DataError, put, scratch_in, unpack  # noqa: E402
 from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find  # noqa: E402
 from utils.download import download  # noqa: E402
 from utils.images import ImageError, find_images  # noqa: E402
-from utils.packing import pack  # noqa: E402
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 # What folders of the benchmark sets are called in lower case, but for an ending.

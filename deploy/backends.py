@@ -148,7 +148,7 @@ def _triton(net: nn.Module, precision: str, device: torch.device) -> Callable[[T
     if device.type != "cuda" and not interpreted:
         raise BackendError(f"triton needs a CUDA device, got {device.type}")
     need("triton", "triton")
-    from kernels.lkdn import FusedLKDN
+    from kernels.triton_network import FusedLKDN
 
     fast = FusedLKDN(net, DTYPES[precision])
     return _graphed(fast) if device.type == "cuda" else fast
@@ -215,7 +215,7 @@ def _onnxruntime(
     need("onnx", "onnxruntime")
     import onnxruntime
 
-    from deploy import graph
+    from deploy import onnx_graph
 
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.type)
     if provider not in onnxruntime.get_available_providers():
@@ -228,7 +228,7 @@ def _onnxruntime(
     options.log_severity_level = 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # between two images
-    model = graph.build(net, half=precision == "fp16").SerializeToString()
+    model = onnx_graph.build(net, half=precision == "fp16").SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=[provider])
 
     def run(x: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def _openvino(net: nn.Module, precision: str, device: torch.device) -> Callable[
     need("onnx", "openvino")
     import openvino
 
-    from deploy import graph
+    from deploy import onnx_graph
 
     core = openvino.Core()
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -252,7 +252,7 @@ def _openvino(net: nn.Module, precision: str, device: torch.device) -> Callable[
         raise BackendError(f"openvino computes in {', '.join(able)} on this CPU, got {precision}")
     kind = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision]
     compiled = core.compile_model(
-        core.read_model(graph.build(net).SerializeToString()),
+        core.read_model(onnx_graph.build(net).SerializeToString()),
         "CPU",
         {"INFERENCE_PRECISION_HINT": kind, "INFERENCE_NUM_THREADS": torch.get_num_threads()},
     )

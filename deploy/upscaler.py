@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deploy import backends
+from deploy import backends, tiling
+from deploy.tiling import CONTEXT, SMALLEST
 from models.team23_LKDN import LKDN
-from utils import tiling
 from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
-from utils.tiling import CONTEXT, SMALLEST
 from utils.weights import load_weights
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model_zoo" / "team23_LKDN.pth"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deploy import backends, export
+from deploy import backends, onnx_export
 from deploy.backends import BackendError, make
 from models.team23_LKDN import LKDN
 
@@ -95,10 +95,10 @@ def test_a_hundred_sizes_compile_once(
     name: str, net: LKDN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runtime compiles in `make`, from one graph; later images are only run."""
-    from deploy import graph
+    from deploy import onnx_graph
 
     built = []
-    monkeypatch.setattr(graph, "build", counting(graph.build, built))
+    monkeypatch.setattr(onnx_graph, "build", counting(onnx_graph.build, built))
     small = LKDN(4, 1).eval().requires_grad_(False)
     fast = made(name, small, "fp32")
     for x in hundred_sizes():
@@ -181,7 +181,7 @@ def test_export_writes_a_file_that_computes_the_network(
     options: tuple[str, ...], tmp_path: Path, python: Callable, root: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    done = python(tmp_path, root / "deploy" / "export.py", "-o", "net.onnx", *options)
+    done = python(root, "-m", "deploy.onnx_export", "-o", tmp_path / "net.onnx", *options)
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "within" in done.stdout
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
@@ -203,14 +203,13 @@ def test_export_writes_a_file_that_computes_the_network(
 
 
 def test_export_refuses_and_says_why(tmp_path: Path, python: Callable, root: Path) -> None:
-    script = root / "deploy" / "export.py"
     for options, code in (
         (["--size", "24"], 2),
         (["--checkpoint", "absent.pth"], 2),
         (["-o", tmp_path / "file" / "net.onnx"], 1),
     ):
         (tmp_path / "file").write_text("")
-        done = python(tmp_path, script, *options)
+        done = python(root, "-m", "deploy.onnx_export", *options)
         assert done.returncode == code, (options, done.stderr)
         assert "Traceback" not in done.stderr and done.stderr.strip()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
@@ -220,7 +219,7 @@ def test_export_does_not_write_a_wrong_graph(
     tmp_path: Path, net: LKDN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    monkeypatch.setattr(export, "TOLERANCES", {"fp32": 0.0})
+    monkeypatch.setattr(onnx_export, "TOLERANCES", {"fp32": 0.0})
     with pytest.raises(ValueError, match="is not written"):
-        export.export(net, tmp_path / "net.onnx")
+        onnx_export.export(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())

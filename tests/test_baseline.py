@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.team00_RFDN import RFDN
-from utils import comparison, evaluate
+from utils import evaluate
 from utils.datasets import find
 from utils.efficiency import count
-from utils.scores import YEARS, terms
+from utils.report import comparison
+from utils.report.scores import YEARS, terms
 from utils.weights import load_weights
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from deploy import bench, big, large
-from deploy.rungs import Rung
+from deploy.bench import __main__ as bench
+from deploy.bench import big, large
+from deploy.bench.worker import Rung
 from models.team23_LKDN import LKDN
-from utils import ladder, tables
+from utils.report import documents, speed
 
 CPU = torch.device("cpu")
 
@@ -31,8 +32,9 @@ def test_every_rung_is_timed_and_compared(
     tmp_path: Path, python: Callable, root: Path, rival: Path
 ) -> None:
     done = python(
-        tmp_path,
-        root / "deploy" / "bench.py",
+        root,
+        "-m",
+        "deploy.bench",
         "--sizes",
         "24x31",
         "16x16",
@@ -49,12 +51,12 @@ def test_every_rung_is_timed_and_compared(
         "--against",
         f"{rival}:Rival",
         "-o",
-        "ladder.json",
+        tmp_path / "ladder.json",
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     result = json.loads((tmp_path / "ladder.json").read_text())
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
-    assert ladder.is_whole(result)
+    assert speed.is_whole(result)
     labels = [
         "eager fp32, torch as it comes",
         "channels_last fp32",
@@ -152,9 +154,9 @@ def test_interrupted_it_keeps_the_sizes_that_are_done(
     )
     result = json.loads(file.read_text())
     assert [row["height"] for row in result["rows"]] == [8, 8]
-    assert not ladder.is_whole(result)
-    with pytest.raises(tables.PublishError, match="all of deploy/bench.py"):
-        tables.publish([file], tmp_path)
+    assert not speed.is_whole(result)
+    with pytest.raises(documents.PublishError, match="all of deploy.bench"):
+        documents.publish([file], tmp_path)
 
 
 def test_a_large_image_keeps_to_its_bound_and_to_the_plain_network() -> None:
@@ -167,11 +169,11 @@ def test_a_large_image_keeps_to_its_bound_and_to_the_plain_network() -> None:
 
 def test_a_large_photo_is_measured_through_the_command() -> None:
     result = large.measure(height=90, width=130)
-    assert ladder.is_large(result) and result["code"] == 0
+    assert speed.is_large(result) and result["code"] == 0
     assert result["megapixels"] == 16 * 90 * 130 / 1e6
     assert 0 < result["peak_mib"] < 1000 and result["import_mib"] > 50
     assert result["largest_difference_levels"] <= 1
-    assert f"and {result['peak_mib']:.0f} MiB beyond the" in ladder.large([result])
+    assert f"and {result['peak_mib']:.0f} MiB beyond the" in speed.large([result])
 
 
 def a_ladder(device: str = "cpu") -> dict[str, Any]:
@@ -227,7 +229,7 @@ def test_published_ladder_makes_tables_and_picture(tmp_path: Path) -> None:
     file.write_text(json.dumps(a_ladder()))
     document = "<!-- generated: ladder -->\n<!-- end -->\n<!-- generated: speed -->\n<!-- end -->\n"
     (tmp_path / "README.md").write_text(document)
-    tables.publish([file], tmp_path)
+    documents.publish([file], tmp_path)
     published = tmp_path / "results" / "published"
     assert sorted(p.name for p in published.iterdir()) == ["ladder_cpu.json", "ladder_cpu.png"]
     text = (tmp_path / "README.md").read_text()
@@ -236,7 +238,7 @@ def test_published_ladder_makes_tables_and_picture(tmp_path: Path) -> None:
     assert "- triton fp16: no GPU" in text and "1 TFLOP/s in fp32, 80 GB/s" in text
     assert text.count("An NVIDIA GPU") == 2 and text.count("not measured") == 2
     (published / "ladder_cuda.json").write_text(json.dumps(a_ladder("cuda")))
-    tables.publish([], tmp_path)
+    documents.publish([], tmp_path)
     assert "not measured" not in (tmp_path / "README.md").read_text()
 
 

@@ -17,13 +17,15 @@ from models.team23_LKDN import LKDN
 from train import checkpoint
 from train.export import commands, export, load_form
 from train.optim import make_optimizers
+from train.packing import Pack, held_out_images, pack
+from train.recipes import RECIPES, STAGES, Stage
 from train.reparam import fuse, training_form
-from train.stages import RECIPES, STAGES, Stage
-from utils import evaluate, picture, record, tables
+from utils import evaluate, record
 from utils.datasets import find
 from utils.images import read_rgb
 from utils.metrics import psnr, ssim, to_y
-from utils.packing import Pack, held_out_images, pack
+from utils.report import crop as picture
+from utils.report import documents
 from utils.weights import CheckpointError, load_weights
 
 Image = NDArray[np.uint8]
@@ -70,7 +72,7 @@ def test_a_run_is_shipped_with_its_record(
     state = a_run(tmp_path / "run")
     weights, training = zoo
     regenerated: list[bool] = []
-    monkeypatch.setattr(tables, "regenerate", lambda: regenerated.append(True))
+    monkeypatch.setattr(documents, "regenerate", lambda: regenerated.append(True))
 
     export(tmp_path / "run")
 
@@ -94,7 +96,7 @@ def test_a_run_without_branches_is_shipped_as_it_is(
     tmp_path: Path, zoo: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = a_run(tmp_path / "run", form="inference")
-    monkeypatch.setattr(tables, "regenerate", lambda: None)
+    monkeypatch.setattr(documents, "regenerate", lambda: None)
     export(tmp_path / "run")
     shipped = torch.load(zoo[0], weights_only=True)
     assert all(torch.equal(shipped[name], value) for name, value in state.ema.items())

@@ -27,9 +27,7 @@ OTHERS: dict[str, set[str] | None] = {
     "deploy": None,
     "train": None,
     "utils/efficiency.py": {"fvcore"},
-    "utils/photos.py": {"PIL"},
-    "utils/encode.py": {"PIL"},
-    "utils/ladder.py": {"matplotlib"},
+    "utils/report/speed.py": {"matplotlib"},
 }
 
 FILES = sorted(

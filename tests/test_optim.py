@@ -19,8 +19,8 @@ from train.optim import (
     update_ema,
 )
 from train.options import parse, stages_of
+from train.recipes import RECIPES, STAGES, Stage
 from train.reparam import training_form
-from train.stages import RECIPES, STAGES, Stage
 
 Array = NDArray[np.float64]
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from utils import packing
+from train import packing
+from train.packing import Pack, pack
 from utils.bicubic import downscale
 from utils.images import ImageError
-from utils.packing import Pack, pack
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
+from train.packing import pack
 from train.patches import Sampler, sample, sampler
 from utils.images import ImageError
-from utils.packing import pack
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

@@ -16,11 +16,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from utils import photos
-from utils.encode import write
-from utils.enlarge import enlarge
+from deploy.photos import decode
+from deploy.photos.decode import Photo, read
+from deploy.photos.encode import write
+from deploy.photos.enlarge import enlarge
 from utils.images import ImageError
-from utils.photos import Photo, read
 
 H, W = 9, 14
 SOMEBODY = "José ©".encode()
@@ -660,7 +660,7 @@ def test_damaged_files_are_photos_or_image_errors(tmp_path: Path) -> None:
         else:
             outcomes["photo"] += 1
             height, width, channels = photo.pixels.shape
-            assert 0 < height * width <= photos.LARGEST and channels in (1, 3)
+            assert 0 < height * width <= decode.LARGEST and channels in (1, 3)
             assert photo.pixels.dtype in (np.uint8, np.uint16)
             assert photo.alpha is None or photo.alpha.shape == (height, width)
             assert photo.alpha is None or photo.alpha.dtype == photo.pixels.dtype
@@ -669,7 +669,7 @@ def test_damaged_files_are_photos_or_image_errors(tmp_path: Path) -> None:
     assert min(outcomes.values()) > 0
     # No header made the process larger than a picture of LARGEST pixels would, decoded and copied.
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown * (1 if sys.platform == "darwin" else 1024) < 16 * photos.LARGEST
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 16 * decode.LARGEST
 
 
 def test_reading_in_threads_leaves_the_filters_of_warnings_alone(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ import pytest
 from numpy.typing import NDArray
 
 from data import prepare
+from train.packing import pack
 from utils import archives, download
 from utils.datasets import find
 from utils.images import read_rgb
-from utils.packing import pack
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.forward import make_forward
+from train.recipes import RECIPES, STAGES, Engine
 from train.reparam import training_form
-from train.stages import RECIPES, STAGES, Engine
 from utils.weights import read_checkpoint
 
 Run = Callable[..., CompletedProcess[str]]
@@ -102,12 +102,12 @@ SMALL_RECIPE = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 from dataclasses import replace
-from train import stages, train
+from train import recipes, train
 small = {"steps": 3, "batch": 2, "patch": 32, "precision": "fp64"}
-recipe = stages.RECIPES["fast"]
+recipe = recipes.RECIPES["fast"]
 smaller = {number: replace(stage, **small) for number, stage in recipe.stages.items()}
 engine = replace(recipe.engine, compile="off")
-stages.RECIPES["fast"] = replace(recipe, stages=smaller, engine=engine)
+recipes.RECIPES["fast"] = replace(recipe, stages=smaller, engine=engine)
 sys.exit(train.main(sys.argv[1:]))
 """
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from utils import record, tables
+from utils import record
+from utils.report import documents
 
 
 def a_run(dataset: str = "Set5", model: str = "23_LKDN", device: str = "cpu") -> dict[str, Any]:
@@ -125,26 +126,26 @@ def test_environment_is_complete_and_holds_no_paths() -> None:
     assert str(record.ROOT) not in json.dumps(environment)
 
 
-@pytest.mark.parametrize("name", tables.DOCUMENTS)
+@pytest.mark.parametrize("name", documents.DOCUMENTS)
 def test_documents_say_what_the_published_runs_say(name: str) -> None:
     text = (record.ROOT / name).read_text()
     assert "<!-- generated:" in text
-    assert tables.regenerated(text) == text, "run python -m utils.record --publish"
+    assert documents.regenerated(text) == text, "run python -m utils.report.documents --publish"
 
 
 def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) -> None:
-    parts = "".join(f"<!-- generated: {name} -->\n<!-- end -->\n" for name in tables.PARTS)
+    parts = "".join(f"<!-- generated: {name} -->\n<!-- end -->\n" for name in documents.PARTS)
     (tmp_path / "README.md").write_text(f"# A title\n{parts}The end.\n")
     foreign = a_run("Set14", "23_LKDN@other")
     foreign["checkpoint"]["name"] = "other.pth"
     files = [record.write_run(tmp_path, run) for run in (a_run(), a_run("demo"), foreign)]
-    tables.publish(files, tmp_path)
+    documents.publish(files, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# A title\n") and text.endswith("The end.\n")
     assert "| this repository | 31.500 / 0.9000 | not measured |" in text
     assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
     assert "PSNR (RGB)           30.00 dB, bicubic 28.00 dB, gain +2.00 dB" in text
-    assert tables.regenerated(text, tmp_path) == text
+    assert documents.regenerated(text, tmp_path) == text
 
     stage = {
         "stage": {"name": "stage1", "steps": 7},
@@ -161,13 +162,13 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
         "validation": [],
     }
     record.write_json(tmp_path / "results" / "published" / "23_LKDN_training.json", training)
-    tables.regenerate(tmp_path)
+    documents.regenerate(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "| this repository | not measured | not measured |" in text
     assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
     assert "| minutes | 90 |" in text and "3 images, 12 megapixels" in text
-    with pytest.raises(tables.PublishError, match="others"):
-        tables.publish(files[:1], tmp_path)
+    with pytest.raises(documents.PublishError, match="others"):
+        documents.publish(files[:1], tmp_path)
 
 
 def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
@@ -177,6 +178,6 @@ def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
     record.write_json(tmp_path / "foreign.json", [1])
     (tmp_path / "text.json").write_text("{")
     for name in ("failed", "foreign", "text", "absent"):
-        with pytest.raises(tables.PublishError, match=name):
-            tables.publish([tmp_path / f"{name}.json"], tmp_path)
+        with pytest.raises(documents.PublishError, match=name):
+            documents.publish([tmp_path / f"{name}.json"], tmp_path)
     assert not (tmp_path / "results").exists()

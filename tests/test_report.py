@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 import pytest
 
-from utils import report, viewer
 from utils.bicubic import downscale, upscale
 from utils.images import read_rgb, write_png
 from utils.record import ROOT, write_json
+from utils.report import page as report
+from utils.report import pictures
 
 # A name that would be a script if it were not escaped; no file of Windows may have it.
 EVIL = "<img src=x onerror=document.title='run'>\"&" if sys.platform != "win32" else "a&'b"
@@ -183,18 +184,18 @@ def test_each_view_shows_what_its_label_says(page: Path, work: Path) -> None:
         error = np.abs(true["SR 23_LKDN"].astype(int) - hr).mean(2)
         # The map in levels again: inferno grows brighter all along.
         brightness = views[f"{name}, error of SR 23_LKDN"].sum(2)
-        assert np.corrcoef(brightness.ravel(), error.clip(0, viewer.LEVELS).ravel())[0, 1] > 0.9
+        assert np.corrcoef(brightness.ravel(), error.clip(0, pictures.LEVELS).ravel())[0, 1] > 0.9
 
 
 def test_the_crop_lies_where_the_error_is_largest() -> None:
     error = np.zeros((90, 200), np.float32)
     error[70:80, 150:170] = 1
     error[10, 10] = 5
-    rows, columns = viewer.window(error, 32)
+    rows, columns = pictures.window(error, 32)
     assert rows.stop - rows.start == columns.stop - columns.start == 32
     assert rows.start <= 70 and rows.stop >= 80
     assert columns.start <= 150 and columns.stop >= 170
-    assert viewer.window(error, 500) == (slice(0, 90), slice(0, 200))
+    assert pictures.window(error, 500) == (slice(0, 90), slice(0, 200))
 
 
 @pytest.mark.parametrize("budget", [200_000, 90_000, 1_000])
@@ -277,8 +278,8 @@ def test_what_cannot_be_is_one_sentence(
 ) -> None:
     (copy.parent / "empty").mkdir()
     (copy.parent / "file").touch()
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils import report; "
-    done = python(copy.parent, "-c", f"{script}sys.exit(report.main(sys.argv[1:]))", *arguments)
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.report import page; "
+    done = python(copy.parent, "-c", f"{script}sys.exit(page.main(sys.argv[1:]))", *arguments)
     assert done.returncode == code
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not [path for path in copy.parent.rglob("*") if path.suffix == ".tmp"]

@@ -1,4 +1,4 @@
-"""deploy/submission.py: the rules on this repository and broken copies, the parcel, the LaTeX."""
+"""deploy/submission: the rules on this repository and broken copies, the parcel, the LaTeX."""
 
 import json
 import re
@@ -15,14 +15,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deploy import factsheet, rules
-from deploy.submission import main, read_entry, result_files
+from deploy.submission import factsheet, rules
+from deploy.submission.__main__ import main, read_entry, result_files
 from utils.record import ROOT
 
 Image = NDArray[np.uint8]
 CHECKPOINT = "model_zoo/team23_LKDN.pth"
 RECORD = "results/published/23_LKDN_training.json"
-TEAM = (ROOT / "deploy" / "team.toml").read_text()
+TEAM = (ROOT / "deploy" / "submission" / "team.toml").read_text()
 
 needs_tex = pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
 
@@ -80,12 +80,13 @@ def parcel(
     clean = not in_git or not listed("-o", "--exclude-standard")
     root = ROOT if clean else copied(folder / "copy")
     done = python(
-        folder,
-        ROOT / "deploy" / "submission.py",
+        ROOT,
+        "-m",
+        "deploy.submission",
         "--root",
         root,
         "-o",
-        "parcel",
+        folder / "parcel",
         "--results",
         restored,
     )
@@ -168,7 +169,7 @@ def test_what_is_not_there_is_left_out_with_a_sentence(
     for sentence in (
         "no results.zip: give --results",
         "no factsheet.pdf: install pdflatex",
-        "no email in deploy/team.toml",
+        "no email in deploy/submission/team.toml",
     ):
         assert sentence in said
     assert sorted(path.name for path in out.iterdir()) == ["code.zip", "factsheet.tex"]
@@ -376,9 +377,9 @@ def test_git_says_which_files_are_sent(copy: Path) -> None:
 def test_a_wrong_team_is_one_sentence_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture, text: str | None, message: str
 ) -> None:
-    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "submission").mkdir(parents=True)
     if text is not None:
-        (tmp_path / "deploy" / "team.toml").write_text(text)
+        (tmp_path / "deploy" / "submission" / "team.toml").write_text(text)
     assert main(["--root", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -429,7 +430,7 @@ def test_the_factsheet_is_filled_and_balanced(parcel: tuple[str, Path]) -> None:
 
 def hostile() -> str:
     """A factsheet of a team whose words are full of what LaTeX reads otherwise, and no run."""
-    team = factsheet.read_team(ROOT / "deploy" / "team.toml")
+    team = factsheet.read_team(ROOT / "deploy" / "submission" / "team.toml")
     words = r'50 % & #1 {_a_} $x$ ~ ^ \command <b> | "q" @@TEAM@@ -- é'
     team = replace(
         team,

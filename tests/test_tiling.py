@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from deploy.tiling import CONTEXT, SMALLEST, Tile, free_memory, restore, tile_size, tiles
 from models.team23_LKDN import LKDN
-from utils.tiling import CONTEXT, SMALLEST, Tile, free_memory, restore, tile_size, tiles
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
 from train import log
+from train.packing import pack
 from train.patches import Sampler, sample, sampler
 from train.reparam import fuse, training_form
 from utils import evaluate
 from utils.datasets import Pair
-from utils.packing import pack
 from utils.weights import read_checkpoint
 
 Image = NDArray[np.uint8]

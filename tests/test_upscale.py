@@ -18,9 +18,8 @@ from PIL import Image, ImageCms, ImageOps
 from test_photos import mutated, small_files
 
 import upscale
-from deploy import folders
+from deploy.photos import decode, folders
 from models.team23_LKDN import LKDN
-from utils import photos
 from utils.images import ImageError
 
 SCRIPT = Path(upscale.__file__).resolve()
@@ -410,7 +409,7 @@ def test_damaged_files_give_whole_results_or_one_line(
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(mutated(data, rng))
         try:
-            height, width = photos.read(path).pixels.shape[:2]
+            height, width = decode.read(path).pixels.shape[:2]
         except ImageError:
             sizes[path.name] = None
         else:

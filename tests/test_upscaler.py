@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deploy import tiling
 from deploy import upscaler as module
 from deploy.upscaler import Upscaler
 from models.team23_LKDN import LKDN
-from utils import tiling
 from utils.devices import DeviceError
 from utils.weights import CheckpointError
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from models.team23_LKDN import LKDN
-from train.stages import Stage
+from train.packing import Pack
+from train.recipes import Stage
 from utils.datasets import SCALE
 from utils.images import write_bytes
-from utils.packing import Pack
 from utils.record import write_json
 from utils.weights import CheckpointError, load_state, read_checkpoint
 

@@ -22,15 +22,16 @@ if __name__ == "__main__":
 from models.team23_LKDN import LKDN  # noqa: E402
 from train import log  # noqa: E402
 from train.checkpoint import training_records, without_digests  # noqa: E402
+from train.packing import digests, held_out_images  # noqa: E402
+from train.recipes import RECIPES  # noqa: E402
 from train.reparam import fuse, training_form  # noqa: E402
-from train.stages import RECIPES  # noqa: E402
-from utils import record, tables  # noqa: E402
+from utils import record  # noqa: E402
 from utils.images import find_images, write_bytes  # noqa: E402
-from utils.packing import digests, held_out_images  # noqa: E402
+from utils.report import documents  # noqa: E402
 from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of  # noqa: E402
 
 WEIGHTS = ROOT / "model_zoo" / "team23_LKDN.pth"
-TRAINING_RECORD = ROOT / "results" / "published" / f"{tables.SHIPPED}_training.json"
+TRAINING_RECORD = ROOT / "results" / "published" / f"{documents.SHIPPED}_training.json"
 # Both forms computed in float64 differ by rounding alone: some 1e-14 at values near 1.
 TOLERANCE = 1e-10
 SIZES = ((1, 1), (5, 3), (48, 64))  # 1 pixel and narrow: all border, where a wrong fuse shows
@@ -144,7 +145,7 @@ def _publish(file: Path, records: list[dict[str, Any]], difference: float, compa
     record.write_json(
         TRAINING_RECORD,
         {
-            "training_of": tables.SHIPPED,
+            "training_of": documents.SHIPPED,
             "sha256": record.sha256(WEIGHTS),
             "stages": [without_digests(trained) for trained in records],
             "commands": commands(records),
@@ -153,10 +154,10 @@ def _publish(file: Path, records: list[dict[str, Any]], difference: float, compa
             "held_out_images_compared": compared,
         },
     )
-    tables.regenerate()
+    documents.regenerate()
     logger.info(
         "%s and the tables are up to date; next: measure the new weights with "
-        "test_demo.py, python -m utils.record --publish FILE, and see whether the "
+        "test_demo.py, python -m utils.report.documents --publish FILE, and see whether the "
         "model card's words on the data are still true",
         TRAINING_RECORD,
     )

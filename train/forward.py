@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from kernels.native_training import NativeGradients, choose_arithmetic
 from models.team23_LKDN import LKDN
+from train.recipes import Engine, Stage
 from train.reparam import branch_gradients, fused_parameters, plain_like
-from train.stages import Engine, Stage
 
 
 def psnr_loss(x: Tensor, target: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def make_forward(
     """
     network = plain_like(form).to(device) if engine.fold else form
     if engine.depthwise == "triton":
-        from kernels.depthwise import depthwise  # Triton is not everywhere
+        from kernels.triton_depthwise import depthwise  # Triton is not everywhere
 
         for module in network.modules():
             if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:

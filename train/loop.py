@@ -20,8 +20,8 @@ from train import checkpoint, log
 from train.forward import Gradients, arithmetic_of, make_gradients
 from train.optim import learning_rate, set_learning_rate, update_ema
 from train.patches import Patches, Sampler, cut_patches
+from train.recipes import Engine, Stage
 from train.reparam import fused_parameters, plain_like
-from train.stages import Engine, Stage
 from utils import devices, evaluate
 from utils.record import environment, finite
 

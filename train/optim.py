@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from train.stages import Stage
+from train.recipes import Stage
 
 Orthogonalise = Callable[[Sequence[Tensor]], list[Tensor]]
 

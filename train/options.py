@@ -15,7 +15,7 @@ from kernels.native import CompileError, cpu_features
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.forward import arithmetic_of
-from train.stages import RECIPES, Engine, Stage
+from train.recipes import RECIPES, Engine, Stage
 from utils import devices
 from utils.datasets import SCALE
 

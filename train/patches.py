@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from train.packing import Pack, PackedImage
 from utils.datasets import SCALE
 from utils.images import ImageError
-from utils.packing import Pack, PackedImage
 
 logger = logging.getLogger(__name__)
 

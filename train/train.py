@@ -21,13 +21,13 @@ from models.team23_LKDN import LKDB, LKDN  # noqa: E402
 from train import checkpoint, log, loop  # noqa: E402
 from train.optim import make_optimizers  # noqa: E402
 from train.options import UsageError, engine_of, parse, stages_of  # noqa: E402
+from train.packing import Pack, pack  # noqa: E402
 from train.patches import on_device, sampler  # noqa: E402
+from train.recipes import Engine, Stage  # noqa: E402
 from train.reparam import training_form  # noqa: E402
-from train.stages import Engine, Stage  # noqa: E402
 from utils import devices, evaluate  # noqa: E402
 from utils.datasets import SCALE, DatasetError, find  # noqa: E402
 from utils.images import ImageError  # noqa: E402
-from utils.packing import Pack, pack  # noqa: E402
 from utils.record import sha256  # noqa: E402
 from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of  # noqa: E402
 

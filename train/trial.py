@@ -17,8 +17,8 @@ if __name__ == "__main__":
 from train import log  # noqa: E402
 from train.checkpoint import training_records, without_digests  # noqa: E402
 from train.export import commands, last_stage  # noqa: E402
-from utils import tables  # noqa: E402
 from utils.record import write_json  # noqa: E402
+from utils.report import documents  # noqa: E402
 from utils.weights import CheckpointError, read_checkpoint  # noqa: E402
 
 TRIALS = ROOT / "results" / "published" / "trials"
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"expected a NAME of letters, digits, _ and -, got {args.name}")
     try:
         write_json(TRIALS / f"{args.name}.json", trial(args.source, args.name, args.note))
-        tables.regenerate()
+        documents.regenerate()
     except CheckpointError as error:
         logger.error("%s", error)
         return 2

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from utils.images import write_bytes
-from utils.summary import aligned, number
+from utils.report.summary import aligned, number
 
 ROOT: Path = Path(__file__).resolve().parent.parent
 
@@ -224,9 +223,3 @@ def template_table(runs: list[dict[str, Any]]) -> str:
             ]
         )
     return aligned([header, *rows], " | ") + "\n"
-
-
-if __name__ == "__main__":
-    from utils.tables import main  # which needs this module
-
-    sys.exit(main())

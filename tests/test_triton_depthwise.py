@@ -23,7 +23,7 @@ SCRIPT = """
 import sys
 import torch
 import torch.nn.functional as F
-from kernels.depthwise import depthwise, depthwise_plain
+from kernels.triton_depthwise import depthwise, depthwise_plain
 
 device = sys.argv[1]
 for shape, size, dilation in {cases}:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.summary import aligned, markdown, number
+from utils.report.summary import aligned, markdown, number
 
 HEADER = (
     "LR size, backend",

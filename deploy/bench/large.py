@@ -1,4 +1,4 @@
-"""One photo to 60 megapixels by upscale.py: its memory and its pixels. python -m deploy.large
+"""One photo to 60 megapixels by upscale.py: its memory and its pixels. python -m deploy.bench.large
 
 The photo goes through the command as anyone's does, in a process of its own; sampled windows of the
 file that it writes are compared with the plain network.
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deploy.big import WINDOW, WINDOWS, compare
-from deploy.rungs import ROOT, shipped
+from deploy.bench.big import WINDOW, WINDOWS, compare
+from deploy.bench.worker import ROOT, shipped
 from utils import devices, record
 from utils.datasets import find
 from utils.images import read_rgb, write_png
@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 1500, 2500  # LR pixels; 60 megapixels come out
 SCRIPT = """
 import json, sys, time
 import upscale
-import deploy.upscaler, utils.encode, utils.photos
+import deploy.photos.decode, deploy.photos.encode, deploy.upscaler
 from utils import efficiency
 cpu = efficiency.torch.device("cpu")
 efficiency.reset_peak_memory(cpu)
@@ -41,7 +41,7 @@ print(json.dumps({"code": code, "seconds": seconds, "import_mib": before,
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.large",
+        prog="python -m deploy.bench.large",
         description=(__doc__ or "").split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from deploy import backends
-from deploy.rungs import shipped
+from deploy.bench.worker import shipped
+from deploy.tiling import CONTEXT, restore, tile_size
 from utils import efficiency
-from utils.tiling import CONTEXT, restore, tile_size
 
 SIDE = 2500  # LR pixels; 10000x10000 come out
 BOUND = 2**31  # bytes

@@ -22,7 +22,7 @@ from utils import devices, efficiency, evaluate
 from utils.datasets import find
 from utils.weights import load_state, load_weights, read_checkpoint, state_dict_of
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 20  # for a process to end by itself
 
 

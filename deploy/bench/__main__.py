@@ -21,17 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__" and not __package__:  # python deploy/bench.py puts deploy/ there
-    sys.path[0] = str(ROOT)
+from deploy import backends
+from deploy.bench import big
+from deploy.bench.worker import Rung, milliseconds, rival, workers
+from models.team23_LKDN import LKDN
+from utils import devices, record
+from utils.images import write_bytes
+from utils.report import speed
+from utils.weights import CheckpointError
 
-from deploy import backends, big  # noqa: E402
-from deploy.rungs import Rung, milliseconds, rival, workers  # noqa: E402
-from models.team23_LKDN import LKDN  # noqa: E402
-from utils import devices, ladder, record  # noqa: E402
-from utils.images import write_bytes  # noqa: E402
-from utils.weights import CheckpointError  # noqa: E402
-
+ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = ("256x256", "340x510", "540x960")
 WARM_UP = 3  # forwards before the first that is timed; the triton backend records at the second
 TURN = 1  # .. and before the one that is timed in each turn: caches, clocks and threads wake up
@@ -58,12 +57,12 @@ def main(argv: list[str] | None = None) -> int:
             return code
         output.parent.mkdir(parents=True, exist_ok=True)
         record.write_json(output, result)
-        if (drawn := ladder.picture(result)) is not None:
+        if (drawn := speed.picture(result)) is not None:
             write_bytes(output.with_suffix(".png"), drawn)
     except (devices.DeviceError, CheckpointError, ValueError, OSError) as error:
-        print(f"deploy/bench.py: {error}", file=sys.stderr)
+        print(f"deploy.bench: {error}", file=sys.stderr)
         return 2
-    print(ladder.text(result))
+    print(speed.text(result))
     print(f"Recorded in {output}")
     return code
 

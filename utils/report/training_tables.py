@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.datasets import SCALE
-from utils.summary import markdown, number
+from utils.report.summary import markdown, number
 
 Record = dict[str, Any]
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.photos import Photo, rounded
+from deploy.photos.decode import Photo, rounded
 
 
 def enlarge(

@@ -1,4 +1,4 @@
-"""The fused network in Triton against its plain twins and float64, interpreted or on a GPU."""
+"""The fused network in Triton against plain torch and float64, interpreted or on a GPU."""
 
 import copy
 import os
@@ -16,8 +16,11 @@ import sys
 from types import SimpleNamespace
 
 import torch
-from kernels import fused, plain
-from kernels.lkdn import FusedLKDN
+
+sys.path.append("tests")
+import plain_layers
+from kernels import triton_layers
+from kernels.triton_network import FusedLKDN
 from models.team23_LKDN import LKDN
 
 device, cases = sys.argv[1], {cases}
@@ -27,14 +30,13 @@ ran = set()
 
 
 def both(name, tolerance):
-    # Run a kernel and its twin on equal arguments, and compare what they return and write.
+    # Run a kernel and its reference on equal arguments, and compare what they return and write.
     def run(w, *arguments):
-        twins = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
-        got, expected = (
-            getattr(steps, name)(w, *args) for steps, args in ((fused, arguments), (plain, twins))
-        )
+        copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+        got = getattr(triton_layers, name)(w, *arguments)
+        expected = getattr(plain_layers, name)(w, *copies)
         outputs = (got, expected) if isinstance(got, tuple) else ((got,), (expected,))
-        written = [(a, t) for a, t in zip(arguments, twins) if isinstance(a, torch.Tensor)]
+        written = [(a, t) for a, t in zip(arguments, copies) if isinstance(a, torch.Tensor)]
         for a, b in [*zip(*outputs, strict=True), *written]:
             assert a.shape == b.shape and a.dtype == b.dtype, (name, a.shape, b.shape)
             if a.numel():
@@ -47,10 +49,11 @@ def both(name, tolerance):
     return run
 
 
-tile = fused.TILE_HEIGHT, fused.TILE_WIDTH
+tile = triton_layers.TILE_HEIGHT, triton_layers.TILE_WIDTH
 for channels, shape in cases:
     large = shape[-1] >= 64  # larger tiles, for the interpreter's time goes by programs
-    fused.TILE_HEIGHT, fused.TILE_WIDTH = (16, 64) if large and device == "cpu" else tile
+    sides = (16, 64) if large and device == "cpu" else tile
+    triton_layers.TILE_HEIGHT, triton_layers.TILE_WIDTH = sides
     torch.manual_seed(0)
     net = LKDN(channels, 1 if large else 2).eval().requires_grad_(False).to(device)
     x = torch.rand(shape, device=device)
@@ -91,19 +94,19 @@ def check(root: Path, device: str, environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_each_kernel_is_its_twin_in_the_interpreter(root: Path) -> None:
+def test_each_kernel_equals_plain_torch_in_the_interpreter(root: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     check(root, "cpu", {**os.environ, "TRITON_INTERPRET": "1"})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_each_kernel_is_its_twin_on_a_gpu(root: Path) -> None:
+def test_each_kernel_equals_plain_torch_on_a_gpu(root: Path) -> None:
     check(root, "cuda", {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
 
 
 SIZES = """
 import torch
-from kernels.lkdn import FusedLKDN
+from kernels.triton_network import FusedLKDN
 from models.team23_LKDN import LKDN
 
 fast = FusedLKDN(LKDN(6, 3).to("cuda"))
@@ -131,8 +134,9 @@ def test_a_hundred_sizes_compile_each_kernel_once(root: Path, tmp_path: Path) ->
 def test_half_precision_holds_weights_grown_beyond_it() -> None:
     """Training lets what the normalisation divides out grow to 1e11 (half holds 65504)."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from kernels import plain
-    from kernels.lkdn import FusedLKDN
+    import plain_layers
+
+    from kernels.triton_network import FusedLKDN
 
     torch.manual_seed(0)
     net = LKDN(8, 2).eval().requires_grad_(False)
@@ -144,12 +148,12 @@ def test_half_precision_holds_weights_grown_beyond_it() -> None:
     x = torch.rand(1, 3, 21, 18)
     exact = copy.deepcopy(net).double()(x.double())
     assert not net.half()(x.half()).isfinite().all()  # what makes this necessary
-    assert (FusedLKDN(net.float(), torch.float16, plain)(x) - exact).abs().max() < 5e-3
+    assert (FusedLKDN(net.float(), torch.float16, plain_layers)(x) - exact).abs().max() < 5e-3
 
 
 def test_image_too_large_for_int32_is_refused() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    from kernels.lkdn import FusedLKDN
+    from kernels.triton_network import FusedLKDN
 
     net = LKDN(4, 1).eval().requires_grad_(False)
     with pytest.raises(ValueError, match="use tiles"):

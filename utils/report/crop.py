@@ -1,6 +1,6 @@
 """A crop of one restored image as a picture: bicubic | SR | HR, side by side, with labels.
 
-python -m utils.picture astronaut --crop 352 150 104 92 -o results/published/astronaut.png
+python -m utils.report.crop astronaut --crop 352 150 104 92 -o results/published/astronaut.png
 """
 
 import argparse
@@ -16,7 +16,7 @@ from utils.bicubic import upscale
 from utils.datasets import DatasetError, find
 from utils.images import ImageError, read_rgb, write_png
 from utils.record import ROOT
-from utils.tables import SHIPPED
+from utils.report.documents import SHIPPED
 
 ZOOM = 3
 GAP = 6

@@ -5,7 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from kernels import fused
+from kernels import triton_layers
 from kernels.fold import block_names, dense, folded, round_up
 
 MOST_NUMBERS = 2**31  # the kernels count in int32
@@ -19,11 +19,11 @@ class FusedLKDN(nn.Module):
     Args:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.
         dtype: torch.float16, torch.bfloat16 or torch.float32.
-        steps: kernels.fused, or kernels.plain for the twins.
+        steps: kernels.triton_layers, or a reference implementation of it.
     """
 
     def __init__(
-        self, net: nn.Module, dtype: torch.dtype = torch.float16, steps: ModuleType = fused
+        self, net: nn.Module, dtype: torch.dtype = torch.float16, steps: ModuleType = triton_layers
     ) -> None:
         super().__init__()
         self.dtype, self.steps = dtype, steps

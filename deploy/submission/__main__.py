@@ -12,16 +12,14 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__" and not __package__:  # python deploy/submission.py puts deploy/ there
-    sys.path[0] = str(ROOT)
+from deploy.submission.factsheet import TeamError, TexError, latex, pdf, read_team
+from deploy.submission.rules import FILE_RULES, MODEL_RULES, Entry, check
+from utils.datasets import CHALLENGE
+from utils.images import whole_file, write_bytes
+from utils.record import sha256
 
-from deploy.factsheet import TeamError, TexError, latex, pdf, read_team  # noqa: E402
-from deploy.rules import FILE_RULES, MODEL_RULES, Entry, check  # noqa: E402
-from utils.datasets import CHALLENGE  # noqa: E402
-from utils.images import whole_file, write_bytes  # noqa: E402
-from utils.record import sha256  # noqa: E402
-
+ROOT = Path(__file__).resolve().parent.parent.parent
+TEAM = "deploy/submission/team.toml"
 # Outside git: what .gitignore leaves out, and whatever is hidden.
 IGNORED = re.compile(
     r"(.*/)?(\.[^/]+|__pycache__|venv|[^/]+\.egg-info)(/.*)?|runs/.*"
@@ -85,13 +83,13 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
     """The entry of a repository: what git tracks, or outside git what is not IGNORED.
 
     Raises:
-        TeamError: deploy/team.toml is missing or wrong.
+        TeamError: deploy/submission/team.toml is missing or wrong.
         UsageError: a folder does not exist.
     """
     for folder in filter(None, (root, results)):
         if not folder.is_dir():
             raise UsageError(f"expected a folder, got none: {folder}")
-    team = read_team(root / "deploy" / "team.toml")
+    team = read_team(root / TEAM)
     if (root / ".git").exists():
         try:
             listed = subprocess.run(
@@ -138,7 +136,7 @@ def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
     write_bytes(output / "factsheet.tex", source.encode())
     yield f"{output / 'factsheet.tex'}: {len(runs)} published runs"
     if not entry.team.email:
-        yield "no email in deploy/team.toml, which the organisers need: the factsheet says so"
+        yield f"no email in {TEAM}, which the organisers need: the factsheet says so"
     (output / "factsheet.pdf").unlink(missing_ok=True)
     if document := pdf(source):
         write_bytes(output / "factsheet.pdf", document)

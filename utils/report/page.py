@@ -1,6 +1,6 @@
 """The runs of a folder as one HTML page that loads nothing: figures, charts, pictures to compare.
 
-python -m utils.report results -o report.html
+python -m utils.report.page results -o report.html
 """
 
 import argparse
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils import ladder, markup, summary, viewer
 from utils.bicubic import Convention
 from utils.datasets import SCALE, ImageSet, Pair, find
 from utils.images import write_bytes
 from utils.record import ROOT, finite, read_runs
-from utils.summary import number
-from utils.tables import SHIPPED
+from utils.report import markup, pictures, speed, summary
+from utils.report.documents import SHIPPED
+from utils.report.summary import number
 
 PUBLISHED = ROOT / "results" / "published"
 PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than 5 MB more
@@ -49,7 +49,7 @@ class Group:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m utils.report", description=(__doc__ or "").splitlines()[0]
+        prog="python -m utils.report.page", description=(__doc__ or "").splitlines()[0]
     )
     add = parser.add_argument
     add("save_dir", type=Path, help="that of test_demo.py")
@@ -95,7 +95,7 @@ def write(
         parts.append((group.ident, group.name, _figures(group, articles, notes)))
     parts += _published()
     minute = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    colours = viewer.coloured(np.arange(0, 256, 51).astype(np.uint8)[None])[0]
+    colours = pictures.coloured(np.arange(0, 256, 51).astype(np.uint8)[None])[0]
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         subtitle=escape(
             f"{len(runs)} run{'s' * (len(runs) > 1)} of test_demo.py in "
@@ -251,12 +251,12 @@ def _articles(
             )
             continue
         try:
-            picture = viewer.read(pairs[name], convention, files)
+            picture = pictures.read(pairs[name], convention, files)
         except (ValueError, OSError) as error:
             notes.append(f"{name}: {error}")
             continue
         share = budget // (len(shown) - i)
-        tried = (viewer.article(ident, name, scores, picture, side) for side in SIDES)
+        tried = (pictures.article(ident, name, scores, picture, side) for side in SIDES)
         if article := next((article for article in tried if _size(article) <= share), None):
             articles[name] = article
             budget -= _size(article)
@@ -273,18 +273,18 @@ def _articles(
 def _published() -> list[tuple[str, str, str]]:
     """The speed ladders and the training curve, those that are there."""
     parts = []
-    for device in ladder.DEVICES:
+    for device in speed.DEVICES:
         result = _json(PUBLISHED / f"ladder_{device}.json")
-        if ladder.is_whole(result):
+        if speed.is_whole(result):
             title = f"Speed, {device}"
             parts.append(
                 (
                     f"ladder-{device}",
                     title,
                     f"<section id=ladder-{device}><h2>{title}</h2>"
-                    f"<p class=soft>{escape(ladder.conditions(result))}</p>"
-                    + markup.table(title, ladder.rows(result))
-                    + markup.notes("", ladder.remarks(result))
+                    f"<p class=soft>{escape(speed.conditions(result))}</p>"
+                    + markup.table(title, speed.rows(result))
+                    + markup.notes("", speed.remarks(result))
                     + "</section>",
                 )
             )

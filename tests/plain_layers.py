@@ -1,4 +1,4 @@
-"""The plain twins of the launchers in fused.py: same names, arguments and results, by torch.
+"""The launchers of kernels/triton_layers.py in plain torch: same names, arguments and results.
 
 They compute in float32 and round where the kernels store.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.fused import Size, Weights
+from kernels.triton_layers import Size, Weights
 
 
 def shallow(w: Weights, image: Tensor, pitch: int, dtype: torch.dtype, size: Size) -> Tensor:

@@ -1,9 +1,11 @@
-"""LKDN's layers as fused Triton kernels, each with its launcher; the plain twins are in plain.py.
+"""LKDN's layers as fused Triton kernels, each with its launcher.
+
+tests/plain_layers.py has the same functions in plain torch.
 
 Features lie as (B*H*W, P), channels last, P the channels rounded up to 16, those beyond the
 network's own zero. A program computes a tile of pixels; sums are kept in float32. What a layer's
-weights `w` hold, and in which shapes, kernels/lkdn.py says; every block dimension of theirs is a
-power of two, padded with zeros.
+weights `w` hold, and in which shapes, kernels/triton_network.py says; every block dimension of
+theirs is a power of two, padded with zeros.
 """
 
 # mypy: disable-error-code="no-untyped-def"

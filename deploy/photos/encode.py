@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, TiffTags
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from deploy.photos.decode import EXIF_IFD, GPS_IFD, Photo, exif_text
 from utils.images import ImageError, write_bytes
-from utils.photos import EXIF_IFD, GPS_IFD, Photo, exif_text
 
 LONGEST = {
     ".png": 2**31 - 1,

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import comparison, ladder, summary, training_tables
 from utils.datasets import BENCHMARKS
 from utils.images import write_bytes
 from utils.record import ROOT, is_run, read_runs, run_stem
-from utils.summary import markdown, number
+from utils.report import comparison, speed, summary, training_tables
+from utils.report.summary import markdown, number
 
 DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/README.md")
 SHIPPED = "23_LKDN"
@@ -29,7 +29,7 @@ class PublishError(ValueError):
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m utils.record", description=(__doc__ or "").splitlines()[0]
+        prog="python -m utils.report.documents", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
         "--publish",
@@ -64,12 +64,12 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
             run = contents[file] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
-        if ladder.is_whole(run) or ladder.is_large(run):
+        if speed.is_whole(run) or speed.is_large(run):
             continue
         if not is_run(run):
             raise PublishError(
                 f"expected the JSON of a run of test_demo.py, "
-                f"deploy/large.py or all of deploy/bench.py, got {file}"
+                f"deploy.bench.large or all of deploy.bench, got {file}"
             )
         if failed := run.get("failed", ["nobody knows"]):
             raise PublishError(
@@ -84,7 +84,7 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
     for file, content in contents.items():
         if file.resolve().parent != published.resolve():
             shutil.copyfile(file, published / file.name)
-        if ladder.is_whole(content) and (drawn := ladder.picture(content)):
+        if speed.is_whole(content) and (drawn := speed.picture(content)):
             write_bytes((published / file.name).with_suffix(".png"), drawn)
     regenerate(root)
 
@@ -283,8 +283,12 @@ PARTS: dict[str, Callable[[Published], str]] = {
     "trials": lambda published: training_tables.trials(published.trials),
     "throughput": lambda published: training_tables.throughput(published.throughput),
     "agreement": lambda published: training_tables.agreement(published.agreement),
-    "ladder": lambda published: ladder.tables(published.ladders),
+    "ladder": lambda published: speed.tables(published.ladders),
     "costs": lambda published: markdown(comparison.costs(published.runs)),
-    "large": lambda published: ladder.large(published.large),
-    "speed": lambda published: ladder.sentences(published.ladders),
+    "large": lambda published: speed.large(published.large),
+    "speed": lambda published: speed.sentences(published.ladders),
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.datasets import BENCHMARKS
-from utils.scores import BASELINE_2023, RUNTIME_2023_MS, YEARS, terms
-from utils.summary import aligned, number
+from utils.report.scores import BASELINE_2023, RUNTIME_2023_MS, YEARS, terms
+from utils.report.summary import aligned, number
 
 # Y-PSNR [dB] and SSIM, x4, of the LKDN factsheet (NTIRE 2023), Table 1.
 FACTSHEET = {

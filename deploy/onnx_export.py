@@ -9,25 +9,22 @@ from pathlib import Path
 
 import torch
 
+from deploy.backends import BackendError, need
+from models.team23_LKDN import LKDN
+from utils.images import whole_file
+from utils.weights import CheckpointError, load_weights
+
 ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__" and not __package__:  # python deploy/export.py puts deploy/ there
-    sys.path[0] = str(ROOT)
-
-from deploy.backends import BackendError, need  # noqa: E402
-from models.team23_LKDN import LKDN  # noqa: E402
-from utils.images import whole_file  # noqa: E402
-from utils.weights import CheckpointError, load_weights  # noqa: E402
-
 SIZES = ((37, 64), (50, 41))  # odd, prime, not square: what a graph of one size would get wrong
 # Largest difference from the plain float32 network, on random images: sums in another order; half
-# precision through 40 layers, as kernels/lkdn.py has it.
+# precision through 40 layers, as kernels/triton_network.py has it.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 
 
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.export",
+        prog="python -m deploy.onnx_export",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -47,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         load_weights(net, args.checkpoint)
         error = export(net, args.output, args.precision, args.size)
     except (BackendError, CheckpointError, IsADirectoryError) as problem:
-        print(f"deploy/export.py: {problem}", file=sys.stderr)
+        print(f"deploy/onnx_export.py: {problem}", file=sys.stderr)
         return 2
     except (OSError, ValueError) as problem:
-        print(f"deploy/export.py: {problem}", file=sys.stderr)
+        print(f"deploy/onnx_export.py: {problem}", file=sys.stderr)
         return 1
     size = "any size" if args.size is None else "{}x{}".format(*args.size)
     print(f"{args.output}: {args.precision}, {size}, within {error:.1e} of the network in torch")
@@ -87,9 +84,9 @@ def export(
     need("onnx", "onnxruntime")
     import onnxruntime
 
-    from deploy import graph
+    from deploy import onnx_graph
 
-    model = graph.build(net, precision == "fp16", *(size or ())).SerializeToString()
+    model = onnx_graph.build(net, precision == "fp16", *(size or ())).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     largest = 0.0
     for height, width in [tuple(size)] if size else SIZES:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deploy.factsheet import Team
+from deploy.submission.factsheet import Team
 from utils import efficiency
 from utils.datasets import SCALE, held_out
 from utils.images import EXTENSIONS, read_rgb
@@ -195,7 +195,7 @@ def _counters(entry: Entry) -> Iterator[str]:
     if not any(run["checkpoint"]["sha256"] == digest for run in runs):
         yield (
             f"expected a run of these weights in {PUBLISHED}/, got {len(runs)} of others: run "
-            "test_demo.py and python -m utils.record --publish FILE"
+            "test_demo.py and python -m utils.report.documents --publish FILE"
         )
 
 
@@ -264,14 +264,14 @@ def _runs_after_clone(entry: Entry) -> Iterator[str]:
     ):
         if not is_there:
             yield f"expected {needed} in test_demo.py, got none: let select_model know the model"
-    # In flat packages a module is what stands before the second point.
-    packages = tuple(part.replace("/", ".") for part in SENT if part.endswith("/"))
-    known = {file.removesuffix(".py").replace("/", ".") for file in entry.sent}
+    sent = tuple(part.replace("/", ".") for part in SENT if part.endswith("/"))
+    modules = {file.removesuffix(".py").replace("/", ".") for file in entry.sent}
+    packages = {name.removesuffix(".__init__") for name in modules if name.endswith(".__init__")}
     missing = {}
     for file in (f for f in entry.sent if f.endswith(".py")):
-        for module in (".".join(name.split(".")[:2]) for name in _imports(entry.text(file))):
-            if module.startswith(packages) and module not in known:
-                missing[module] = file
+        for name in filter(lambda name: name.startswith(sent), _imports(entry.text(file))):
+            if name not in modules | packages and name.rpartition(".")[0] not in modules:
+                missing[name] = file
     for module, file in missing.items():
         yield f"expected {module}, which {file} imports, among the files, got none: git add it"
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.comparison import FACTSHEET
 from utils.datasets import BENCHMARKS
-from utils.summary import COLUMNS, FACTSHEET_ROW, is_plain, number, row
+from utils.report.comparison import FACTSHEET
+from utils.report.summary import COLUMNS, FACTSHEET_ROW, is_plain, number, row
 
 TEMPLATE = Path(__file__).with_suffix(".tex")
 PLACEHOLDER = re.compile(r"@@(\w+)@@")
