@@ -16,11 +16,11 @@ from models.team00_RFDN import RFDN
 from models.team23_LKDN import LKDN
 from utils import devices, efficiency, record
 from utils.datasets import BENCHMARKS, DatasetError, ImageSet, find
+from utils.files import ROOT
 from utils.measure import LR_SOURCES, Model, Options, measure_set
 from utils.report import comparison, page, summary
 from utils.weights import CheckpointError, load_weights
 
-ROOT = Path(__file__).resolve().parent
 # ID: name of the results, class, file in model_zoo/ if there is one, range of its pixel values.
 MODELS = {0: ("00_RFDN", RFDN, None, 255.0), 23: ("23_LKDN", LKDN, "team23_LKDN.pth", 1.0)}
 

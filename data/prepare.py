@@ -1,7 +1,6 @@
 """Download DIV2K, and bring LSDIR and the benchmark sets that you have into data/."""
 
 import argparse
-import hashlib
 import logging
 import re
 import sys
@@ -11,15 +10,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # was data/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # was data/
 
-from train.packing import pack  # noqa: E402
-from utils.archives import ArchiveError, DataError, put, scratch_in, unpack  # noqa: E402
-from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find  # noqa: E402
-from utils.download import download  # noqa: E402
-from utils.images import ImageError, find_images  # noqa: E402
+from train.packing import pack
+from utils.archives import ArchiveError, DataError, put, scratch_in, unpack
+from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find
+from utils.download import download
+from utils.files import ROOT, sha256
+from utils.images import ImageError, find_images
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 # What folders of the benchmark sets are called in lower case, but for an ending.
@@ -219,8 +218,7 @@ def install(archive: Archive, url: str, data_dir: Path, keep: bool, bar: tqdm) -
         download(url, file, archive.size, bar)
     bar.n = start + archive.size
     try:
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        digest = sha256(file)
         if archive.sha256 not in (None, digest):
             raise ArchiveError(f"expected sha256 {archive.sha256}, got {digest}")
         with scratch_in(data_dir) as scratch:

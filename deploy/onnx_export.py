@@ -11,10 +11,9 @@ import torch
 
 from deploy.backends import BackendError, need
 from models.team23_LKDN import LKDN
-from utils.images import whole_file
-from utils.weights import CheckpointError, load_weights
+from utils.files import whole_file
+from utils.weights import SHIPPED, CheckpointError, load_weights
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = ((37, 64), (50, 41))  # odd, prime, not square: what a graph of one size would get wrong
 # Largest difference from the plain float32 network, on random images: sums in another order; half
 # precision through 40 layers, as kernels/triton_network.py has it.
@@ -30,12 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("lkdn.onnx"), help="the file to write")
-    add(
-        "--checkpoint",
-        type=Path,
-        default=ROOT / "model_zoo" / "team23_LKDN.pth",
-        help="weights of the inference form",
-    )
+    add("--checkpoint", type=Path, default=SHIPPED, help="weights of the inference form")
     add("--precision", choices=sorted(TOLERANCES), default="fp32", help="of weights and features")
     add("--size", type=_size, metavar="HxW", help="fix the LR height and width; without it any")
     args = parser.parse_args(argv)

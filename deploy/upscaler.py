@@ -13,9 +13,8 @@ from deploy import backends, tiling
 from deploy.tiling import CONTEXT, SMALLEST
 from models.team23_LKDN import LKDN
 from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
-from utils.weights import load_weights
+from utils.weights import SHIPPED, load_weights
 
-SHIPPED = Path(__file__).resolve().parent.parent / "model_zoo" / "team23_LKDN.pth"
 SCALE = 4
 # LR pixels that a CPU is given at once unless told otherwise: more take no less time each, for
 # they leave its caches sooner than the context of more tiles costs.

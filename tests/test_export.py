@@ -20,8 +20,9 @@ from train.optim import make_optimizers
 from train.packing import Pack, held_out_images, pack
 from train.recipes import RECIPES, STAGES, Stage
 from train.reparam import fuse, training_form
-from utils import evaluate, record
+from utils import evaluate
 from utils.datasets import find
+from utils.files import ROOT, sha256
 from utils.images import read_rgb
 from utils.metrics import psnr, ssim, to_y
 from utils.report import crop as picture
@@ -29,8 +30,8 @@ from utils.report import documents
 from utils.weights import CheckpointError, load_weights
 
 Image = NDArray[np.uint8]
-REFERENCE = record.ROOT.parent / "shared" / "reference"
-BENCH = record.ROOT.parent / "shared" / "data" / "bench"
+REFERENCE = ROOT.parent / "shared" / "reference"
+BENCH = ROOT.parent / "shared" / "data" / "bench"
 needs_reference = pytest.mark.skipif(
     not (REFERENCE.is_dir() and BENCH.is_dir()),
     reason=f"the authors' weights and the benchmark images are not in {REFERENCE.parent}",
@@ -61,7 +62,7 @@ def a_run(
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Where weights are shipped to and where their training record is, for a test."""
     weights, training = tmp_path / "zoo" / "w.pth", tmp_path / "training.json"
-    monkeypatch.setattr("train.export.WEIGHTS", weights)
+    monkeypatch.setattr("train.export.SHIPPED", weights)
     monkeypatch.setattr("train.export.TRAINING_RECORD", training)
     return weights, training
 
@@ -83,7 +84,7 @@ def test_a_run_is_shipped_with_its_record(
     assert list(shipped) == list(LKDN().state_dict())
     assert all(torch.equal(shipped[name], expected[name]) for name in expected)
     said = json.loads(training.read_text())
-    assert said["sha256"] == record.sha256(weights)
+    assert said["sha256"] == sha256(weights)
     assert said["stages"][0]["step"] == 3 and said["stages"][0]["data"] == "fingerprint"
     assert said["commands"] == [
         "python train/train.py --stage 1 --data DIR --val VAL --out RUN --steps 3"
@@ -121,7 +122,7 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
         export(tmp_path / "run", held_out=held_out)
     assert not zoo[0].exists() and not zoo[1].exists()
     export(tmp_path / "run", tmp_path / "mine.pth", held_out=held_out)  # not shipped
-    script = str(record.ROOT / "train" / "export.py")  # a named folder counts whatever its name
+    script = str(ROOT / "train" / "export.py")  # a named folder counts whatever its name
     done = subprocess.run(
         [sys.executable, script, "run", "--held_out", "sets/else"],
         cwd=tmp_path,
@@ -170,7 +171,7 @@ def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path) -> None:
     torch.manual_seed(2)
     form = training_form(LKDN(8, 2, 3))  # another size, and x3
     torch.save({"params": form.state_dict()}, tmp_path / "foreign.pth")
-    script = str(record.ROOT / "train" / "export.py")
+    script = str(ROOT / "train" / "export.py")
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         done = subprocess.run(

@@ -11,16 +11,8 @@ import torch
 from numpy.typing import NDArray
 from skimage import data as photos
 
-from utils.images import (
-    ImageError,
-    find_images,
-    mod_crop,
-    read_rgb,
-    to_tensor,
-    to_uint8,
-    write_bytes,
-    write_png,
-)
+from utils.files import write_bytes
+from utils.images import ImageError, find_images, mod_crop, read_rgb, to_tensor, to_uint8, write_png
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

@@ -16,9 +16,9 @@ import torch
 
 from models.team23_LKDN import LKDN
 from utils.bicubic import downscale
+from utils.files import ROOT
 from utils.images import mod_crop, read_rgb, to_tensor, to_uint8, write_png
 from utils.metrics import psnr
-from utils.record import ROOT
 
 SCRIPT = str(ROOT / "test_demo.py")
 STEM = "23_LKDN@random"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from utils import record
+from utils.files import ROOT, write_json
 from utils.report import documents
 
 
@@ -104,7 +105,7 @@ def test_results_of_several_devices_stand_side_by_side() -> None:
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:
-    record.write_json(tmp_path / "x.json", {"a": [math.inf, {"b": math.nan}], "c": 1.5})
+    write_json(tmp_path / "x.json", {"a": [math.inf, {"b": math.nan}], "c": 1.5})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, {"b": None}], "c": 1.5}
 
 
@@ -123,12 +124,12 @@ def test_environment_is_complete_and_holds_no_paths() -> None:
         "cudnn_benchmark",
         "date",
     } <= set(environment)
-    assert str(record.ROOT) not in json.dumps(environment)
+    assert str(ROOT) not in json.dumps(environment)
 
 
 @pytest.mark.parametrize("name", documents.DOCUMENTS)
 def test_documents_say_what_the_published_runs_say(name: str) -> None:
-    text = (record.ROOT / name).read_text()
+    text = (ROOT / name).read_text()
     assert "<!-- generated:" in text
     assert documents.regenerated(text) == text, "run python -m utils.report.documents --publish"
 
@@ -161,7 +162,7 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
         "commands": ["python train/train.py"],
         "validation": [],
     }
-    record.write_json(tmp_path / "results" / "published" / "23_LKDN_training.json", training)
+    write_json(tmp_path / "results" / "published" / "23_LKDN_training.json", training)
     documents.regenerate(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "| this repository | not measured | not measured |" in text
@@ -174,8 +175,8 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
 def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
     failed = copy.deepcopy(a_run())
     failed["failed"] = ["b: broken"]
-    record.write_json(tmp_path / "failed.json", failed)
-    record.write_json(tmp_path / "foreign.json", [1])
+    write_json(tmp_path / "failed.json", failed)
+    write_json(tmp_path / "foreign.json", [1])
     (tmp_path / "text.json").write_text("{")
     for name in ("failed", "foreign", "text", "absent"):
         with pytest.raises(documents.PublishError, match=name):

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from utils.bicubic import downscale, upscale
+from utils.files import ROOT, write_json
 from utils.images import read_rgb, write_png
-from utils.record import ROOT, write_json
 from utils.report import page as report
 from utils.report import pictures
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deploy.submission import factsheet, rules
 from deploy.submission.__main__ import main, read_entry, result_files
-from utils.record import ROOT
+from utils.files import ROOT
 
 Image = NDArray[np.uint8]
 CHECKPOINT = "model_zoo/team23_LKDN.pth"

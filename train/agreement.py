@@ -12,13 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
+    sys.path[0] = str(
+        Path(__file__).resolve().parent.parent
+    )  # was train/, where `train` would be train.py
 
-from train import log  # noqa: E402
-from train.throughput import reason  # noqa: E402
-from utils import devices, record  # noqa: E402
+from train import log
+from train.throughput import reason
+from utils import devices, record
+from utils.files import ROOT, write_json
 
 logger = logging.getLogger("agreement")
 
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         runs.append(run)
         try:
-            record.write_json(
+            write_json(
                 args.output,
                 {
                     "agreement_of": "train/train.py --recipe cpu",

@@ -1,7 +1,6 @@
 """The state of a training run: one file that a run continues from, bit for bit."""
 
 import io
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from models.team23_LKDN import LKDN
 from train.packing import Pack
 from train.recipes import Stage
 from utils.datasets import SCALE
-from utils.images import write_bytes
-from utils.record import write_json
+from utils.files import read_json, write_bytes, write_json
 from utils.weights import CheckpointError, load_state, read_checkpoint
 
 
@@ -107,7 +105,7 @@ def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
     notes = {}
     for file in sorted(run.glob("stage*_data.json")):
         try:
-            note = json.loads(file.read_text())
+            note = read_json(file)
         except (OSError, ValueError):
             continue
         if "sha256" in note:

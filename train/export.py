@@ -15,23 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
+    sys.path[0] = str(
+        Path(__file__).resolve().parent.parent
+    )  # was train/, where `train` would be train.py
 
-from models.team23_LKDN import LKDN  # noqa: E402
-from train import log  # noqa: E402
-from train.checkpoint import training_records, without_digests  # noqa: E402
-from train.packing import digests, held_out_images  # noqa: E402
-from train.recipes import RECIPES  # noqa: E402
-from train.reparam import fuse, training_form  # noqa: E402
-from utils import record  # noqa: E402
-from utils.images import find_images, write_bytes  # noqa: E402
-from utils.report import documents  # noqa: E402
-from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of  # noqa: E402
+from models.team23_LKDN import LKDN
+from train import log
+from train.checkpoint import training_records, without_digests
+from train.packing import digests, held_out_images
+from train.recipes import RECIPES
+from train.reparam import fuse, training_form
+from utils.files import ROOT, sha256, write_bytes, write_json
+from utils.images import find_images
+from utils.record import ENTRY, PUBLISHED
+from utils.report import documents
+from utils.weights import SHIPPED, CheckpointError, load_state, read_checkpoint, state_dict_of
 
-WEIGHTS = ROOT / "model_zoo" / "team23_LKDN.pth"
-TRAINING_RECORD = ROOT / "results" / "published" / f"{documents.SHIPPED}_training.json"
+TRAINING_RECORD = PUBLISHED / f"{ENTRY}_training.json"
 # Both forms computed in float64 differ by rounding alone: some 1e-14 at values near 1.
 TOLERANCE = 1e-10
 SIZES = ((1, 1), (5, 3), (48, 64))  # 1 pixel and narrow: all border, where a wrong fuse shows
@@ -120,7 +121,7 @@ def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = 
             f"expected both forms equal to {TOLERANCE:g}, got a difference of "
             f"{difference:g}: {file} was not written"
         )
-    target = output or WEIGHTS
+    target = output or SHIPPED
     buffer = io.BytesIO()
     torch.save({name: value.float() for name, value in plain.state_dict().items()}, buffer)
     write_bytes(target, buffer.getvalue())
@@ -129,7 +130,7 @@ def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = 
         target,
         sum(p.numel() for p in plain.parameters()),
         difference,
-        record.sha256(target),
+        sha256(target),
     )
     if output is None:
         _publish(file, records, difference, compared)
@@ -142,11 +143,11 @@ def _publish(file: Path, records: list[dict[str, Any]], difference: float, compa
         for line in log.read(file.parent / "log.jsonl")
         if "val_psnr" in line
     ]
-    record.write_json(
+    write_json(
         TRAINING_RECORD,
         {
-            "training_of": documents.SHIPPED,
-            "sha256": record.sha256(WEIGHTS),
+            "training_of": ENTRY,
+            "sha256": sha256(SHIPPED),
             "stages": [without_digests(trained) for trained in records],
             "commands": commands(records),
             "validation": scores,

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from utils.images import whole_file, write_bytes
+from utils.files import whole_file, write_bytes
 
 logger = logging.getLogger(__name__)
 

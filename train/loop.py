@@ -23,7 +23,8 @@ from train.patches import Patches, Sampler, cut_patches
 from train.recipes import Engine, Stage
 from train.reparam import fused_parameters, plain_like
 from utils import devices, evaluate
-from utils.record import environment, finite
+from utils.files import finite
+from utils.record import environment
 
 logger = logging.getLogger(__name__)
 

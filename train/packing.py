@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from utils.bicubic import downscale
 from utils.datasets import SCALE, held_out
-from utils.images import ImageError, find_images, mod_crop, read_rgb, whole_file, write_bytes
+from utils.files import read_json, whole_file, write_bytes
+from utils.images import ImageError, find_images, mod_crop, read_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def open_pack(index_path: Path) -> Pack:
             f"expected a whole pack, got one cut short or without its pixels in "
             f"{pixels_path}: pack the images again, or join its parts"
         )
-    index = json.loads(index_path.read_text())
+    index = read_json(index_path)
     # Copy-on-write, not read-only: torch warns of arrays that it could not write to.
     pixels = np.zeros((0, 3), np.uint8)
     if index["images"]:
@@ -130,7 +131,7 @@ def open_pack(index_path: Path) -> Pack:
 def _is_whole(index_path: Path, pixels_path: Path) -> bool:
     """Whether a pack is there with all of its pixels."""
     try:
-        images = json.loads(index_path.read_text())["images"]
+        images = read_json(index_path)["images"]
         pixels = sum(i["height"] * i["width"] * (1 + SCALE**2) for i in images)
         return pixels_path.stat().st_size == 3 * pixels
     except (OSError, ValueError, LookupError, TypeError):

@@ -7,7 +7,6 @@ lever to the one it is compared with. A rung that fails is recorded with its rea
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import re
@@ -20,12 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
+    sys.path[0] = str(
+        Path(__file__).resolve().parent.parent
+    )  # was train/, where `train` would be train.py
 
-from train import log  # noqa: E402
-from utils import devices, record  # noqa: E402
+from train import log
+from utils import devices, record
+from utils.files import ROOT, read_json, sha256, write_json
 
 BUSY = "another process on one core"  # ends the names of rungs that are measured beside one
 
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         "patch": args.patch,
         "steps": args.steps,
         "rounds": args.rounds,
-        "init": record.sha256(args.init) if args.init else None,
+        "init": sha256(args.init) if args.init else None,
         "environment": record.environment(device),
         "rungs": [],
     }
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         by_name = {other["name"]: other for other in [*measured["rungs"], rung]}
         measured["rungs"] = [by_name[other] for other in ladder if other in by_name]
         try:
-            record.write_json(args.output, measured)  # after each: time may run out
+            write_json(args.output, measured)  # after each: time may run out
         except OSError as error:
             logger.error("%s", error)
             return 1
@@ -115,7 +116,7 @@ def earlier_rungs(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
         return {**record, "rungs": None, "environment": environment}
 
     try:
-        earlier = json.loads(file.read_text())
+        earlier = read_json(file)
         return earlier["rungs"] if conditions(earlier) == conditions(now) else []
     except (OSError, ValueError, LookupError):
         return []

@@ -12,24 +12,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # was train/, where `train` would be this very file
+    sys.path[0] = str(
+        Path(__file__).resolve().parent.parent
+    )  # was train/, where `train` would be this very file
 
-from kernels.native_training import NativeOrthogonaliser  # noqa: E402
-from models.team23_LKDN import LKDB, LKDN  # noqa: E402
-from train import checkpoint, log, loop  # noqa: E402
-from train.optim import make_optimizers  # noqa: E402
-from train.options import UsageError, engine_of, parse, stages_of  # noqa: E402
-from train.packing import Pack, pack  # noqa: E402
-from train.patches import on_device, sampler  # noqa: E402
-from train.recipes import Engine, Stage  # noqa: E402
-from train.reparam import training_form  # noqa: E402
-from utils import devices, evaluate  # noqa: E402
-from utils.datasets import SCALE, DatasetError, find  # noqa: E402
-from utils.images import ImageError  # noqa: E402
-from utils.record import sha256  # noqa: E402
-from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of  # noqa: E402
+from kernels.native_training import NativeOrthogonaliser
+from models.team23_LKDN import LKDB, LKDN
+from train import checkpoint, log, loop
+from train.optim import make_optimizers
+from train.options import UsageError, engine_of, parse, stages_of
+from train.packing import Pack, pack
+from train.patches import on_device, sampler
+from train.recipes import Engine, Stage
+from train.reparam import training_form
+from utils import devices, evaluate
+from utils.datasets import SCALE, DatasetError, find
+from utils.files import ROOT, sha256
+from utils.images import ImageError
+from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of
 
 logger = logging.getLogger("train")
 

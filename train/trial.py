@@ -10,18 +10,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # was train/, where `train` would be train.py
+    sys.path[0] = str(
+        Path(__file__).resolve().parent.parent
+    )  # was train/, where `train` would be train.py
 
-from train import log  # noqa: E402
-from train.checkpoint import training_records, without_digests  # noqa: E402
-from train.export import commands, last_stage  # noqa: E402
-from utils.record import write_json  # noqa: E402
-from utils.report import documents  # noqa: E402
-from utils.weights import CheckpointError, read_checkpoint  # noqa: E402
+from train import log
+from train.checkpoint import training_records, without_digests
+from train.export import commands, last_stage
+from utils.files import write_json
+from utils.record import PUBLISHED
+from utils.report import documents
+from utils.weights import CheckpointError, read_checkpoint
 
-TRIALS = ROOT / "results" / "published" / "trials"
+TRIALS = PUBLISHED / "trials"
 
 logger = logging.getLogger("trial")
 

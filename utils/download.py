@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from utils.archives import DataError, require_space
-from utils.images import write_bytes
+from utils.files import write_bytes
 
 TIMEOUT_S = 60
 WAITS_S: Sequence[float] = (1, 4, 15, 60)  # before each further attempt

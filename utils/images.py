@@ -1,17 +1,15 @@
 """Image files to uint8 RGB arrays to network tensors and back, the challenge's way."""
 
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from utils.files import write_bytes
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -64,28 +62,6 @@ def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
     if not ok:
         raise ImageError(f"expected (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}: {path}")
     write_bytes(path, encoded.tobytes())
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    with whole_file(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file under a temporary name beside `path`, renamed into place at the end; after an
-    exception nothing remains of it, and `path` is what it was."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def to_tensor(rgb: NDArray[np.uint8], device: str | torch.device = "cpu") -> Tensor:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from utils import efficiency, evaluate, record
 from utils.bicubic import Convention
 from utils.datasets import BENCHMARKS, ImageSet, Pair
+from utils.files import sha256
 from utils.images import ImageError, write_png
 
 LR_SOURCES = {
@@ -114,7 +115,7 @@ def _conditions(
 ) -> dict[str, Any]:
     checkpoint: dict[str, str | None] = {"name": None, "sha256": None}
     if model.file:
-        checkpoint = {"name": model.file.name, "sha256": record.sha256(model.file)}
+        checkpoint = {"name": model.file.name, "sha256": sha256(model.file)}
     return {
         "model": model.name,
         "dataset": image_set.name,

@@ -1,8 +1,5 @@
 """Runs on disk: their environment, their JSON, and the template's results files made of them."""
 
-import hashlib
-import json
-import math
 import os
 import platform
 import subprocess
@@ -13,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.images import write_bytes
+from utils.files import ROOT, read_json, write_bytes, write_json
 from utils.report.summary import aligned, number
 
-ROOT: Path = Path(__file__).resolve().parent.parent
-
+PUBLISHED = ROOT / "results" / "published"
+ENTRY = "23_LKDN"  # what the shipped weights are called in results
 # The template's words for the challenge's sets; other sets go by their own names.
 TEMPLATE_MODES = {"DIV2K_valid": "valid", "DIV2K_test": "test", "LSDIR_DIV2K_test": "hybrid_test"}
 
@@ -80,27 +77,6 @@ def _output(command: list[str]) -> str | None:
         return None
 
 
-def sha256(path: str | Path) -> str:
-    """Hexadecimal digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def finite(value: Any) -> Any:
-    """The same value with None for every NaN and infinity in it, which JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN and infinity become null."""
-    text = json.dumps(finite(content), indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode())
-
-
 def run_stem(run: dict[str, Any]) -> str:
     """File name of a run, without suffix: one per model, set, device, backend and precision."""
     return "_".join(
@@ -151,7 +127,7 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     runs = []
     for path in _run_files(folder):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError):
             continue
         if is_run(content):

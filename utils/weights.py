@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.files import ROOT
+
+SHIPPED = ROOT / "model_zoo" / "team23_LKDN.pth"
 # Where a state dict may lie in a checkpoint file, the averaged weights first.
 NESTED_UNDER = ("params_ema", "params", "state_dict")
 

@@ -26,11 +26,10 @@ from deploy.bench import big
 from deploy.bench.worker import Rung, milliseconds, rival, workers
 from models.team23_LKDN import LKDN
 from utils import devices, record
-from utils.images import write_bytes
+from utils.files import ROOT, write_bytes, write_json
 from utils.report import speed
 from utils.weights import CheckpointError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = ("256x256", "340x510", "540x960")
 WARM_UP = 3  # forwards before the first that is timed; the triton backend records at the second
 TURN = 1  # .. and before the one that is timed in each turn: caches, clocks and threads wake up
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if not result["rows"]:
             return code
         output.parent.mkdir(parents=True, exist_ok=True)
-        record.write_json(output, result)
+        write_json(output, result)
         if (drawn := speed.picture(result)) is not None:
             write_bytes(output.with_suffix(".png"), drawn)
     except (devices.DeviceError, CheckpointError, ValueError, OSError) as error:

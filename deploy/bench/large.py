@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.bench.big import WINDOW, WINDOWS, compare
-from deploy.bench.worker import ROOT, shipped
+from deploy.bench.worker import shipped
 from utils import devices, record
 from utils.datasets import find
+from utils.files import ROOT, write_json
 from utils.images import read_rgb, write_png
 
 HEIGHT, WIDTH = 1500, 2500  # LR pixels; 60 megapixels come out
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = measure()
         output.parent.mkdir(parents=True, exist_ok=True)
-        record.write_json(output, result)
+        write_json(output, result)
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 1

@@ -20,9 +20,9 @@ from deploy.backends import BackendError
 from models.team23_LKDN import LKDN
 from utils import devices, efficiency, evaluate
 from utils.datasets import find
-from utils.weights import load_state, load_weights, read_checkpoint, state_dict_of
+from utils.files import ROOT
+from utils.weights import SHIPPED, load_state, load_weights, read_checkpoint, state_dict_of
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 20  # for a process to end by itself
 
 
@@ -112,7 +112,7 @@ def _network(rung: Rung) -> nn.Module:
 def shipped() -> LKDN:
     """LKDN with the weights in model_zoo/."""
     net = LKDN().eval().requires_grad_(False)
-    load_weights(net, ROOT / "model_zoo" / "team23_LKDN.pth")
+    load_weights(net, SHIPPED)
     return net
 
 

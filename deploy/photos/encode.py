@@ -13,7 +13,8 @@ from PIL import Image, TiffTags
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from deploy.photos.decode import EXIF_IFD, GPS_IFD, Photo, exif_text
-from utils.images import ImageError, write_bytes
+from utils.files import write_bytes
+from utils.images import ImageError
 
 LONGEST = {
     ".png": 2**31 - 1,

@@ -15,10 +15,8 @@ from pathlib import Path
 from deploy.submission.factsheet import TeamError, TexError, latex, pdf, read_team
 from deploy.submission.rules import FILE_RULES, MODEL_RULES, Entry, check
 from utils.datasets import CHALLENGE
-from utils.images import whole_file, write_bytes
-from utils.record import sha256
+from utils.files import ROOT, sha256, whole_file, write_bytes
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TEAM = "deploy/submission/team.toml"
 # Outside git: what .gitignore leaves out, and whatever is hidden.
 IGNORED = re.compile(

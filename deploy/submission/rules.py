@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -17,8 +16,9 @@ from torch import nn
 from deploy.submission.factsheet import Team
 from utils import efficiency
 from utils.datasets import SCALE, held_out
+from utils.files import read_json, sha256
 from utils.images import EXTENSIONS, read_rgb
-from utils.record import read_runs, sha256
+from utils.record import read_runs
 from utils.weights import load_weights
 
 LIMIT_MB = 100  # of what is sent, without SR images, unpacked
@@ -105,7 +105,7 @@ class Entry:
         return (self.root / file).read_text(encoding="utf-8")
 
     def training(self) -> dict[str, Any]:
-        return json.loads(self.text(f"{PUBLISHED}/{self.name}_training.json"))
+        return read_json(self.root / f"{PUBLISHED}/{self.name}_training.json")
 
     def runs(self, folder: Path | None = None) -> list[dict[str, Any]]:
         """Of this entry, published or in `folder`."""

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from utils import evaluate
 from utils.bicubic import upscale
 from utils.datasets import DatasetError, find
+from utils.files import ROOT
 from utils.images import ImageError, read_rgb, write_png
-from utils.record import ROOT
-from utils.report.documents import SHIPPED
+from utils.record import ENTRY
 
 ZOOM = 3
 GAP = 6
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--dataset", default="demo", help="the set, as for test_demo.py")
     add("--data_dir", type=Path, default=ROOT / "data")
     add("--save_dir", type=Path, default=ROOT / "results", help="that of test_demo.py")
-    add("--model", default=SHIPPED, help="name of the results")
+    add("--model", default=ENTRY, help="name of the results")
     add(
         "--crop",
         type=int,

@@ -4,7 +4,6 @@ A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -14,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.datasets import BENCHMARKS
-from utils.images import write_bytes
-from utils.record import ROOT, is_run, read_runs, run_stem
+from utils.files import ROOT, read_json, write_bytes
+from utils.record import ENTRY, is_run, read_runs, run_stem
 from utils.report import comparison, speed, summary, training_tables
 from utils.report.summary import markdown, number
 
 DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/README.md")
-SHIPPED = "23_LKDN"
 
 
 class PublishError(ValueError):
@@ -61,7 +59,7 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
     contents: dict[Path, Any] = {}
     for file in files:
         try:
-            run = contents[file] = json.loads(file.read_text(encoding="utf-8"))
+            run = contents[file] = read_json(file)
         except (OSError, ValueError) as error:
             raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
         if speed.is_whole(run) or speed.is_large(run):
@@ -130,12 +128,12 @@ class Published:
 def _read(folder: Path) -> Published:
     training = _training(folder)
     trials, throughput = (
-        [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        [read_json(file) for file in files]
         for files in (sorted((folder / k).glob("*.json")) for k in ("trials", "throughput"))
     )
     runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
     ladders, large, agreement = (
-        [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(names))]
+        [read_json(file) for file in sorted(folder.glob(names))]
         for names in ("ladder_*.json", "large_*.json", "agreement_*.json")
     )
     by_device = {result["environment"]["device_type"]: result for result in ladders}
@@ -143,14 +141,14 @@ def _read(folder: Path) -> Published:
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    path = folder / f"{SHIPPED}_training.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path = folder / f"{ENTRY}_training.json"
+    return read_json(path) if path.exists() else {}
 
 
 def _is_stale(run: dict[str, Any], training: dict[str, Any]) -> bool:
     """Whether a run is of weights that were shipped before: its figures are not of these."""
     sha256 = run["checkpoint"]["sha256"]
-    return run["model"] == SHIPPED and sha256 != training.get("sha256", sha256)
+    return run["model"] == ENTRY and sha256 != training.get("sha256", sha256)
 
 
 def _output(published: Published) -> str:
@@ -159,7 +157,7 @@ def _output(published: Published) -> str:
         (
             r
             for r in published.runs
-            if (r["model"], r["dataset"]) == (SHIPPED, "demo") and summary.is_plain(r)
+            if (r["model"], r["dataset"]) == (ENTRY, "demo") and summary.is_plain(r)
         ),
         None,
     )
@@ -177,7 +175,7 @@ def _quality(published: Published) -> str:
     }
     for run in sorted(published.runs, key=lambda run: run["model"]):
         if run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"]:
-            name = "this repository" if run["model"] == SHIPPED else run["checkpoint"]["name"]
+            name = "this repository" if run["model"] == ENTRY else run["checkpoint"]["name"]
             name += "" if summary.is_plain(run) else f", {run['backend']} {run['precision']}"
             scores = f"{run['ave_psnr_y']:.3f} / {run['ave_ssim_y']:.4f}"
             cells.setdefault(name, {})[run["dataset"]] = scores

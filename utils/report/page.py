@@ -4,7 +4,6 @@ python -m utils.report.page results -o report.html
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,11 @@ from tqdm import tqdm
 
 from utils.bicubic import Convention
 from utils.datasets import SCALE, ImageSet, Pair, find
-from utils.images import write_bytes
-from utils.record import ROOT, finite, read_runs
+from utils.files import ROOT, finite, read_json, write_bytes
+from utils.record import ENTRY, PUBLISHED, read_runs
 from utils.report import markup, pictures, speed, summary
-from utils.report.documents import SHIPPED
 from utils.report.summary import number
 
-PUBLISHED = ROOT / "results" / "published"
 PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than 5 MB more
 SMALLEST_SHARE = 60_000  # bytes of an image's pictures; where there is less, fewer images appear
 SIDES = (1024, 768, 512, 384, 320, 256, 192, 128, 96, 64)  # of a crop, HR pixels
@@ -126,7 +123,7 @@ def _groups(runs: Sequence[dict[str, Any]]) -> list[Group]:
     groups = []
     for i, name in enumerate(dict.fromkeys(run["dataset"] for run in runs), 1):
         own = [run for run in runs if run["dataset"] == name]
-        own.sort(key=lambda run: (run["model"] != SHIPPED, run["model"], not summary.is_plain(run)))
+        own.sort(key=lambda run: (run["model"] != ENTRY, run["model"], not summary.is_plain(run)))
         images = {image["name"]: image for run in reversed(own) for image in run["images"]}
         groups.append(Group(f"set-{i}", name, own, sorted(images.values(), key=_rank)))
     return groups
@@ -288,7 +285,7 @@ def _published() -> list[tuple[str, str, str]]:
                     + "</section>",
                 )
             )
-    if curve := _curve((_json(PUBLISHED / f"{SHIPPED}_training.json") or {}).get("validation", [])):
+    if curve := _curve((_json(PUBLISHED / f"{ENTRY}_training.json") or {}).get("validation", [])):
         chart = markup.chart(curve, "steps [thousands]", "validation PSNR [dB]", lines=True)
         parts.append(
             (
@@ -302,7 +299,7 @@ def _published() -> list[tuple[str, str, str]]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None
 
