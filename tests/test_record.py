@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from utils import record
+from utils import record, template
 from utils.files import ROOT, write_json
 from utils.report import documents
 
@@ -76,7 +76,7 @@ def test_runs_at_once_lose_nothing(tmp_path: Path) -> None:
 def test_template_results_have_its_keys_and_units() -> None:
     with_ssim = a_run("LSDIR_DIV2K_test")
     with_ssim["ave_ssim"] = with_ssim["images"][0]["ssim"] = 0.8
-    results = record.template_results([a_run("DIV2K_valid"), with_ssim])
+    results = template.results([a_run("DIV2K_valid"), with_ssim])
     assert results == {
         "23_LKDN": {
             "valid_runtime": [2.0],
@@ -100,7 +100,7 @@ def test_template_results_have_its_keys_and_units() -> None:
 
 
 def test_results_of_several_devices_stand_side_by_side() -> None:
-    results = record.template_results([a_run(device="cpu"), a_run(device="cuda")])
+    results = template.results([a_run(device="cpu"), a_run(device="cuda")])
     assert set(results) == {"23_LKDN_cpu_eager_fp32", "23_LKDN_cuda_eager_fp32"}
 
 

@@ -1,4 +1,4 @@
-"""Runs on disk: their environment, their JSON, and the template's results files made of them."""
+"""The environment of a run, and runs on disk: written, named and read."""
 
 import os
 import platform
@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils import template
 from utils.files import ROOT, read_json, write_bytes, write_json
-from utils.report.summary import aligned, number
 
 PUBLISHED = ROOT / "results" / "published"
 ENTRY = "23_LKDN"  # what the shipped weights are called in results
-# The template's words for the challenge's sets; other sets go by their own names.
-TEMPLATE_MODES = {"DIV2K_valid": "valid", "DIV2K_test": "test", "LSDIR_DIV2K_test": "hybrid_test"}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -102,8 +100,8 @@ def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
     while seen != (now := _states(save_dir)):  # again if another process wrote a run meanwhile
         seen = now
         runs = read_runs(save_dir)
-        write_json(save_dir / "results.json", template_results(runs))
-        write_bytes(save_dir / "results.txt", template_table(runs).encode())
+        write_json(save_dir / "results.json", template.results(runs))
+        write_bytes(save_dir / "results.txt", template.table(runs).encode())
     return path
 
 
@@ -133,69 +131,3 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
         if is_run(content):
             runs.append(content)
     return runs
-
-
-def template_results(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The runs under the keys and in the units of the challenge template's results.json.
-
-    The key is the model's name; where a model ran on several devices, backends or precisions,
-    their names follow it.
-    """
-    variants: dict[str, set[str]] = {}
-    for run in runs:
-        variants.setdefault(run["model"], set()).add(_variant(run))
-    results: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        several = len(variants[run["model"]]) > 1
-        key = f"{run['model']}_{_variant(run)}" if several else run["model"]
-        mode = TEMPLATE_MODES.get(run["dataset"], run["dataset"])
-        entry = results.setdefault(key, {})
-        entry[f"{mode}_runtime"] = [image["runtime_ms"] for image in run["images"]]
-        entry[f"{mode}_psnr"] = [image["psnr"] for image in run["images"]]
-        entry[f"{mode}_memory"] = run["memory_mib"]
-        entry[f"{mode}_ave_runtime"] = run["ave_runtime_ms"]
-        entry[f"{mode}_ave_psnr"] = run["ave_psnr"]
-        if run["ave_ssim"] is not None:
-            entry[f"{mode}_ssim"] = [image["ssim"] for image in run["images"]]
-            entry[f"{mode}_ave_ssim"] = run["ave_ssim"]
-        entry["activations"] = run["activations"] / 1e6
-        entry["num_conv"] = run["num_conv"]
-        entry["flops"] = run["flops"] / 1e9
-        entry["num_parameters"] = run["num_parameters"] / 1e6
-    return results
-
-
-def _variant(run: dict[str, Any]) -> str:
-    return f"{run['environment']['device_type']}_{run['backend']}_{run['precision']}"
-
-
-def template_table(runs: list[dict[str, Any]]) -> str:
-    """The template's results.txt: one line a model; what a model was not run on stays empty."""
-    results = template_results(runs)
-    modes = list(dict.fromkeys(TEMPLATE_MODES.get(r["dataset"], r["dataset"]) for r in runs))
-    header = [
-        "Model",
-        *(f"{mode.capitalize()} PSNR" for mode in modes),
-        *(f"{mode.capitalize()} Time [ms]" for mode in modes),
-        "Params [M]",
-        "FLOPs [G]",
-        "Acts [M]",
-        "Mem [MiB]",
-        "Conv",
-    ]
-    rows = []
-    for name, entry in results.items():
-        memory = max((entry.get(f"{m}_memory") or 0 for m in modes), default=0)
-        rows.append(
-            [
-                name,
-                *(number(entry.get(f"{mode}_ave_psnr"), 2, "") for mode in modes),
-                *(number(entry.get(f"{mode}_ave_runtime"), 2, "") for mode in modes),
-                number(entry["num_parameters"], 3),
-                number(entry["flops"], 2),
-                number(entry["activations"], 2),
-                number(memory or None, 2),
-                str(entry["num_conv"]),
-            ]
-        )
-    return aligned([header, *rows], " | ") + "\n"

@@ -12,7 +12,8 @@ from typing import Any
 
 from utils.datasets import BENCHMARKS
 from utils.report.comparison import FACTSHEET
-from utils.report.summary import COLUMNS, FACTSHEET_ROW, is_plain, number, row
+from utils.report.summary import COLUMNS, FACTSHEET_ROW, is_plain, row
+from utils.text import machine, number
 
 TEMPLATE = Path(__file__).with_suffix(".tex")
 PLACEHOLDER = re.compile(r"@@(\w+)@@")
@@ -122,7 +123,7 @@ def latex(
         "TABLE1": _table1(runs),
         "TABLE2": _table2(model, runs),
         "DEVICES": escaped(
-            "; ".join(sorted({_device(run["environment"]) for run in runs})) or "no machine yet"
+            "; ".join(sorted({machine(run["environment"]) for run in runs})) or "no machine yet"
         ),
     }
     # In one pass: what stands in the data is never taken for a placeholder.
@@ -187,7 +188,7 @@ def _trained(training: Mapping[str, Any]) -> str:
     if not records:
         return ""
     data = records[-1].get("data_summary") or {}
-    devices = {_device(work["environment"]): 0 for r in records for work in r["history"]}
+    devices = {machine(work["environment"]): 0 for r in records for work in r["history"]}
     said = (
         f"Trained on {data.get('images', 'an unknown number of')} images "
         f"({number(data.get('megapixels'), 0, 'unknown')} megapixels, fingerprint "
@@ -199,10 +200,6 @@ def _trained(training: Mapping[str, Any]) -> str:
             f"{scores[-1]['val_psnr']:.3f} dB on RGB, {scores[-1]['val_psnr_y']:.3f} on Y."
         )
     return said
-
-
-def _device(environment: Mapping[str, Any]) -> str:
-    return f"{environment['device']}, {environment['threads']} threads"
 
 
 def _table1(runs: Sequence[dict[str, Any]]) -> str:

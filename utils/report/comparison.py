@@ -5,7 +5,7 @@ from typing import Any
 
 from utils.datasets import BENCHMARKS
 from utils.report.scores import BASELINE_2023, RUNTIME_2023_MS, YEARS, terms
-from utils.report.summary import aligned, number
+from utils.text import aligned, number
 
 # Y-PSNR [dB] and SSIM, x4, of the LKDN factsheet (NTIRE 2023), Table 1.
 FACTSHEET = {

@@ -16,7 +16,7 @@ from utils.datasets import BENCHMARKS
 from utils.files import ROOT, read_json, write_bytes
 from utils.record import ENTRY, is_run, read_runs, run_stem
 from utils.report import comparison, speed, summary, training_tables
-from utils.report.summary import markdown, number
+from utils.text import markdown, number
 
 DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/README.md")
 

@@ -22,7 +22,7 @@ from utils.datasets import SCALE, ImageSet, Pair, find
 from utils.files import ROOT, finite, read_json, write_bytes
 from utils.record import ENTRY, PUBLISHED, read_runs
 from utils.report import markup, pictures, speed, summary
-from utils.report.summary import number
+from utils.text import number
 
 PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than 5 MB more
 SMALLEST_SHARE = 60_000  # bytes of an image's pictures; where there is less, fewer images appear

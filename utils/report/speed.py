@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.report.summary import aligned, markdown, number
+from utils.text import aligned, machine, markdown, number
 
 HEADER = (
     "LR size, backend",
@@ -44,7 +44,7 @@ def is_large(content: Any) -> bool:
 def large(results: Sequence[dict[str, Any]]) -> str:
     """A sentence a run of deploy/large.py."""
     sentences = [
-        f"{result['environment']['device']}, {result['environment']['threads']} threads: "
+        f"{machine(result['environment'])}: "
         f"{result['megapixels']:.0f} megapixels in {result['seconds']:.1f} s, the file's reading "
         f"and writing included, and {result['peak_mib']:.0f} MiB beyond the "
         f"{result['import_mib']:.0f} of Python and its libraries; {result['differing']} of "
@@ -69,7 +69,7 @@ def conditions(result: dict[str, Any]) -> str:
         if key.startswith("tflop_s_")
     )
     return (
-        f"{environment['device']}, {environment['threads']} threads, torch {environment['torch']}, "
+        f"{machine(environment)}, torch {environment['torch']}, "
         f"{result['rounds']} rounds, {environment['date'][:10]}, commit "
         f"{str(environment['commit'])[:7]}. Measured ceilings: {able}, {ceilings['gb_s']:.0f} GB/s."
     )
@@ -142,9 +142,8 @@ def _sentence(result: dict[str, Any]) -> str:
     shown = _one_size(result)
     fast = next(row for row in shown if row["backend"] == "auto")
     slow = shown[0]
-    environment = result["environment"]
     return (
-        f"{environment['device']}, {environment['threads']} threads: {fast['width']}x"
+        f"{machine(result['environment'])}: {fast['width']}x"
         f"{fast['height']} pixels take {fast['p50_ms']:.4g} ms with `--backend auto` "
         f"({fast['ran']}) and {slow['p50_ms']:.4g} ms with {slow['label']}, "
         f"{fast['ratio_to_eager']:.1f} times as long; {number(fast['memory_mib'], 0)} MiB instead "
@@ -183,10 +182,8 @@ def picture(result: dict[str, Any]) -> bytes | None:
     axes.bar_label(bars, labels, fontsize=8)
     axes.set_xlim(0, 1.2 * max(row["p80_ms"] for row in shown))
     axes.set_xlabel("ms an image (median, 20th to 80th percentile), and how many times as fast")
-    environment = result["environment"]
     size = f"{shown[0]['width']}x{shown[0]['height']}"
-    on = f"{environment['device']}, {environment['threads']} threads"
-    axes.set_title(f"x4 of {size} pixels: {on}", fontsize=10)
+    axes.set_title(f"x4 of {size} pixels: {machine(result['environment'])}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     drawn = io.BytesIO()

@@ -1,9 +1,10 @@
 """A run in words: the lines of the challenge's template and a row of the factsheet's table."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from utils.text import aligned, machine, number
 
 # The efficiency table of the LKDN factsheet, NTIRE 2023.
 FACTSHEET_ROW = (
@@ -27,7 +28,7 @@ def text(run: dict[str, Any], path: Path | str) -> str:
     lines = [
         "",
         f"{run['model']} on {run['dataset']} ({n} images), {run['backend']} {run['precision']}, "
-        f"{environment['device']}, {environment['threads']} threads",
+        + machine(environment),
         f"LR images            {run['lr_source']}",
     ]
     ours, bicubic = run["ave_psnr"], run["ave_psnr_bicubic"]
@@ -112,23 +113,3 @@ def _db(value: float | None, digits: int = 2) -> str:
 def _is_finite(*values: float | None) -> bool:
     """Whether all are numbers; JSON has null for the infinite PSNR of equal images."""
     return all(value is not None and math.isfinite(value) for value in values)
-
-
-def number(value: float | None, digits: int, missing: str = "not measured") -> str:
-    """A figure for a table, or the word for one that is missing."""
-    return missing if value is None else f"{value:.{digits}f}"
-
-
-def aligned(rows: Sequence[Sequence[str]], separator: str = "  ") -> str:
-    """A table in columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        separator.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    )
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its first row the header."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

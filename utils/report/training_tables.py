@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.datasets import SCALE
-from utils.report.summary import markdown, number
+from utils.text import machine, markdown, number
 
 Record = dict[str, Any]
 
@@ -67,7 +67,7 @@ def throughput(records: Sequence[Record]) -> str:
             )
         parts.append(
             f"{record['batch']} patches of {record['patch']}x{record['patch']} HR a step, "
-            f"{environment['device']}, {environment['threads']} threads, torch "
+            f"{machine(environment)}, torch "
             f"{environment['torch']}, {environment['date'][:10]}, commit "
             f"{str(environment['commit'])[:7]}; loss after {record['steps']} steps:\n\n"
             + markdown(rows)
@@ -113,4 +113,4 @@ def agreement(records: Sequence[Record]) -> str:
 def devices(record: Record) -> str:
     """The machines that a run was trained on."""
     environments = [work["environment"] for work in record["history"]]
-    return "; ".join(dict.fromkeys(f"{e['device']}, {e['threads']} threads" for e in environments))
+    return "; ".join(dict.fromkeys(map(machine, environments)))

@@ -1,0 +1,29 @@
+"""Figures, tables and machines as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """What a run ran on, of the environment in its record."""
+    return f"{environment['device']}, {environment['threads']} threads"
+
+
+def number(value: float | None, digits: int, missing: str = "not measured") -> str:
+    """A figure for a table, or the word for one that is missing."""
+    return missing if value is None else f"{value:.{digits}f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], separator: str = "  ") -> str:
+    """A table in columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        separator.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    )
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first row the header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
