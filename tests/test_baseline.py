@@ -15,7 +15,7 @@ from utils import evaluate
 from utils.datasets import find
 from utils.efficiency import count
 from utils.report import comparison
-from utils.report.scores import YEARS, terms
+from utils.report.comparison import YEARS, terms
 from utils.weights import load_weights
 
 

@@ -25,8 +25,7 @@ from utils.datasets import find
 from utils.files import ROOT, sha256
 from utils.images import read_rgb
 from utils.metrics import psnr, ssim, to_y
-from utils.report import crop as picture
-from utils.report import documents
+from utils.report import documents, pictures
 from utils.weights import CheckpointError, load_weights
 
 Image = NDArray[np.uint8]
@@ -262,11 +261,11 @@ def test_picture_sets_crops_side_by_side(tmp_path: Path) -> None:
         label: np.full((10, 20, 3), value, np.uint8)
         for label, value in (("a", 10), ("b", 20), ("c", 30))
     }
-    image = picture.side_by_side(crops)
+    image = pictures.side_by_side(crops)
     assert image.shape == (28 + 30, 3 * 60 + 2 * 6, 3)
     assert [image[40, x, 0] for x in (30, 96, 162)] == [10, 20, 30]
     crop = find("demo", tmp_path).pairs[1]
     assert crop.hr is not None and read_rgb(crop.hr).shape == (300, 451, 3)
     with pytest.raises(SystemExit) as stopped:
-        picture.main(["nobody", "--crop", "0", "0", "9", "9", "-o", str(tmp_path / "x.png")])
+        pictures.main(["nobody", "--crop", "0", "0", "9", "9", "-o", str(tmp_path / "x.png")])
     assert stopped.value.code == 2
