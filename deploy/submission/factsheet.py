@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.datasets import BENCHMARKS
-from utils.report.comparison import FACTSHEET
+from utils.report.comparison import by_set, is_scored, published_scores, scores_of
 from utils.report.summary import COLUMNS, FACTSHEET_ROW, is_plain, row
 from utils.text import machine, number
 
@@ -204,16 +203,13 @@ def _trained(training: Mapping[str, Any]) -> str:
 
 def _table1(runs: Sequence[dict[str, Any]]) -> str:
     """Y-PSNR / SSIM on the benchmark sets: published, measured, bicubic."""
-    plain = {run["dataset"]: run for run in runs if is_plain(run) and run["ave_ssim_y"] is not None}
-    ours = {
-        name: f"{run['ave_psnr_y']:.2f} / {run['ave_ssim_y']:.4f}" for name, run in plain.items()
+    plain = {run["dataset"]: run for run in runs if is_plain(run) and is_scored(run)}
+    cells = {
+        "factsheet of 2023": published_scores(),
+        "these weights": {name: scores_of(run, 2) for name, run in plain.items()},
+        "bicubic (Y-PSNR)": {n: number(run["ave_psnr_y_bicubic"], 2) for n, run in plain.items()},
     }
-    bicubic = {name: number(run["ave_psnr_y_bicubic"], 2) for name, run in plain.items()}
-    published = {name: f"{psnr:.2f} / {ssim:.4f}" for name, (psnr, ssim) in FACTSHEET.items()}
-    table = {"factsheet of 2023": published, "these weights": ours, "bicubic (Y-PSNR)": bicubic}
-    rows = [["", *BENCHMARKS]]
-    rows += [[name, *(cells.get(s, UNKNOWN) for s in BENCHMARKS)] for name, cells in table.items()]
-    return tabular(rows)
+    return tabular(by_set(cells))
 
 
 def _table2(model: str, runs: Sequence[dict[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """Runs beside each other and beside what was published: Table 1, and the challenge's scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class Terms:
 def text(runs: Sequence[dict[str, Any]]) -> str:
     """What is printed after all runs; nothing where there is nothing to compare."""
     parts = []
-    if any(_scored(run) for run in runs):
+    if any(is_scored(run) for run in runs):
         parts.append(
             "Table 1, Y-PSNR [dB] / SSIM, and the difference to the factsheet:\n"
             + aligned(table1(runs))
@@ -68,32 +68,46 @@ def text(runs: Sequence[dict[str, Any]]) -> str:
     return "".join(f"\n{part}\n" for part in parts)
 
 
-def _scored(run: dict[str, Any]) -> bool:
+def is_scored(run: dict[str, Any]) -> bool:
+    """Whether a run belongs into Table 1: a benchmark set, with PSNR and SSIM on luma."""
     return bool(run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"])
 
 
+def published_scores() -> dict[str, str]:
+    """The factsheet's row of Table 1 by set."""
+    return {name: f"{psnr:.2f} / {ssim:.4f}" for name, (psnr, ssim) in FACTSHEET.items()}
+
+
+def scores_of(run: dict[str, Any], digits: int = 3) -> str:
+    """A run's cell of Table 1."""
+    return f"{run['ave_psnr_y']:.{digits}f} / {run['ave_ssim_y']:.4f}"
+
+
+def by_set(cells: Mapping[str, Mapping[str, str]], title: str = "") -> list[list[str]]:
+    """Table 1 of rows by name, whose cells are by set; what has no cell was not measured."""
+    rows = [
+        [name, *(row.get(s, "not measured") for s in BENCHMARKS)] for name, row in cells.items()
+    ]
+    return [[title, *BENCHMARKS], *rows]
+
+
 def table1(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The factsheet's Table 1: its row, then one for each network, each set with the difference."""
-    names = list(dict.fromkeys(run["model"] for run in runs))
-    sets = [name for name in BENCHMARKS if any(r["dataset"] == name and _scored(r) for r in runs)]
-    rows = [["", *(cell for name in sets for cell in (name, "difference"))]]
-    published = [f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in (FACTSHEET[name] for name in sets)]
-    rows.append(["factsheet", *(cell for scores in published for cell in (scores, ""))])
-    for model in names:
-        row = [model]
-        for name in sets:
-            run = next(
-                (r for r in runs if (r["model"], r["dataset"]) == (model, name) and _scored(r)),
-                None,
-            )
-            row += _cells(run, *FACTSHEET[name]) if run else ["not measured", ""]
-        rows.append(row)
-    return rows
-
-
-def _cells(run: dict[str, Any], psnr: float, ssim: float) -> list[str]:
-    ours, ours_ssim = run["ave_psnr_y"], run["ave_ssim_y"]
-    return [f"{ours:.3f} / {ours_ssim:.4f}", f"{ours - psnr:+.3f} / {ours_ssim - ssim:+.4f}"]
+    """Table 1 of the sets that ran: the factsheet, then each network, with the difference."""
+    scored = {(run["dataset"], run["model"]): run for run in reversed(runs) if is_scored(run)}
+    rows = [["", "factsheet", *dict.fromkeys(run["model"] for run in runs)]]
+    for name in (name for name in BENCHMARKS if any(s == name for s, _ in scored)):
+        psnr, ssim = FACTSHEET[name]
+        scores, differences = [name, published_scores()[name]], ["difference", ""]
+        for model in rows[0][2:]:
+            if run := scored.get((name, model)):
+                scores.append(scores_of(run))
+                apart = f"{run['ave_psnr_y'] - psnr:+.3f} / {run['ave_ssim_y'] - ssim:+.4f}"
+                differences.append(apart)
+            else:
+                scores.append("not measured")
+                differences.append("")
+        rows += [scores, differences]
+    return [list(row) for row in zip(*rows, strict=True)]
 
 
 def costs(runs: Sequence[dict[str, Any]]) -> list[list[str]]:

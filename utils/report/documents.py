@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.datasets import BENCHMARKS
 from utils.files import ROOT, read_json, write_bytes
 from utils.record import ENTRY, is_run, read_runs, run_stem
 from utils.report import comparison, speed, summary, training_tables
@@ -168,26 +167,16 @@ def _output(published: Published) -> str:
 
 def _quality(published: Published) -> str:
     """Table 1 of the factsheet with every published benchmark run below it."""
-    cells: dict[str, dict[str, str]] = {
-        "factsheet (published)": {
-            name: f"{psnr:.2f} / {ssim:.4f}" for name, (psnr, ssim) in comparison.FACTSHEET.items()
-        }
-    }
+    cells = {"factsheet (published)": comparison.published_scores()}
     for run in sorted(published.runs, key=lambda run: run["model"]):
-        if run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"]:
+        if comparison.is_scored(run):
             name = "this repository" if run["model"] == ENTRY else run["checkpoint"]["name"]
             name += "" if summary.is_plain(run) else f", {run['backend']} {run['precision']}"
-            scores = f"{run['ave_psnr_y']:.3f} / {run['ave_ssim_y']:.4f}"
-            cells.setdefault(name, {})[run["dataset"]] = scores
+            cells.setdefault(name, {})[run["dataset"]] = comparison.scores_of(run)
             bicubic = cells.setdefault("bicubic (Y-PSNR)", {})
             bicubic[run["dataset"]] = number(run["ave_psnr_y_bicubic"], 3)
-    if "this repository" not in cells:
-        cells["this repository"] = {}
-    rows = [["Y-PSNR [dB] / SSIM, x4", *BENCHMARKS]]
-    rows += [
-        [name, *(row.get(s, "not measured") for s in BENCHMARKS)] for name, row in cells.items()
-    ]
-    return markdown(rows)
+    cells.setdefault("this repository", {})
+    return markdown(comparison.by_set(cells, "Y-PSNR [dB] / SSIM, x4"))
 
 
 def _efficiency(published: Published) -> str:
