@@ -14,19 +14,16 @@ from torch import nn
 
 from models.team00_RFDN import RFDN
 from models.team23_LKDN import LKDN
-from utils import devices, efficiency, record
+from utils import command, devices, efficiency, record
+from utils.command import UserError
 from utils.datasets import BENCHMARKS, DatasetError, ImageSet, find
 from utils.files import ROOT
 from utils.measure import LR_SOURCES, Model, Options, measure_set
 from utils.report import comparison, page, summary
-from utils.weights import CheckpointError, load_weights
+from utils.weights import load_weights
 
 # ID: name of the results, class, file in model_zoo/ if there is one, range of its pixel values.
 MODELS = {0: ("00_RFDN", RFDN, None, 255.0), 23: ("23_LKDN", LKDN, "team23_LKDN.pth", 1.0)}
-
-
-class UsageError(ValueError):
-    """Options that do not go together; the message says what to do."""
 
 
 def select_model(
@@ -46,11 +43,11 @@ def select_model(
         backend, precision: see deploy/backends.py, which only other than the defaults need.
 
     Raises:
-        UsageError: no model has this ID, or the backend cannot run here.
+        UserError: no model has this ID, or the backend cannot run here.
         CheckpointError: the file is missing or not this network's.
     """
     if model_id not in MODELS:
-        raise UsageError(f"expected a --model_id of {_models()}, got {model_id}")
+        raise UserError(f"expected a --model_id of {_models()}, got {model_id}")
     name, network, shipped, data_range = MODELS[model_id]
     net: nn.Module = network()
     file = ROOT / "model_zoo" / shipped if shipped else None
@@ -63,18 +60,15 @@ def select_model(
     if (backend, precision) == ("eager", "fp32"):
         return Model(name, net, file, net, data_range=data_range)
     if model_id != 23:
-        raise UsageError(
+        raise UserError(
             f"expected --model_id 23 with --backend and --precision, got {model_id}, "
             "which runs as it is: leave them out"
         )
     try:
-        from deploy.backends import BackendError, make
-
-        fast = make(backend, net, precision, device)
+        from deploy.backends import make
     except ImportError as error:
-        raise UsageError(f"--backend and --precision need deploy/: {error}") from error
-    except BackendError as error:
-        raise UsageError(str(error)) from error
+        raise UserError(f"--backend and --precision need deploy/: {error}") from error
+    fast = make(backend, net, precision, device)
     return Model(name, net, file, fast, fast.name, fast.precision, data_range)
 
 
@@ -88,22 +82,29 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
     logging.getLogger("utils.measure").setLevel(logging.INFO)
     devices.prepare_cpu()
-    try:
-        device = devices.select_device(args.device)
-        sets = find_sets(args)
-        models = [
-            select_model(model_id, device, checkpoint, args.backend, args.precision)
-            for model_id, checkpoint in chosen(args.model_id, args.checkpoint)
-        ]
-        if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
-            raise UsageError(
-                "expected checkpoints and sets of different names, got two of one "
-                "name, whose results would overwrite each other: rename one"
-            )
-        make_save_dir(args.save_dir)
-    except (UsageError, DatasetError, CheckpointError, devices.DeviceError, OSError) as error:
-        print(f"test_demo.py: {error}", file=sys.stderr)
-        return 2
+    interrupted = f"interrupted; finished images are in {args.save_dir}"
+    return command.run("test_demo.py", lambda: judge(args), interrupted=interrupted)
+
+
+def judge(args: argparse.Namespace) -> int:
+    """Measure what was asked for and print it; the exit code.
+
+    Raises:
+        UserError: options that do not go together, or what they name is not there.
+        OSError: results cannot be written.
+    """
+    device = devices.select_device(args.device)
+    sets = find_sets(args)
+    models = [
+        select_model(model_id, device, checkpoint, args.backend, args.precision)
+        for model_id, checkpoint in chosen(args.model_id, args.checkpoint)
+    ]
+    if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
+        raise UserError(
+            "expected checkpoints and sets of different names, got two of one "
+            "name, whose results would overwrite each other: rename one"
+        )
+    make_save_dir(args.save_dir)
     options = Options(args.save_dir, args.ssim, args.repeat, args.bicubic, not args.no_images)
     runs: list[dict[str, Any]] = []
     counts: dict[str, dict[str, int]] = {}
@@ -124,12 +125,8 @@ def main(argv: list[str] | None = None) -> int:
             file = args.save_dir / "report.html"
             page.write(args.save_dir, file, args.data_dir or ROOT / "data", sets)
             print(f"\nReport in {file}")
-    except KeyboardInterrupt:
-        print(f"interrupted; finished images are in {args.save_dir}", file=sys.stderr)
-        return 1
     except OSError as error:
-        print(f"test_demo.py: cannot write results: {error}", file=sys.stderr)
-        return 1
+        raise OSError(f"cannot write results: {error}") from error
     failures = [
         f"{run['model']}, {failure}" if len(models) > 1 else failure
         for run in runs
@@ -137,23 +134,23 @@ def main(argv: list[str] | None = None) -> int:
     ]
     if failures:
         print(f"\n{len(failures)} images failed:", *failures, sep="\n  ", file=sys.stderr)
-    return 1 if failures else 0
+    return command.FAILED if failures else command.GOOD
 
 
 def chosen(model_ids: Sequence[int], checkpoints: Sequence[str] | None) -> list[tuple[int, str]]:
     """Each model with each of its checkpoints, the shipped one where none is named.
 
     Raises:
-        UsageError: a checkpoint without ID= where there are several models, or of another model.
+        UserError: a checkpoint without ID= where there are several models, or of another model.
     """
     files: dict[int, list[str]] = {model_id: [] for model_id in model_ids}
     for text in checkpoints or []:
         named = re.fullmatch(r"(\d+)=(.+)", text)
         if not named and len(files) > 1:
-            raise UsageError(f"expected --checkpoint ID=FILE with several models, got {text}")
+            raise UserError(f"expected --checkpoint ID=FILE with several models, got {text}")
         model_id, file = (int(named[1]), named[2]) if named else (model_ids[0], text)
         if model_id not in files:
-            raise UsageError(f"expected --checkpoint for a model of --model_id, got {text}")
+            raise UserError(f"expected --checkpoint for a model of --model_id, got {text}")
         files[model_id].append(file)
     return [(model_id, file) for model_id in files for file in files[model_id] or ["shipped"]]
 
@@ -230,11 +227,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make_save_dir(folder: Path) -> None:
-    """Create the folder of the results, or UsageError."""
+    """Create the folder of the results, or UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def find_sets(args: argparse.Namespace) -> list[ImageSet]:

@@ -21,7 +21,7 @@ from deploy.photos.decode import Photo
 from deploy.photos.enlarge import enlarge
 from deploy.photos.folders import Job, Plan
 from deploy.upscaler import SCALE, Upscaler
-from utils import devices
+from utils import command, devices
 from utils.images import ImageError
 
 WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for
@@ -62,26 +62,28 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("upscale", "deploy"):
         logging.getLogger(name).setLevel(logging.INFO if args.verbose else logging.WARNING)
+    return command.run("upscale.py", lambda: upscale(args), wrong=(MemoryError,))
+
+
+def upscale(args: argparse.Namespace) -> int:
+    """Enlarge what was asked for; the exit code.
+
+    Raises:
+        UserError: inputs, output, device, backend or weights that cannot be had.
+        MemoryError: not even the smallest tile fits.
+    """
     tally = Tally()
-    jobs: list[Job] = []
-    try:
-        plan = folders.plan(args.inputs, args.output, args.suffix, args.ext, args.recursive)
-        jobs, there = chosen(plan, args.shard, args.skip_existing)
-        upscaler = Upscaler(
-            args.device,
-            args.backend,
-            args.precision,
-            args.checkpoint,
-            args.tile or None,
-            args.memory and args.memory << 20,
-            args.self_ensemble,
-        )
-    except (ValueError, MemoryError) as error:  # devices, backends and weights raise ValueErrors
-        print(f"upscale.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+    plan = folders.plan(args.inputs, args.output, args.suffix, args.ext, args.recursive)
+    jobs, there = chosen(plan, args.shard, args.skip_existing)
+    upscaler = Upscaler(
+        args.device,
+        args.backend,
+        args.precision,
+        args.checkpoint,
+        args.tile or None,
+        args.memory and args.memory << 20,
+        args.self_ensemble,
+    )
     print(
         f"LKDN x{SCALE} on {upscaler.device}, {upscaler.backend.name} "
         f"{upscaler.backend.precision}, weights {upscaler.checkpoint}",
@@ -100,10 +102,10 @@ def main(argv: list[str] | None = None) -> int:
             "--skip_existing goes on from there",
             file=sys.stderr,
         )
-        return 1
+        return command.FAILED
     encoding = sys.stdout.encoding or "utf-8"  # which may lack what stands in a file's name
     print(summary(tally, there, args.output).encode(encoding, "backslashreplace").decode(encoding))
-    return 1 if tally.failed else 0
+    return command.FAILED if tally.failed else command.GOOD
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # was data/
 
 from train.packing import pack
+from utils import command
 from utils.archives import ArchiveError, DataError, put, scratch_in, unpack
 from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find
 from utils.download import download
@@ -78,32 +79,29 @@ DIV2K = {
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        args.data_dir.mkdir(parents=True, exist_ok=True)
-        archives = [archive for name in dict.fromkeys(args.sets) for archive in DIV2K[name]]
-        prepare_div2k(archives, args.url, args.data_dir, args.keep)
-        if args.lsdir:
-            prepare_lsdir(list(dict.fromkeys(args.lsdir)), args.first, args.data_dir)
-        if args.benchmarks:
-            prepare_benchmarks(args.benchmarks, args.data_dir)
-        if args.pack:
-            packed = args.data_dir / "packed"
-            count = len(pack([args.data_dir], packed).images)
-            tqdm.write(
-                f"{packed}: {count} training images, decoded; to train on them: python "
-                f"train/train.py --data {args.data_dir} --packed {packed} .."
-            )
-    except (DataError, DatasetError, ImageError, OSError) as error:
-        print(f"data/prepare.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "data/prepare.py: interrupted; what was downloaded stays in *.part, and the same "
-            "command continues it",
-            file=sys.stderr,
+    interrupted = (
+        "interrupted; what was downloaded stays in *.part, and the same command continues it"
+    )
+    failures = (DataError, DatasetError, ImageError)
+    return command.run("data/prepare.py", lambda: prepare(args), (), failures, interrupted)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Bring every set that was asked for into place."""
+    args.data_dir.mkdir(parents=True, exist_ok=True)
+    archives = [archive for name in dict.fromkeys(args.sets) for archive in DIV2K[name]]
+    prepare_div2k(archives, args.url, args.data_dir, args.keep)
+    if args.lsdir:
+        prepare_lsdir(list(dict.fromkeys(args.lsdir)), args.first, args.data_dir)
+    if args.benchmarks:
+        prepare_benchmarks(args.benchmarks, args.data_dir)
+    if args.pack:
+        packed = args.data_dir / "packed"
+        count = len(pack([args.data_dir], packed).images)
+        tqdm.write(
+            f"{packed}: {count} training images, decoded; to train on them: python "
+            f"train/train.py --data {args.data_dir} --packed {packed} .."
         )
-        return 1
-    return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from utils.command import UserError
 from utils.devices import prepare_cpu
 
 NAMES = ("eager", "channels_last", "compile", "triton", "native", "onnxruntime", "openvino")
@@ -41,7 +42,7 @@ GRAPHS = 8  # image sizes of which the triton backend keeps a CUDA graph
 logger = logging.getLogger(__name__)
 
 
-class BackendError(ValueError):
+class BackendError(UserError):
     """A backend that cannot run here, or not in this precision; the message says why."""
 
 

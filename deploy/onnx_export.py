@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from deploy.backends import BackendError, need
+from deploy.backends import need
 from models.team23_LKDN import LKDN
+from utils import command
 from utils.files import whole_file
-from utils.weights import SHIPPED, CheckpointError, load_weights
+from utils.weights import SHIPPED, load_weights
 
 SIZES = ((37, 64), (50, 41))  # odd, prime, not square: what a graph of one size would get wrong
 # Largest difference from the plain float32 network, on random images: sums in another order; half
@@ -33,19 +34,17 @@ def main(argv: list[str] | None = None) -> int:
     add("--precision", choices=sorted(TOLERANCES), default="fp32", help="of weights and features")
     add("--size", type=_size, metavar="HxW", help="fix the LR height and width; without it any")
     args = parser.parse_args(argv)
-    try:
-        net = LKDN().eval().requires_grad_(False)
-        load_weights(net, args.checkpoint)
-        error = export(net, args.output, args.precision, args.size)
-    except (BackendError, CheckpointError, IsADirectoryError) as problem:
-        print(f"deploy/onnx_export.py: {problem}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as problem:
-        print(f"deploy/onnx_export.py: {problem}", file=sys.stderr)
-        return 1
+    wrong = (IsADirectoryError,)
+    return command.run("deploy.onnx_export", lambda: write(args), wrong, (ArithmeticError,))
+
+
+def write(args: argparse.Namespace) -> None:
+    """Write the file that was asked for, and say how exact it is."""
+    net = LKDN().eval().requires_grad_(False)
+    load_weights(net, args.checkpoint)
+    error = export(net, args.output, args.precision, args.size)
     size = "any size" if args.size is None else "{}x{}".format(*args.size)
     print(f"{args.output}: {args.precision}, {size}, within {error:.1e} of the network in torch")
-    return 0
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -73,7 +72,7 @@ def export(
 
     Raises:
         BackendError: onnx or onnxruntime is not installed.
-        ValueError: the file computes something else; it is not written.
+        ArithmeticError: the file computes something else; it is not written.
     """
     need("onnx", "onnxruntime")
     import onnxruntime
@@ -89,7 +88,7 @@ def export(
         with torch.inference_mode():
             largest = max(largest, float((torch.from_numpy(y) - net(x)).abs().max()))
     if not largest <= TOLERANCES[precision]:
-        raise ValueError(
+        raise ArithmeticError(
             f"expected the ONNX graph within {TOLERANCES[precision]} of the network, "
             f"got {largest:.1e}: {path} is not written"
         )

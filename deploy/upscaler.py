@@ -12,6 +12,7 @@ from torch import Tensor
 from deploy import backends, tiling
 from deploy.tiling import CONTEXT, SMALLEST
 from models.team23_LKDN import LKDN
+from utils.command import UserError
 from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
 from utils.weights import SHIPPED, load_weights
 
@@ -51,8 +52,8 @@ class Upscaler:
 
     Raises:
         DeviceError, BackendError, CheckpointError: see utils/devices.py, deploy/backends.py and
-            utils/weights.py; all are ValueErrors.
-        ValueError: the tile is too small.
+            utils/weights.py; all are UserErrors, which are ValueErrors.
+        UserError: the tile is too small.
         MemoryError: memory_bytes are not enough for the smallest tile.
     """
 
@@ -67,7 +68,7 @@ class Upscaler:
         self_ensemble: bool = False,
     ) -> None:
         if tile is not None and tile < SMALLEST:
-            raise ValueError(
+            raise UserError(
                 f"expected a tile of at least {SMALLEST} LR pixels, got {tile}: most "
                 "of a smaller one is context"
             )

@@ -12,6 +12,7 @@ from deploy.bench import __main__ as bench
 from deploy.bench import big, large
 from deploy.bench.worker import Rung
 from models.team23_LKDN import LKDN
+from utils.command import UserError
 from utils.report import documents, speed
 
 CPU = torch.device("cpu")
@@ -155,7 +156,7 @@ def test_interrupted_it_keeps_the_sizes_that_are_done(
     result = json.loads(file.read_text())
     assert [row["height"] for row in result["rows"]] == [8, 8]
     assert not speed.is_whole(result)
-    with pytest.raises(documents.PublishError, match="all of deploy.bench"):
+    with pytest.raises(UserError, match="all of deploy.bench"):
         documents.publish([file], tmp_path)
 
 

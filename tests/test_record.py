@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from utils import record, template
+from utils.command import UserError
 from utils.files import ROOT, write_json
 from utils.report import documents
 
@@ -168,7 +169,7 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
     assert "| this repository | not measured | not measured |" in text
     assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
     assert "| minutes | 90 |" in text and "3 images, 12 megapixels" in text
-    with pytest.raises(documents.PublishError, match="others"):
+    with pytest.raises(UserError, match="others"):
         documents.publish(files[:1], tmp_path)
 
 
@@ -179,6 +180,6 @@ def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
     write_json(tmp_path / "foreign.json", [1])
     (tmp_path / "text.json").write_text("{")
     for name in ("failed", "foreign", "text", "absent"):
-        with pytest.raises(documents.PublishError, match=name):
+        with pytest.raises(UserError, match=name):
             documents.publish([tmp_path / f"{name}.json"], tmp_path)
     assert not (tmp_path / "results").exists()

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from train import log
 from train.throughput import reason
-from utils import devices, record
+from utils import command, devices, record
 from utils.files import ROOT, write_json
 
 logger = logging.getLogger("agreement")
@@ -48,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return command.run("train/agreement.py", lambda: compare(args))
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Train in every way and record it; the exit code."""
     device = devices.select_device("cpu")
     runs = []
     for name, options in WAYS.items():
@@ -59,21 +64,17 @@ def main(argv: list[str] | None = None) -> int:
             or f"loss {run['losses'][-1][1]:.6f}, validation {run['val_psnr_y']:.3f} dB Y",
         )
         runs.append(run)
-        try:
-            write_json(
-                args.output,
-                {
-                    "agreement_of": "train/train.py --recipe cpu",
-                    "steps": args.steps,
-                    "seed": args.seed,
-                    "environment": record.environment(device),
-                    "runs": runs,
-                },
-            )
-        except OSError as error:
-            logger.error("%s", error)
-            return 1
-    return 0 if all("failed" not in run for run in runs) else 1
+        write_json(
+            args.output,
+            {
+                "agreement_of": "train/train.py --recipe cpu",
+                "steps": args.steps,
+                "seed": args.seed,
+                "environment": record.environment(device),
+                "runs": runs,
+            },
+        )
+    return command.FAILED if any("failed" in run for run in runs) else command.GOOD
 
 
 def train(options: list[str], args: argparse.Namespace) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from train.checkpoint import training_records, without_digests
 from train.packing import digests, held_out_images
 from train.recipes import RECIPES
 from train.reparam import fuse, training_form
+from utils import command
 from utils.files import ROOT, sha256, write_bytes, write_json
 from utils.images import find_images
 from utils.record import ENTRY, PUBLISHED
@@ -68,16 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def work() -> None:
         named = [file for folder in args.held_out for file in find_images(folder)]
         export(args.source, args.output, [*held_out_images(ROOT / "data"), *named])
-    except (CheckpointError, FileNotFoundError) as error:
-        logger.error("%s", error)
-        return 2
-    except (ArithmeticError, OSError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+
+    return command.run("train/export.py", work, (FileNotFoundError,), (ArithmeticError,))
 
 
 def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = ()) -> None:

@@ -17,13 +17,10 @@ from models.team23_LKDN import LKDN
 from train.forward import arithmetic_of
 from train.recipes import RECIPES, Engine, Stage
 from utils import devices
+from utils.command import UserError
 from utils.datasets import SCALE
 
 logger = logging.getLogger(__name__)
-
-
-class UsageError(ValueError):
-    """Options that do not go together; the message says what to do."""
 
 
 def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespace:
@@ -178,18 +175,18 @@ def stages_of(args: argparse.Namespace) -> dict[int, Stage]:
     """The stages to train, by number, with the numbers that were given.
 
     Raises:
-        UsageError: the recipe has no such stage, or numbers were given for several stages.
+        UserError: the recipe has no such stage, or numbers were given for several stages.
     """
     stages = RECIPES[args.recipe].stages
     given = {f.name: getattr(args, f.name) for f in fields(Stage) if f.name in args}
     if args.stage is not None and args.stage not in stages:
-        raise UsageError(
+        raise UserError(
             f"expected a stage of the recipe {args.recipe}, which has "
             f"{', '.join(map(str, stages))}, got --stage {args.stage}"
         )
     numbers = [args.stage] if args.stage else list(stages)
     if given and len(numbers) > 1:
-        raise UsageError(
+        raise UserError(
             f"expected --stage with --{next(iter(given))}: the recipe {args.recipe} "
             f"has the stages {', '.join(map(str, stages))}"
         )
@@ -202,24 +199,24 @@ def engine_of(
     """How to compute on `device`: the recipe's way, as far as it goes there, and what was given.
 
     Raises:
-        UsageError: something was asked for that the device cannot do.
+        UserError: something was asked for that the device cannot do.
     """
     given = {f.name: getattr(args, f.name) for f in fields(Engine) if f.name in args}
     engine = replace(RECIPES[args.recipe].engine, **given)
     if engine.compile == "graphs" and device.type != "cuda":
-        raise UsageError(f"expected CUDA for --compile graphs, got {device}: give --compile on")
+        raise UserError(f"expected CUDA for --compile graphs, got {device}: give --compile on")
     if torch_only := [name for name in ("fold", "channels_last", "compile") if name in given]:
         if given.get("kernels") == "native":
-            raise UsageError(f"expected --{torch_only[0]} with --kernels torch, got native")
+            raise UserError(f"expected --{torch_only[0]} with --kernels torch, got native")
         engine = replace(engine, kernels="torch")
     if engine.kernels == "native" and (reason := _without_native(engine, device, stages)):
         if asked := [name for name in ("kernels", "arithmetic") if name in given]:
-            raise UsageError(f"expected {reason} for --{asked[0]} {given[asked[0]]}: leave it out")
+            raise UserError(f"expected {reason} for --{asked[0]} {given[asked[0]]}: leave it out")
         logger.warning("training by torch: the faster kernels need %s", reason)
         engine = replace(engine, kernels="torch")
     if engine.depthwise == "triton" and (reason := _without_triton(device, stages)):
         if "depthwise" in given:
-            raise UsageError(f"expected {reason} for --depthwise triton: leave it out")
+            raise UserError(f"expected {reason} for --depthwise triton: leave it out")
         logger.warning("depthwise convolutions by torch: Triton's need %s", reason)
         engine = replace(engine, depthwise="torch")
     return engine

@@ -25,7 +25,8 @@ if __name__ == "__main__":
     )  # was train/, where `train` would be train.py
 
 from train import log
-from utils import devices, record
+from utils import command, devices, record
+from utils.command import UserError
 from utils.files import ROOT, read_json, sha256, write_json
 
 BUSY = "another process on one core"  # ends the names of rungs that are measured beside one
@@ -62,15 +63,20 @@ LADDERS = {
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        device = devices.select_device(args.device)
-    except devices.DeviceError as error:
-        logger.error("%s", error)
-        return 2
+    return command.run("train/throughput.py", lambda: measure_all(args))
+
+
+def measure_all(args: argparse.Namespace) -> int:
+    """Measure and record every row that was asked for; the exit code.
+
+    Raises:
+        UserError: the device cannot be had, or there is no such row.
+        OSError: the record cannot be written.
+    """
+    device = devices.select_device(args.device)
     ladder = LADDERS["cuda" if device.type == "cuda" else "cpu"]
     if wrong := [number for number in args.rungs or [] if not 0 <= number < len(ladder)]:
-        logger.error("expected --rungs from 0 to %d, got %s", len(ladder) - 1, wrong)
-        return 2
+        raise UserError(f"expected --rungs from 0 to {len(ladder) - 1}, got {wrong}")
     measured: dict[str, Any] = {
         "throughput_of": "train/train.py",
         "batch": args.batch,
@@ -98,12 +104,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         by_name = {other["name"]: other for other in [*measured["rungs"], rung]}
         measured["rungs"] = [by_name[other] for other in ladder if other in by_name]
-        try:
-            write_json(args.output, measured)  # after each: time may run out
-        except OSError as error:
-            logger.error("%s", error)
-            return 1
-    return 0 if all("failed" not in rung for rung in measured["rungs"]) else 1
+        write_json(args.output, measured)  # after each: time may run out
+    failed = any("failed" in rung for rung in measured["rungs"])
+    return command.FAILED if failed else command.GOOD
 
 
 def earlier_rungs(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:

@@ -21,16 +21,17 @@ from kernels.native_training import NativeOrthogonaliser
 from models.team23_LKDN import LKDB, LKDN
 from train import checkpoint, log, loop
 from train.optim import make_optimizers
-from train.options import UsageError, engine_of, parse, stages_of
+from train.options import engine_of, parse, stages_of
 from train.packing import Pack, pack
 from train.patches import on_device, sampler
 from train.recipes import Engine, Stage
 from train.reparam import training_form
-from utils import devices, evaluate
-from utils.datasets import SCALE, DatasetError, find
+from utils import command, devices, evaluate
+from utils.command import UserError
+from utils.datasets import SCALE, find
 from utils.files import ROOT, sha256
 from utils.images import ImageError
-from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of
+from utils.weights import load_state, read_checkpoint, state_dict_of
 
 logger = logging.getLogger("train")
 
@@ -47,28 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        world = join_world(args.device)
-        logging.getLogger().setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
-        return work(args, world, stop_at=started + 60 * args.max_minutes)
-    except (
-        UsageError,
-        CheckpointError,
-        DatasetError,
-        ImageError,
-        FileNotFoundError,
-        devices.DeviceError,
-    ) as error:
-        logger.error("%s", error)
-        return 2
-    except torch.OutOfMemoryError as error:
-        logger.error("expected the patches to fit in memory: lower --batch or --patch (%s)", error)
-        return 1
-    except (FloatingPointError, OSError) as error:
-        logger.error("%s", error)
-        return 1
-    except KeyboardInterrupt:
-        logger.error("stopped at once; --resume continues from the last checkpoint")
-        return 1
+        return command.run(
+            "train/train.py",
+            lambda: work(args, stop_at=started + 60 * args.max_minutes),
+            wrong=(ImageError, FileNotFoundError),
+            failures=(FloatingPointError, MemoryError),
+            interrupted="stopped at once; --resume continues from the last checkpoint",
+        )
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -81,7 +67,7 @@ def join_world(device_name: str) -> loop.World:
     if device.type == "cuda":
         number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if number >= gpus:
-            raise UsageError(
+            raise UserError(
                 f"expected a GPU for each process, got {gpus} for process "
                 f"{number + 1}: lower --nproc_per_node"
             )
@@ -91,20 +77,22 @@ def join_world(device_name: str) -> loop.World:
     return loop.World(rank, size, device)
 
 
-def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
+def work(args: argparse.Namespace, stop_at: float) -> int:
     """Prepare a run and train its stages, one after another; the exit code."""
+    world = join_world(args.device)
+    logging.getLogger().setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
     stages = stages_of(args)
     engine = engine_of(args, world.device, stages)
     prepare_machine(engine, world.device, args.out)
     for stage in stages.values():
         file = args.out / f"{stage.name}.pt"
         if stage.batch < world.size:
-            raise UsageError(
+            raise UserError(
                 f"expected a batch of at least {world.size} for {world.size} "
                 f"processes, got {stage.batch}"
             )
         if file.exists() and not args.resume:
-            raise UsageError(
+            raise UserError(
                 f"expected a new run, got one in {file}: give --resume to continue "
                 "it, or another --out"
             )
@@ -142,8 +130,8 @@ def work(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
         outcome = train_stage(run, state, args, data)
         done = state.step == stage.steps and number == max(stages)
         if outcome != loop.GO_ON and not done:
-            return 1 if outcome == loop.STOPPED else 0
-    return 0
+            return command.FAILED if outcome == loop.STOPPED else command.GOOD
+    return command.GOOD
 
 
 def prepare_machine(engine: Engine, device: torch.device, out: Path) -> None:
@@ -156,10 +144,10 @@ def prepare_machine(engine: Engine, device: torch.device, out: Path) -> None:
 
 
 def validation_samples(folder: str) -> list[evaluate.Sample]:
-    """The images to score while training; UsageError if one has no HR image."""
+    """The images to score while training; UserError if one has no HR image."""
     samples = [evaluate.load(pair) for pair in find(folder, ROOT / "data").pairs]
     if blind := [sample.name for sample in samples if sample.hr is None]:
-        raise UsageError(
+        raise UserError(
             f"expected HR images to validate on in {folder}, got none for {', '.join(blind[:3])}"
         )
     return samples
@@ -191,6 +179,10 @@ def train_stage(
         return loop.GO_ON
     try:
         outcome = loop.train(run, state)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"expected the patches to fit in memory: lower --batch or --patch ({error})"
+        ) from error
     except FloatingPointError as error:
         if lead:
             log.append(log_file, {"stage": stage.name, "step": state.step, "failed": str(error)})
@@ -229,7 +221,7 @@ def initial_state(
         init = args.out / "stage1.pt"
     if init and not (args.out / f"{stage.name}.pt").exists():
         if not init.exists():
-            raise UsageError(
+            raise UserError(
                 f"expected weights to start from in {init}, found no such file: "
                 "train stage 1 with the same --out first, or give --init FILE"
             )

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 from train import log
 from train.checkpoint import training_records, without_digests
 from train.export import commands, last_stage
+from utils import command
 from utils.files import write_json
 from utils.record import PUBLISHED
 from utils.report import documents
@@ -42,17 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not args.name.replace("_", "").replace("-", "").isalnum():
         parser.error(f"expected a NAME of letters, digits, _ and -, got {args.name}")
-    try:
+
+    def work() -> None:
         write_json(TRIALS / f"{args.name}.json", trial(args.source, args.name, args.note))
         documents.regenerate()
-    except CheckpointError as error:
-        logger.error("%s", error)
-        return 2
-    except OSError as error:
-        logger.error("%s", error)
-        return 1
-    logger.info("%s and the tables are up to date", TRIALS / f"{args.name}.json")
-    return 0
+        logger.info("%s and the tables are up to date", TRIALS / f"{args.name}.json")
+
+    return command.run("train/trial.py", work)
 
 
 def trial(source: Path, name: str, note: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import skimage
 
+from utils.command import UserError
 from utils.images import find_images
 
 SCALE = 4
@@ -38,7 +39,7 @@ LR_FOLDERS = (
 )
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A set that is not there; the message names every place where it was looked for."""
 
 

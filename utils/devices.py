@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 import torch
 
+from utils.command import UserError
+
 NAMES = ("auto", "cpu", "cuda", "mps")
 
 logger = logging.getLogger(__name__)
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError):
     """A device that this torch cannot use here."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.command import UserError
 from utils.files import ROOT
 
 SHIPPED = ROOT / "model_zoo" / "team23_LKDN.pth"
@@ -16,7 +17,7 @@ SHIPPED = ROOT / "model_zoo" / "team23_LKDN.pth"
 NESTED_UNDER = ("params_ema", "params", "state_dict")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file that does not hold this network's weights; the message says in what way."""
 
 

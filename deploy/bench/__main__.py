@@ -25,10 +25,10 @@ from deploy import backends
 from deploy.bench import big
 from deploy.bench.worker import Rung, milliseconds, rival, workers
 from models.team23_LKDN import LKDN
-from utils import devices, record
+from utils import command, devices, record
+from utils.command import UserError
 from utils.files import ROOT, write_bytes, write_json
 from utils.report import speed
-from utils.weights import CheckpointError
 
 SIZES = ("256x256", "340x510", "540x960")
 WARM_UP = 3  # forwards before the first that is timed; the triton backend records at the second
@@ -38,29 +38,33 @@ TURN = 1  # .. and before the one that is timed in each turn: caches, clocks and
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _parse(argv)
-    code = 0
+    return command.run("deploy.bench", lambda: bench(args))
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure what was asked for, record and print it; the exit code.
+
+    Raises:
+        UserError: a device or network that cannot be had, or too little memory.
+    """
+    code = command.GOOD
+    device = devices.select_device(args.device)
+    rungs = _rungs(args, device)
+    sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
+    result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
     try:
-        device = devices.select_device(args.device)
-        rungs = _rungs(args, device)
-        sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
-        result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
-        try:
-            measure(result, rungs, sizes, device, args.rounds)
-            if args.big:
-                result["big"] = big.measure(device)
-        except KeyboardInterrupt:
-            print("interrupted: what follows is what was measured", file=sys.stderr)
-            code = 1
-        output = args.output or ROOT / "results" / f"ladder_{device.type}.json"
-        if not result["rows"]:
-            return code
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, result)
-        if (drawn := speed.picture(result)) is not None:
-            write_bytes(output.with_suffix(".png"), drawn)
-    except (devices.DeviceError, CheckpointError, ValueError, OSError) as error:
-        print(f"deploy.bench: {error}", file=sys.stderr)
-        return 2
+        measure(result, rungs, sizes, device, args.rounds)
+        if args.big:
+            result["big"] = big.measure(device)
+    except KeyboardInterrupt:
+        print("interrupted: what follows is what was measured", file=sys.stderr)
+        code = command.FAILED
+    if not result["rows"]:
+        return code
+    output = args.output or ROOT / "results" / f"ladder_{device.type}.json"
+    write_json(output, result)
+    if (drawn := speed.picture(result)) is not None:
+        write_bytes(output.with_suffix(".png"), drawn)
     print(speed.text(result))
     print(f"Recorded in {output}")
     return code
@@ -155,7 +159,7 @@ def measure(
             else:
                 told[rung] = asdict(rung) | {"label": rung.label} | answer
         if rungs[0] not in pipes:
-            raise ValueError(f"the plain network cannot run: {result['refused'][rungs[0].label]}")
+            raise UserError(f"the plain network cannot run: {result['refused'][rungs[0].label]}")
         for size in sizes:
             for rung, row in _one_size(result, pipes, size, rounds, bar).items():
                 result["rows"].append(told[rung] | row)
@@ -200,12 +204,12 @@ def _one_size(
 
 
 def _ask(pipe: Connection, question: Any) -> Any:
-    """What a rung's process answers. Raises ValueError if it died."""
+    """What a rung's process answers. Raises UserError if it died."""
     try:
         pipe.send(question)
         return pipe.recv()
     except (EOFError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             "a rung's process died, perhaps for want of memory: give smaller --sizes "
             "or fewer --backends"
         ) from error

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deploy.bench.big import WINDOW, WINDOWS, compare
 from deploy.bench.worker import shipped
-from utils import devices, record
+from utils import command, devices, record
 from utils.datasets import find
 from utils.files import ROOT, write_json
 from utils.images import read_rgb, write_png
@@ -52,16 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     output = args.output or ROOT / "results" / "large_cpu.json"
     devices.prepare_cpu()
-    try:
-        result = measure()
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, result)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"deploy/large.py: {error}", file=sys.stderr)
-        return 1
+    interrupted = "interrupted; nothing was written"
+    return command.run("deploy.bench.large", lambda: write(output), (), (ValueError,), interrupted)
+
+
+def write(output: Path) -> None:
+    """Measure, record and print."""
+    result = measure()
+    write_json(output, result)
     print(
         f"{result['megapixels']:.0f} megapixels in {result['seconds']:.1f} s, "
         f"{result['peak_mib']:.0f} MiB beyond {result['import_mib']:.0f} of the imports; "
@@ -69,7 +67,6 @@ def main(argv: list[str] | None = None) -> int:
         f"{result['largest_difference_levels']} of 255 at most"
     )
     print(f"Recorded in {output}")
-    return 0
 
 
 def measure(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:

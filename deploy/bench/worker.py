@@ -19,6 +19,7 @@ from deploy import backends
 from deploy.backends import BackendError
 from models.team23_LKDN import LKDN
 from utils import devices, efficiency, evaluate
+from utils.command import UserError
 from utils.datasets import find
 from utils.files import ROOT
 from utils.weights import SHIPPED, load_state, load_weights, read_checkpoint, state_dict_of
@@ -120,21 +121,21 @@ def rival(against: str) -> nn.Module:
     """The network of FILE.py:Class[:CHECKPOINT].
 
     Raises:
-        ValueError: not of this form, no such file, no such class, or one that cannot be made.
+        UserError: not of this form, no such file, no such class, or one that cannot be made.
         CheckpointError: a checkpoint that is not this network's.
     """
     file, _, rest = against.partition(":")
     name, _, checkpoint = rest.partition(":")
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if not name or spec is None or spec.loader is None or not Path(file).is_file():
-        raise ValueError(f"expected --against FILE.py:Class[:CHECKPOINT], got {against}")
+        raise UserError(f"expected --against FILE.py:Class[:CHECKPOINT], got {against}")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(Path(file).resolve().parent))
     try:
         spec.loader.exec_module(module)
         net = getattr(module, name)().eval().requires_grad_(False)
     except Exception as error:  # whatever a stranger's file raises
-        raise ValueError(f"cannot make a {name} from {file}: {error!r}") from error
+        raise UserError(f"cannot make a {name} from {file}: {error!r}") from error
     finally:
         sys.path.pop(0)
     if checkpoint:

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.command import UserError
 from utils.images import EXTENSIONS
-
-
-class InputError(ValueError):
-    """Inputs or an output that cannot be meant; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,10 @@ def plan(
         recursive: go into sub-folders.
 
     Raises:
-        InputError: an input that is not there, no images, or an output that cannot be written.
+        UserError: an input that is not there, no images, or an output that cannot be written.
     """
     if not inputs:
-        raise InputError("expected an image or a folder of images, got none: name one")
+        raise UserError("expected an image or a folder of images, got none: name one")
     found: dict[Path, Path] = {}  # image: folder of its result
     unreadable: list[str] = []
     left_out: list[Path] = []
@@ -67,17 +64,17 @@ def plan(
         elif os.path.lexists(given):
             found[given] = output or given.parent
         else:
-            raise InputError(f"expected an image or a folder, found nothing: {given}")
+            raise UserError(f"expected an image or a folder, found nothing: {given}")
     found = {source: found[source] for source in _once(sorted(found))}
     if not found and not unreadable:
         but = f" but {len(left_out)} named like results" if left_out else ""
-        raise InputError(
+        raise UserError(
             f"expected images ({', '.join(sorted(EXTENSIONS))}), found none{but}: "
             f"{', '.join(map(str, inputs))}"
         )
     if output and output.suffix.lower() in EXTENSIONS and not os.path.isdir(output):
         if len(inputs) > 1 or os.path.isdir(inputs[0]):
-            raise InputError(
+            raise UserError(
                 f"expected a folder for the results of several images, got a file name: {output}"
             )
         targets = [output]
@@ -203,6 +200,6 @@ def existing(folder: Path) -> Path:
 def _check_writable(folder: Path) -> None:
     place = existing(folder)
     if not os.path.isdir(place):
-        raise InputError(f"expected a folder to write to, got {folder}, but {place} is a file")
+        raise UserError(f"expected a folder to write to, got {folder}, but {place} is a file")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"expected a folder that can be written, got {folder}: give another -o")
+        raise UserError(f"expected a folder that can be written, got {folder}: give another -o")

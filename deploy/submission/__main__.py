@@ -12,8 +12,10 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from deploy.submission.factsheet import TeamError, TexError, latex, pdf, read_team
+from deploy.submission.factsheet import TexError, latex, pdf, read_team
 from deploy.submission.rules import FILE_RULES, MODEL_RULES, Entry, check
+from utils import command
+from utils.command import UserError
 from utils.datasets import CHALLENGE
 from utils.files import ROOT, sha256, whole_file, write_bytes
 
@@ -23,10 +25,6 @@ IGNORED = re.compile(
     r"(.*/)?(\.[^/]+|__pycache__|venv|[^/]+\.egg-info)(/.*)?|runs/.*"
     r"|data/(?!(README\.md|prepare\.py)$).*|results/(?!README\.md$|published/).*"
 )
-
-
-class UsageError(ValueError):
-    """Options that cannot be followed; the message says what to do."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,40 +51,33 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--no_zip", action="store_true", help="check, and write the factsheet alone")
     args = parser.parse_args(argv)
-    try:
-        entry = read_entry(args.root, args.results)
-        if broken := check(entry):
-            print(
-                f"deploy/submission.py: nothing is built, {len(broken)} violations of the rules:",
-                *broken,
-                sep="\n  ",
-                file=sys.stderr,
-            )
-            return 1
-        print(f"{entry.name}: {len(FILE_RULES | MODEL_RULES)} rules kept")
-        if not importlib.util.find_spec("fvcore"):
-            print("FLOPs and activations not counted: fvcore is not installed")
-        for line in build(entry, args.output, args.no_zip):
-            print(line)
-    except (TeamError, UsageError) as problem:
-        print(f"deploy/submission.py: {problem}", file=sys.stderr)
-        return 2
-    except (OSError, TexError) as problem:
-        print(f"deploy/submission.py: {problem}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run("deploy.submission", lambda: submit(args), failures=(TexError,))
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Check the rules, build what is sent if all are kept, and say so; the exit code."""
+    entry = read_entry(args.root, args.results)
+    if broken := check(entry):
+        title = f"deploy.submission: nothing is built, {len(broken)} violations of the rules:"
+        print(title, *broken, sep="\n  ", file=sys.stderr)
+        return command.FAILED
+    print(f"{entry.name}: {len(FILE_RULES | MODEL_RULES)} rules kept")
+    if not importlib.util.find_spec("fvcore"):
+        print("FLOPs and activations not counted: fvcore is not installed")
+    for line in build(entry, args.output, args.no_zip):
+        print(line)
+    return command.GOOD
 
 
 def read_entry(root: Path, results: Path | None = None) -> Entry:
     """The entry of a repository: what git tracks, or outside git what is not IGNORED.
 
     Raises:
-        TeamError: deploy/submission/team.toml is missing or wrong.
-        UsageError: a folder does not exist.
+        UserError: a folder does not exist, or deploy/submission/team.toml is missing or wrong.
     """
     for folder in filter(None, (root, results)):
         if not folder.is_dir():
-            raise UsageError(f"expected a folder, got none: {folder}")
+            raise UserError(f"expected a folder, got none: {folder}")
     team = read_team(root / TEAM)
     if (root / ".git").exists():
         try:
@@ -98,7 +89,7 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
                 timeout=60,
             ).stdout
         except (OSError, subprocess.SubprocessError) as error:
-            raise UsageError(f"expected git to list the files of {root}, got {error}") from error
+            raise UserError(f"expected git to list the files of {root}, got {error}") from error
         files = [file for file in listed.split("\0") if file and (root / file).is_file()]
     else:
         files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]

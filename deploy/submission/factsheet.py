@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.command import UserError
 from utils.report.comparison import by_set, is_scored, published_scores, scores_of
 from utils.report.summary import COLUMNS, FACTSHEET_ROW, is_plain, row
 from utils.text import machine, number
@@ -36,10 +37,6 @@ ESCAPES = {
 }
 
 
-class TeamError(ValueError):
-    """A team.toml that lacks a field or has a wrong one; the message names it."""
-
-
 class TexError(ValueError):
     """A factsheet that TeX does not set; the message holds its first complaint."""
 
@@ -60,15 +57,15 @@ def read_team(path: Path) -> Team:
     """The team of a team.toml.
 
     Raises:
-        TeamError: it is missing, no TOML, or a field is missing, unknown or wrong.
+        UserError: it is missing, no TOML, or a field is missing, unknown or wrong.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TeamError(f"expected the team in {path}, got {error}") from error
+        raise UserError(f"expected the team in {path}, got {error}") from error
     fields = Team.__dataclass_fields__
     if misnamed := sorted(set(content) ^ set(fields)):
-        raise TeamError(
+        raise UserError(
             f"expected the fields {', '.join(fields)} in {path}, got "
             f"{', '.join(content) or 'none'}: see to {', '.join(misnamed)}"
         )
@@ -84,7 +81,7 @@ def read_team(path: Path) -> Team:
         or not re.fullmatch(r"([^@\s]+@[^@\s]+\.[^@\s]+)?", content["email"]),
     }
     if said := [field for field, is_wrong in wrong.items() if is_wrong]:
-        raise TeamError(f"expected in {path}: {'; '.join(said)}; got another value")
+        raise UserError(f"expected in {path}: {'; '.join(said)}; got another value")
     return Team(**{**content, "members": tuple(content["members"])})
 
 

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils import command
+from utils.command import UserError
 from utils.files import ROOT, read_json, write_bytes
 from utils.record import ENTRY, is_run, read_runs, run_stem
 from utils.report import comparison, speed, summary, training_tables
 from utils.text import markdown, number
 
 DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/README.md")
-
-
-class PublishError(ValueError):
-    """A file that is no run fit to be published."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,22 +35,14 @@ def main(argv: list[str] | None = None) -> int:
         help="runs to copy to results/published/; none: only make the tables",
     )
     args = parser.parse_args(argv)
-    try:
-        publish(args.publish)
-    except PublishError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return command.run("utils.report.documents", lambda: publish(args.publish))
 
 
 def publish(files: Sequence[Path], root: Path = ROOT) -> None:
     """Copy runs to results/published/ and bring every generated table up to date.
 
     Raises:
-        PublishError: a file holds no run, or one in which images failed; nothing is copied then.
+        UserError: a file holds no run, or one in which images failed; nothing is copied then.
     """
     published = root / "results" / "published"
     contents: dict[Path, Any] = {}
@@ -60,20 +50,20 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
         try:
             run = contents[file] = read_json(file)
         except (OSError, ValueError) as error:
-            raise PublishError(f"expected the JSON of a run, got {file}: {error}") from error
+            raise UserError(f"expected the JSON of a run, got {file}: {error}") from error
         if speed.is_whole(run) or speed.is_large(run):
             continue
         if not is_run(run):
-            raise PublishError(
+            raise UserError(
                 f"expected the JSON of a run of test_demo.py, "
                 f"deploy.bench.large or all of deploy.bench, got {file}"
             )
         if failed := run.get("failed", ["nobody knows"]):
-            raise PublishError(
+            raise UserError(
                 f"expected a run without failures, got {len(failed)} failed images in {file}"
             )
         if _is_stale(run, _training(published)):
-            raise PublishError(
+            raise UserError(
                 f"expected a run of the weights in model_zoo/, got one of others "
                 f"in {file}: run test_demo.py again"
             )

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from utils import command
 from utils.bicubic import Convention
+from utils.command import UserError
 from utils.datasets import SCALE, ImageSet, Pair, find
 from utils.files import ROOT, finite, read_json, write_bytes
 from utils.record import ENTRY, PUBLISHED, read_runs
@@ -28,10 +30,6 @@ PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than
 SMALLEST_SHARE = 60_000  # bytes of an image's pictures; where there is less, fewer images appear
 SIDES = (1024, 768, 512, 384, 320, 256, 192, 128, 96, 64)  # of a crop, HR pixels
 MOST_ROWS = 1000  # images of a set in its table and chart
-
-
-class ReportError(ValueError):
-    """A folder without runs; the message says how to make one."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--data_dir", type=Path, default=ROOT / "data", help="where the images of the sets lie")
     args = parser.parse_args(argv)
     output = args.output or args.save_dir / "report.html"
-    try:
-        write(args.save_dir, output, args.data_dir)
-    except ReportError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except OSError as error:
-        parser.exit(1, f"{parser.prog}: cannot write {output}: {error.strerror or error}\n")
-    return 0
+    return command.run("utils.report.page", lambda: write(args.save_dir, output, args.data_dir))
 
 
 def write(
@@ -74,12 +66,12 @@ def write(
         data_dir: where the sets lie that are not among `sets`, found already.
 
     Raises:
-        ReportError: no runs.
+        UserError: no runs.
         OSError: the file cannot be written.
     """
     runs = [run for run in map(finite, read_runs(save_dir)) if _is_whole(run)]
     if not runs:
-        raise ReportError(
+        raise UserError(
             f"expected runs of test_demo.py in {save_dir}, found none: run "
             "test_demo.py with this --save_dir first"
         )
@@ -102,7 +94,10 @@ def write(
         body="\n".join(body for _, _, body in parts),
         colours=", ".join(f"rgb({r} {g} {b})" for r, g, b in colours),
     )
-    write_bytes(output, page.encode(errors="replace"))
+    try:
+        write_bytes(output, page.encode(errors="replace"))
+    except OSError as error:
+        raise OSError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 def _is_whole(run: dict[str, Any]) -> bool:

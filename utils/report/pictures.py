@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import evaluate
+from utils import command, evaluate
 from utils.bicubic import Convention, upscale
-from utils.datasets import SCALE, DatasetError, Pair, find
+from utils.command import UserError
+from utils.datasets import SCALE, Pair, find
 from utils.files import ROOT
 from utils.images import ImageError, read_rgb, write_png
 from utils.record import ENTRY
@@ -151,24 +152,30 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("-o", "--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
-    try:
-        image_set = find(args.dataset, args.data_dir)
-        pairs = {pair.name: pair for pair in image_set.pairs}
-        if args.name not in pairs:
-            parser.error(f"expected one of {', '.join(pairs)}, got {args.name}")
-        sample = evaluate.load(pairs[args.name])
-        sr = read_rgb(args.save_dir / args.model / image_set.name / f"{args.name}.png")
-    except (DatasetError, ImageError) as error:
-        parser.error(str(error))
+    return command.run("utils.report.pictures", lambda: write_crop(args), wrong=(ImageError,))
+
+
+def write_crop(args: argparse.Namespace) -> None:
+    """Write the picture that was asked for.
+
+    Raises:
+        UserError: there is no such image or crop.
+        ImageError: the image cannot be read.
+    """
+    image_set = find(args.dataset, args.data_dir)
+    pairs = {pair.name: pair for pair in image_set.pairs}
+    if args.name not in pairs:
+        raise UserError(f"expected one of {', '.join(pairs)}, got {args.name}")
+    sample = evaluate.load(pairs[args.name])
+    sr = read_rgb(args.save_dir / args.model / image_set.name / f"{args.name}.png")
     x, y, width, height = args.crop
     if min(args.crop) < 0 or not (0 < width <= sr.shape[1] - x and 0 < height <= sr.shape[0] - y):
-        parser.error(f"expected a crop inside {sr.shape[1]}x{sr.shape[0]}, got {args.crop}")
+        raise UserError(f"expected a crop inside {sr.shape[1]}x{sr.shape[0]}, got {args.crop}")
     views = {"bicubic x4": upscale(sample.lr), "LKDN x4": sr}
     if sample.hr is not None:
         views["original"] = sample.hr
     crops = {label: view[y : y + height, x : x + width] for label, view in views.items()}
     write_png(args.output, side_by_side(crops))
-    return 0
 
 
 def side_by_side(crops: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
