@@ -22,12 +22,11 @@ from deploy.photos.enlarge import enlarge
 from deploy.photos.folders import Job, Plan
 from deploy.upscaler import SCALE, Upscaler
 from utils import command, devices
-from utils.images import ImageError
+from utils.images import BAD_IMAGE, ImageError
 
 WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for
 LARGE = 64 << 20  # bytes of a result, uncompressed, from which on the disk is looked at first
-# What concerns one image and not the others; running out of memory is a RuntimeError on a CPU.
-BAD_IMAGE = (ValueError, FloatingPointError, MemoryError, RuntimeError, OSError)
+FAILURES = (*BAD_IMAGE, ValueError, OSError)  # of one image; the others go on
 
 logger = logging.getLogger("upscale")
 
@@ -229,7 +228,7 @@ def run(jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar
             reading = reads.popleft()
             try:
                 writes.append(_restored(reading, upscaler, pool))
-            except BAD_IMAGE as error:
+            except FAILURES as error:
                 fail(tally, _said(reading.job.source, error))
                 bar.update()
             _settle(writes, threads, tally, bar)
@@ -291,7 +290,7 @@ def _settle(writes: deque[Writing], most: int, tally: Tally, bar: tqdm) -> None:
         job = writes[0].job
         try:
             writes[0].done.result()
-        except BAD_IMAGE as error:
+        except FAILURES as error:
             fail(tally, _said(job.source, error))
         else:
             tally.written.append(job.target)

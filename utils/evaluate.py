@@ -1,6 +1,5 @@
 """Restore and score the pairs of a set: the same code for the challenge and while training."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from utils.bicubic import Convention, downscale, upscale
 from utils.datasets import SCALE, Pair
+from utils.devices import timed
 from utils.images import ImageError, mod_crop, read_rgb, to_tensor, to_uint8
 from utils.metrics import psnr, ssim, to_y
 
@@ -78,8 +78,8 @@ def restore(
 
     `net` takes and gives RGB in 0..data_range.
 
-    The clock stands around the forward alone, as the challenge's does: CUDA events on a CUDA
-    device, the wall clock elsewhere; uploading, rounding and downloading are not in it.
+    The clock stands around the forward alone, as the challenge's does, see utils.devices.timed;
+    uploading, rounding and downloading are not in it.
 
     Raises:
         FloatingPointError: the network gave NaN or infinity.
@@ -87,24 +87,8 @@ def restore(
     x = to_tensor(lr, device)
     if data_range != 1:
         x = x * data_range
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        y = net(x)
-        end.record()
-        torch.cuda.synchronize()
-        return to_uint8(y / data_range), start.elapsed_time(end)
-    _wait(device)
-    began = time.perf_counter()
-    y = net(x)
-    _wait(device)
-    elapsed = time.perf_counter() - began
-    return to_uint8(y / data_range), 1000 * elapsed
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "mps":
-        torch.mps.synchronize()
+    y, runtime_ms = timed(lambda: net(x), device)
+    return to_uint8(y / data_range), runtime_ms
 
 
 def score(

@@ -18,6 +18,10 @@ class ImageError(ValueError):
     """An image that cannot be used; the message names the file or size and the reason."""
 
 
+# What concerns one image and not the others; running out of memory is a RuntimeError on a CPU.
+BAD_IMAGE = (ImageError, FloatingPointError, MemoryError, RuntimeError)
+
+
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     """Read an image file as (H, W, 3) uint8 RGB; grey is repeated, alpha dropped, depth 8 bit.
 

@@ -15,14 +15,12 @@ from utils import efficiency, evaluate, record
 from utils.bicubic import Convention
 from utils.datasets import BENCHMARKS, ImageSet, Pair
 from utils.files import sha256
-from utils.images import ImageError, write_png
+from utils.images import BAD_IMAGE, write_png
 
 LR_SOURCES = {
     "double": "bicubic x1/4 of HR, MATLAB imresize, one rounding at the end (im2double first)",
     "uint8": "bicubic x1/4 of HR, MATLAB imresize, rounded to 8 bit after each pass",
 }
-# What concerns one image and not the others; running out of memory is a RuntimeError on a CPU.
-BAD_IMAGE = (ImageError, FloatingPointError, MemoryError, RuntimeError)
 
 logger = logging.getLogger(__name__)
 

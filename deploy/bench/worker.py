@@ -150,20 +150,9 @@ def _beyond(empty: float | None, device: torch.device) -> float | None:
 
 @torch.inference_mode()
 def milliseconds(run: Callable[[Tensor], Any], x: Tensor) -> float:
-    """Time of run(x): CUDA events on a CUDA device, the wall clock elsewhere."""
-    if x.device.type == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        begin.record()
-        run(x)
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end)
-    began = time.perf_counter()
-    run(x)
-    if x.device.type == "mps":
-        torch.mps.synchronize()
-    return 1000 * (time.perf_counter() - began)
+    """Time of run(x) on a device that has nothing else to do."""
+    devices.wait(x.device)
+    return devices.timed(lambda: run(x), x.device)[1]
 
 
 def _drift(backend: Callable[[Tensor], Tensor], device: torch.device) -> float:
