@@ -1,4 +1,4 @@
-"""The ladder: its command, its record, its tables, and the large image."""
+"""The benchmark: its command, its record, its tables, and the large image."""
 
 import json
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from deploy.bench import __main__ as bench
-from deploy.bench import big, large
-from deploy.bench.worker import Rung
+from deploy.bench import large
+from deploy.bench.worker import Row
 from models.team23_LKDN import LKDN
 from utils.command import UserError
 from utils.report import documents, speed
@@ -29,7 +29,7 @@ def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_rung_is_timed_and_compared(
+def test_every_row_is_timed_and_compared(
     tmp_path: Path, python: Callable, root: Path, rival: Path
 ) -> None:
     done = python(
@@ -79,8 +79,8 @@ def test_every_rung_is_timed_and_compared(
     exact, half = (abs(row["psnr_drift_db"]) for row in result["rows"][:2]), result["rows"][2]
     assert max(exact) < 1e-3 and 1e-4 < abs(half["psnr_drift_db"]) < 0.2
     assert {"commit", "threads", "date"} <= set(result["environment"])
-    for row in labels:
-        assert row in done.stdout
+    for label in labels:
+        assert label in done.stdout
 
 
 def test_cost_is_that_of_the_paper() -> None:
@@ -161,7 +161,7 @@ def test_interrupted_it_keeps_the_sizes_that_are_done(
 
 
 def test_a_large_image_keeps_to_its_bound_and_to_the_plain_network() -> None:
-    result = big.measure(CPU, side=250, bound=40 << 20)
+    result = large.measure_tiles(CPU, side=250, bound=40 << 20)
     assert result["tile"] < 250 and result["megapixels"] == 1
     assert result["largest_difference_levels"] <= 1
     assert result["differing"] <= 1e-3 * result["compared"]
@@ -169,7 +169,7 @@ def test_a_large_image_keeps_to_its_bound_and_to_the_plain_network() -> None:
 
 
 def test_a_large_photo_is_measured_through_the_command() -> None:
-    result = large.measure(height=90, width=130)
+    result = large.measure_photo(height=90, width=130)
     assert speed.is_large(result) and result["code"] == 0
     assert result["megapixels"] == 16 * 90 * 130 / 1e6
     assert 0 < result["peak_mib"] < 1000 and result["import_mib"] > 50
@@ -177,7 +177,7 @@ def test_a_large_photo_is_measured_through_the_command() -> None:
     assert f"and {result['peak_mib']:.0f} MiB beyond the" in speed.large([result])
 
 
-def a_ladder(device: str = "cpu") -> dict[str, Any]:
+def a_benchmark(device: str = "cpu") -> dict[str, Any]:
     row = {
         "against": "",
         "prepared": True,
@@ -225,9 +225,9 @@ def a_ladder(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def test_published_ladder_makes_tables_and_picture(tmp_path: Path) -> None:
+def test_a_published_benchmark_makes_tables_and_picture(tmp_path: Path) -> None:
     file = tmp_path / "ladder_cpu.json"
-    file.write_text(json.dumps(a_ladder()))
+    file.write_text(json.dumps(a_benchmark()))
     document = "<!-- generated: ladder -->\n<!-- end -->\n<!-- generated: speed -->\n<!-- end -->\n"
     (tmp_path / "README.md").write_text(document)
     documents.publish([file], tmp_path)
@@ -238,19 +238,19 @@ def test_published_ladder_makes_tables_and_picture(tmp_path: Path) -> None:
     assert "510x340 pixels take 10 ms with `--backend auto` (native fp32) and 50 ms" in text
     assert "- triton fp16: no GPU" in text and "1 TFLOP/s in fp32, 80 GB/s" in text
     assert text.count("An NVIDIA GPU") == 2 and text.count("not measured") == 2
-    (published / "ladder_cuda.json").write_text(json.dumps(a_ladder("cuda")))
+    (published / "ladder_cuda.json").write_text(json.dumps(a_benchmark("cuda")))
     documents.publish([], tmp_path)
     assert "not measured" not in (tmp_path / "README.md").read_text()
 
 
-def test_labels_tell_rungs_apart() -> None:
-    rungs = [
-        Rung("eager", "fp32"),
-        Rung("eager", "fp32", prepared=False),
-        Rung("eager", "bf16"),
-        Rung("eager", "fp32", "nets/a.py:Net:w.pth"),
+def test_labels_tell_rows_apart() -> None:
+    rows = [
+        Row("eager", "fp32"),
+        Row("eager", "fp32", prepared=False),
+        Row("eager", "bf16"),
+        Row("eager", "fp32", "nets/a.py:Net:w.pth"),
     ]
-    assert [rung.label for rung in rungs] == [
+    assert [row.label for row in rows] == [
         "eager fp32",
         "eager fp32, torch as it comes",
         "eager bf16",

@@ -22,7 +22,7 @@ OWN = {
     "kernels": set(),
     "utils": set(),
     "utils/report": {"utils"},
-    "deploy": {"models", "kernels", "utils"},
+    "deploy": {"models", "kernels", "utils", "deploy/photos"},
     "deploy/photos": {"utils"},
     "deploy/submission": {"utils"},
     "train": {"models", "kernels", "utils"},

@@ -1,6 +1,6 @@
-"""The ladder: how fast each backend is on this machine, and how exact. python -m deploy.bench
+"""The benchmark: how fast each backend is on this machine, and how exact. python -m deploy.bench
 
-Each rung runs in a process of its own; all of one size are warmed up, then timed in turns, so that
+Each row runs in a process of its own; all of one size are warmed up, then timed in turns, so that
 what disturbs the machine disturbs all of them. Writes one JSON, and table and picture of it. The
 times are of a forward alone, as the challenge counts.
 """
@@ -22,8 +22,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deploy import backends
-from deploy.bench import big
-from deploy.bench.worker import Rung, milliseconds, rival, workers
+from deploy.bench.large import measure_tiles
+from deploy.bench.worker import (
+    MeasureDrift,
+    Refused,
+    Row,
+    RunImages,
+    Timing,
+    milliseconds,
+    rival,
+    workers,
+)
 from models.team23_LKDN import LKDN
 from utils import command, devices, record
 from utils.command import UserError
@@ -49,13 +58,13 @@ def bench(args: argparse.Namespace) -> int:
     """
     code = command.GOOD
     device = devices.select_device(args.device)
-    rungs = _rungs(args, device)
+    rows = _rows(args, device)
     sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
     result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
     try:
-        measure(result, rungs, sizes, device, args.rounds)
+        measure(result, rows, sizes, device, args.rounds)
         if args.big:
-            result["big"] = big.measure(device)
+            result["big"] = measure_tiles(device)
     except KeyboardInterrupt:
         print("interrupted: what follows is what was measured", file=sys.stderr)
         code = command.FAILED
@@ -94,7 +103,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="of weights and features; by default all, on a CPU without fp16, which is emulated",
     )
     add("--sizes", nargs="+", metavar="HxW", default=list(SIZES), help="LR sizes")
-    add("--rounds", type=int, default=15, help="timed forwards of each rung")
+    add("--rounds", type=int, default=15, help="timed forwards of each row")
     add(
         "--against",
         nargs="+",
@@ -118,99 +127,110 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _rungs(args: argparse.Namespace, device: torch.device) -> list[Rung]:
+def _rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
     """What was asked for; first the plain network, to which all others are compared."""
     precisions = args.precisions or [
         p for p in backends.PRECISIONS if device.type != "cpu" or p != "fp16"
     ]
-    plain = Rung("eager", "fp32", prepared=device.type != "cpu")
-    rungs = [plain, *(Rung(*pair) for pair in itertools.product(args.backends, precisions))]
+    plain = Row("eager", "fp32", prepared=device.type != "cpu")
+    rows = [plain, *(Row(*pair) for pair in itertools.product(args.backends, precisions))]
     for against in args.against:
         rival(against)  # refused here if it cannot be made
-        rungs += [Rung(name, "fp32", against) for name in ("eager", "channels_last")]
-    return list(dict.fromkeys(rungs))
+        rows += [Row(name, "fp32", against) for name in ("eager", "channels_last")]
+    return list(dict.fromkeys(rows))
 
 
 def measure(
     result: dict[str, Any],
-    rungs: list[Rung],
+    rows: list[Row],
     sizes: list[tuple[int, ...]],
     device: torch.device,
     rounds: int,
 ) -> None:
-    """Time every rung at every size, into result["rows"], size by size.
+    """Time every row at every size, into result["rows"], size by size.
 
-    The ratios are to the first rung, the plain network. A rung that cannot run here is left out,
+    The ratios are to the first row, the plain network. A row that cannot run here is left out,
     and its reason kept under `refused`.
     """
     result |= {"rounds": rounds, "ceilings": _ceilings(device), "refused": {}}
     result["macs_per_pixel"], result["bytes_per_pixel"] = cost(LKDN())
-    with tqdm(total=len(rungs) * len(sizes), unit="rung") as bar, workers(rungs, device) as pipes:
-        told: dict[Rung, dict[str, Any]] = {}
-        for rung, pipe in list(pipes.items()):
+    with tqdm(total=len(rows) * len(sizes), unit="row") as bar, workers(rows, device) as pipes:
+        ready: dict[Row, dict[str, Any]] = {}
+        for row, pipe in list(pipes.items()):
             try:
                 answer = pipe.recv()
             except EOFError:
-                answer = "its process died"
-            if isinstance(answer, str):
-                result["refused"][rung.label] = answer
-                del pipes[rung]
+                answer = Refused("its process died")
+            if isinstance(answer, Refused):
+                result["refused"][row.label] = answer.reason
+                del pipes[row]
                 bar.total -= len(sizes)
             else:
-                told[rung] = asdict(rung) | {"label": rung.label} | answer
-        if rungs[0] not in pipes:
-            raise UserError(f"the plain network cannot run: {result['refused'][rungs[0].label]}")
+                ready[row] = asdict(row) | {"label": row.label} | asdict(answer)
+        if rows[0] not in pipes:
+            raise UserError(f"the plain network cannot run: {result['refused'][rows[0].label]}")
         for size in sizes:
-            for rung, row in _one_size(result, pipes, size, rounds, bar).items():
-                result["rows"].append(told[rung] | row)
-        for rung, pipe in pipes.items():  # last: the float64 network would count as memory
-            if not rung.against:
-                bar.set_postfix_str(f"accuracy of {rung.label}")
-                drift = _ask(pipe, None)
-                for row in result["rows"]:
-                    if row["label"] == rung.label:
-                        row["psnr_drift_db"] = drift
+            for row, figures in _one_size(result, pipes, size, rounds, bar).items():
+                result["rows"].append(ready[row] | figures)
+        for row, pipe in pipes.items():  # last: the float64 network would count as memory
+            if not row.against:
+                bar.set_postfix_str(f"accuracy of {row.label}")
+                drift = _ask(pipe, MeasureDrift())
+                for figures in result["rows"]:
+                    if figures["label"] == row.label:
+                        figures["psnr_drift_db"] = drift
 
 
 def _one_size(
     result: dict[str, Any],
-    pipes: dict[Rung, Connection],
+    pipes: dict[Row, Connection],
     size: tuple[int, ...],
     rounds: int,
     bar: tqdm,
-) -> dict[Rung, dict[str, Any]]:
-    """The rows of one size."""
+) -> dict[Row, dict[str, Any]]:
+    """The figures of each row at one size."""
     height, width = size
-    for rung, pipe in pipes.items():
-        bar.set_postfix_str(f"{height}x{width}, {rung.label} warms up")
-        _ask(pipe, (height, width, WARM_UP))
-    times: dict[Rung, list[float]] = {rung: [] for rung in pipes}
-    rows: dict[Rung, dict[str, Any]] = {}
+    for row, pipe in pipes.items():
+        bar.set_postfix_str(f"{height}x{width}, {row.label} warms up")
+        _ask(pipe, RunImages(height, width, WARM_UP))
+    timings: dict[Row, list[Timing]] = {row: [] for row in pipes}
     for i in range(rounds):
         bar.set_postfix_str(f"{height}x{width}, round {i + 1} of {rounds}")
-        for rung, pipe in pipes.items():
-            answer = _ask(pipe, (height, width, 1 + TURN))
-            times[rung].append(answer["ms"])
-            rows[rung] = {"height": height, "width": width, "memory_mib": answer["memory_mib"]}
-    plain = float(np.median(times[next(iter(pipes))]))
-    for rung, row in rows.items():
-        p20, p50, p80 = np.percentile(times[rung], [20, 50, 80]).tolist()
-        row |= {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "ratio_to_eager": plain / p50}
-        if not rung.against:
-            row["tflop_s"] = 2 * result["macs_per_pixel"] * height * width / p50 / 1e9
-            row["gb_s"] = result["bytes_per_pixel"] * height * width / p50 / 1e6
+        for row, pipe in pipes.items():
+            timings[row].append(_ask(pipe, RunImages(height, width, 1 + TURN)))
+    percentiles = {
+        row: np.percentile([timing.ms for timing in own], [20, 50, 80]).tolist()
+        for row, own in timings.items()
+    }
+    plain = percentiles[next(iter(pipes))][1]
+    measured = {}
+    for row, (p20, p50, p80) in percentiles.items():
+        measured[row] = {
+            "height": height,
+            "width": width,
+            "memory_mib": timings[row][-1].memory_mib,
+            "p20_ms": p20,
+            "p50_ms": p50,
+            "p80_ms": p80,
+            "ratio_to_eager": plain / p50,
+        }
+        if not row.against:
+            measured[row] |= {
+                "tflop_s": 2 * result["macs_per_pixel"] * height * width / p50 / 1e9,
+                "gb_s": result["bytes_per_pixel"] * height * width / p50 / 1e6,
+            }
     bar.update(len(pipes))
-    return rows
+    return measured
 
 
-def _ask(pipe: Connection, question: Any) -> Any:
-    """What a rung's process answers. Raises UserError if it died."""
+def _ask(pipe: Connection, question: RunImages | MeasureDrift) -> Any:
+    """What a row's process answers. Raises UserError if it died."""
     try:
         pipe.send(question)
         return pipe.recv()
     except (EOFError, OSError) as error:
         raise UserError(
-            "a rung's process died, perhaps for want of memory: give smaller --sizes "
+            "the process of a row died, perhaps for want of memory: give smaller --sizes "
             "or fewer --backends"
         ) from error
 

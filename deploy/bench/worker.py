@@ -1,4 +1,4 @@
-"""A rung of the ladder: one backend in one precision, timed in a process of its own."""
+"""A row of the benchmark: one backend in one precision, timed in a process of its own."""
 
 import importlib.util
 import multiprocessing
@@ -28,7 +28,7 @@ PATIENCE_S = 20  # for a process to end by itself
 
 
 @dataclass(frozen=True)
-class Rung:
+class Row:
     """One backend in one precision, of LKDN or of the network that `against` names.
 
     What is not `prepared` runs on a CPU as torch comes, without utils.devices.prepare_cpu.
@@ -41,24 +41,63 @@ class Rung:
 
     @property
     def label(self) -> str:
+        """What the row is called in tables."""
         network = f"{self.against.split(':')[1]} " if self.against else ""
         plain = "" if self.prepared else ", torch as it comes"
         return f"{network}{self.backend} {self.precision}{plain}"
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A worker's first message: what runs, and how long it took to prepare."""
+
+    ran: str
+    prepare_s: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A worker's only message: why this row cannot run here."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """A question: run `count` images of one LR size. The answer is a Timing."""
+
+    height: int
+    width: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The time of the last image, and the peak memory beyond that of Python and torch."""
+
+    ms: float
+    memory_mib: float | None
+
+
+@dataclass(frozen=True)
+class MeasureDrift:
+    """A question: how exact the row is. The answer is a difference of PSNRs in dB."""
+
+
 @contextmanager
-def workers(rungs: list[Rung], device: torch.device) -> Iterator[dict[Rung, Connection]]:
-    """A fresh process for each rung, and the pipe to it; see `_work` for what to send."""
+def workers(rows: list[Row], device: torch.device) -> Iterator[dict[Row, Connection]]:
+    """A fresh process for each row, and the pipe to it: it sends Ready or Refused, then answers
+    each RunImages and MeasureDrift until the pipe is closed."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     try:
-        for rung in rungs:
-            pipes[rung], there = context.Pipe()
-            process = context.Process(target=_work, args=(rung, device, there), daemon=True)
+        for row in rows:
+            pipes[row], there = context.Pipe()
+            process = context.Process(target=_work, args=(row, device, there), daemon=True)
             process.start()
             there.close()  # so that a process that dies is seen here
             processes.append(process)
-            pipes[rung].poll(None)  # one after the other: compilers would slow each other down
+            pipes[row].poll(None)  # one after the other: compilers would slow each other down
         yield dict(pipes)
     finally:
         for pipe in pipes.values():
@@ -68,46 +107,43 @@ def workers(rungs: list[Rung], device: torch.device) -> Iterator[dict[Rung, Conn
             process.terminate()
 
 
-def _work(rung: Rung, device: torch.device, pipe: Connection) -> None:
-    """Say {ran, prepare_s}, or in a string why this rung cannot run. Then for each (height, width,
-    count) run so many images and say {ms, memory_mib}: the time of the last, and the peak memory
-    beyond that of Python and torch. For None say how exact it is. End when the pipe does."""
+def _work(row: Row, device: torch.device, pipe: Connection) -> None:
+    """A worker's whole life; see `workers`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who closes the pipe
     try:
-        if rung.prepared:
+        if row.prepared:
             devices.prepare_cpu()
         torch.zeros(1, device=device)
         efficiency.reset_peak_memory(device)
         empty = efficiency.peak_memory_mib(device)
         began = time.perf_counter()
         try:
-            backend = backends.make(rung.backend, _network(rung), rung.precision, device)
+            net = rival(row.against) if row.against else shipped()
+            backend = backends.make(row.backend, net, row.precision, device)
             with torch.inference_mode():
                 backend(torch.rand(1, 3, 64, 72, device=device))
         except (BackendError, RuntimeError) as error:
-            pipe.send(str(error).splitlines()[0])
+            pipe.send(Refused(str(error).splitlines()[0]))
             return
         ran = f"{backend.name} {backend.precision}"
-        pipe.send({"ran": ran, "prepare_s": time.perf_counter() - began})
+        pipe.send(Ready(ran, time.perf_counter() - began))
         x = torch.empty(0)
         while True:
-            asked = pipe.recv()
-            if asked is None:
+            question = pipe.recv()
+            if isinstance(question, MeasureDrift):
                 pipe.send(_drift(backend, device))
                 continue
-            height, width, count = asked
-            if x.shape[-2:] != (height, width):
-                x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+            if x.shape[-2:] != (question.height, question.width):
+                generator = torch.Generator().manual_seed(0)
+                x = torch.rand(1, 3, question.height, question.width, generator=generator)
                 x = x.to(device)
                 efficiency.reset_peak_memory(device)
-            ms = [milliseconds(backend, x) for _ in range(count)]
-            pipe.send({"ms": ms[-1], "memory_mib": _beyond(empty, device)})
+            ms = [milliseconds(backend, x) for _ in range(question.count)]
+            peak = efficiency.peak_memory_mib(device)
+            beyond = None if peak is None or empty is None else peak - empty
+            pipe.send(Timing(ms[-1], beyond))
     except (EOFError, BrokenPipeError):
         return
-
-
-def _network(rung: Rung) -> nn.Module:
-    return rival(rung.against) if rung.against else shipped()
 
 
 def shipped() -> LKDN:
@@ -141,11 +177,6 @@ def rival(against: str) -> nn.Module:
     if checkpoint:
         load_state(net, state_dict_of(read_checkpoint(checkpoint), checkpoint), checkpoint)
     return net
-
-
-def _beyond(empty: float | None, device: torch.device) -> float | None:
-    peak = efficiency.peak_memory_mib(device)
-    return None if peak is None or empty is None else peak - empty
 
 
 @torch.inference_mode()
