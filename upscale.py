@@ -229,7 +229,7 @@ def run(jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar
             try:
                 writes.append(_restored(reading, upscaler, pool))
             except FAILURES as error:
-                fail(tally, _said(reading.job.source, error))
+                fail(tally, _one_line(reading.job.source, error))
                 bar.update()
             _settle(writes, threads, tally, bar)
         _settle(writes, 0, tally, bar)
@@ -291,7 +291,7 @@ def _settle(writes: deque[Writing], most: int, tally: Tally, bar: tqdm) -> None:
         try:
             writes[0].done.result()
         except FAILURES as error:
-            fail(tally, _said(job.source, error))
+            fail(tally, _one_line(job.source, error))
         else:
             tally.written.append(job.target)
         writes.popleft()
@@ -303,10 +303,10 @@ def fail(tally: Tally, problem: str) -> None:
     logger.error("failed: %s", problem)
 
 
-def _said(source: Path, error: BaseException) -> str:
+def _one_line(source: Path, error: BaseException) -> str:
     """One line that names the file once."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return f"{source}: {said.removesuffix(f': {source}')}"
+    message = " ".join(str(error).split()) or type(error).__name__
+    return f"{source}: {message.removesuffix(f': {source}')}"
 
 
 def summary(tally: Tally, there: int, output: Path | None) -> str:

@@ -17,7 +17,7 @@ IR_VERSION = 9  # of that opset's time, so that older runtimes read the file
 
 @dataclass
 class _Graph:
-    """Nodes and weights so far; `half`: in float16 where nothing else is said."""
+    """Nodes and weights so far; `half`: in float16 where nothing else is asked for."""
 
     half: bool
     nodes: list[onnx.NodeProto] = field(default_factory=list)

@@ -17,10 +17,10 @@ from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
 from utils.weights import SHIPPED, load_weights
 
 SCALE = 4
-# LR pixels that a CPU is given at once unless told otherwise: more take no less time each, for
-# they leave its caches sooner than the context of more tiles costs.
+# LR pixels that a CPU is given at once by default: more take no less time each, for they leave its
+# caches sooner than the context of more tiles costs.
 CPU_PIXELS = 3 << 18
-UNTOLD = 2 << 30  # bytes, where nobody tells how much memory is free
+ASSUMED = 2 << 30  # bytes, where it cannot be found out how much memory is free
 ENSEMBLE = 2 * 4 * 3 * SCALE**2  # bytes a LR pixel: the sum, and a result turned back
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _check(image: NDArray, dtypes: tuple[type, ...], dimensions: tuple[int, ...]
 
 def _default_memory(device: torch.device, cost: int) -> int:
     free = tiling.free_memory(device)
-    half = UNTOLD if free is None else free // 2
+    half = ASSUMED if free is None else free // 2
     return min(half, CPU_PIXELS * cost) if device.type == "cpu" else half
 
 

@@ -1,6 +1,6 @@
 """The whole network on a CPU, for inference: native.cpp, compiled for the machine at hand.
 
-The kernels' plain twin is the network itself; the tests compare them.
+The tests compare it with the network itself.
 """
 
 import ctypes

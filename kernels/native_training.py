@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kernels.native import CompileError, cpu_features, load_library
 
 SOURCES = ("native_training.cpp", "native_training.h", "native_bf16.h", "native.h")
-# What matrices are computed in, and how native_bf16.h is told.
+# What matrices are computed in, and what native_bf16.h is compiled with.
 ARITHMETICS: dict[str, dict[str, int]] = {
     "float32": {},
     "avx512_bf16": {"BF16": 1},

@@ -129,7 +129,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
 
 
 def depthwise_plain(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
-    """The plain twin of `depthwise`: what it computes, by torch, in float32."""
+    """What `depthwise` computes, by torch, in float32."""
     padding = weight.shape[-1] // 2 * dilation
     out = F.conv2d(
         x.float(),

@@ -228,7 +228,9 @@ def a_benchmark(device: str = "cpu") -> dict[str, Any]:
 def test_a_published_benchmark_makes_tables_and_picture(tmp_path: Path) -> None:
     file = tmp_path / "ladder_cpu.json"
     file.write_text(json.dumps(a_benchmark()))
-    document = "<!-- generated: ladder -->\n<!-- end -->\n<!-- generated: speed -->\n<!-- end -->\n"
+    document = (
+        "<!-- generated: benchmark -->\n<!-- end -->\n<!-- generated: speed -->\n<!-- end -->\n"
+    )
     (tmp_path / "README.md").write_text(document)
     documents.publish([file], tmp_path)
     published = tmp_path / "results" / "published"

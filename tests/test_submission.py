@@ -1,4 +1,4 @@
-"""deploy/submission: the rules on this repository and broken copies, the parcel, the LaTeX."""
+"""deploy/submission: the rules on this repository and broken copies, the package, the LaTeX."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def restored(
 
 
 @pytest.fixture(scope="session")
-def parcel(
+def package(
     tmp_path_factory: pytest.TempPathFactory, python: Callable, restored: Path
 ) -> tuple[str, Path]:
     """What the command says of this repository, and what it builds.
@@ -86,12 +86,12 @@ def parcel(
         "--root",
         root,
         "-o",
-        folder / "parcel",
+        folder / "package",
         "--results",
         restored,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout, folder / "parcel"
+    return done.stdout, folder / "package"
 
 
 def names(file: Path) -> list[str]:
@@ -100,8 +100,8 @@ def names(file: Path) -> list[str]:
         return archive.namelist()
 
 
-def test_this_repository_keeps_the_rules(parcel: tuple[str, Path]) -> None:
-    said, folder = parcel
+def test_this_repository_keeps_the_rules(package: tuple[str, Path]) -> None:
+    said, folder = package
     assert said.startswith(f"23_LKDN: {len(rules.FILE_RULES | rules.MODEL_RULES)} rules kept\n")
     code = names(folder / "code.zip")
     assert code == sorted(code)
@@ -130,10 +130,10 @@ def test_this_repository_keeps_the_rules(parcel: tuple[str, Path]) -> None:
     assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
 
 
-def test_the_judges_command_runs_from_the_parcel(
-    parcel: tuple[str, Path], tmp_path: Path, python: Callable
+def test_the_judges_command_runs_from_the_package(
+    package: tuple[str, Path], tmp_path: Path, python: Callable
 ) -> None:
-    with zipfile.ZipFile(parcel[1] / "code.zip") as archive:
+    with zipfile.ZipFile(package[1] / "code.zip") as archive:
         archive.extractall(tmp_path)
     done = python(tmp_path, "test_demo.py", "--dataset", "demo", "--no_images", "--save_dir", "out")
     assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def test_the_judges_command_runs_from_the_parcel(
 
 
 def test_equal_files_make_equal_parcels(
-    parcel: tuple[str, Path],
+    package: tuple[str, Path],
     copy: Path,
     restored: Path,
     tmp_path: Path,
@@ -153,7 +153,7 @@ def test_equal_files_make_equal_parcels(
     shutil.copytree(restored, later, copy_function=shutil.copyfile)  # other dates
     assert main(["--root", str(copy), "-o", str(tmp_path / "b"), "--results", str(later)]) == 0
     for name in ("code.zip", "results.zip", "factsheet.tex"):
-        assert (parcel[1] / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (package[1] / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_what_is_not_there_is_left_out_with_a_sentence(
@@ -307,7 +307,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda copy: (copy / "utils/metrics.py").unlink(),
         r"works after a clone: expected utils\.metrics, which utils/\w+\.py imports",
     ),
-    "too large": (grow, r"parcel of at most 100 MB: .*got 10\d MB"),
+    "too large": (grow, r"package of at most 100 MB: .*got 10\d MB"),
 }
 
 
@@ -408,8 +408,8 @@ def balanced(source: str) -> bool:
     return depth == 0 and not opened and bare.count("$") % 2 == 0
 
 
-def test_the_factsheet_is_filled_and_balanced(parcel: tuple[str, Path]) -> None:
-    source = (parcel[1] / "factsheet.tex").read_text()
+def test_the_factsheet_is_filled_and_balanced(package: tuple[str, Path]) -> None:
+    source = (package[1] / "factsheet.tex").read_text()
     assert balanced(source) and not balanced(source.replace(r"\end{center}", "", 1))
     assert "@@" not in source and "None" not in source
     for cell in (
@@ -452,8 +452,8 @@ def test_data_are_escaped() -> None:
 
 
 @needs_tex
-def test_the_factsheet_compiles(parcel: tuple[str, Path]) -> None:
-    assert (parcel[1] / "factsheet.pdf").read_bytes().startswith(b"%PDF")
+def test_the_factsheet_compiles(package: tuple[str, Path]) -> None:
+    assert (package[1] / "factsheet.pdf").read_bytes().startswith(b"%PDF")
     document = factsheet.pdf(hostile())
     assert document and document.startswith(b"%PDF")
     with pytest.raises(factsheet.TexError, match="got ! Undefined control sequence"):

@@ -1,4 +1,4 @@
-"""Records of training: trials and the ladder of speed, and the tables made of them."""
+"""Records of training: trials and the speed of training, and the tables made of them."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_a_diverged_run_is_a_trial_until_it_goes_on(
 def test_throughput_records_speed_and_failures(
     place: Path, root: Path, python: Run, tmp_path: Path
 ) -> None:
-    def measure(name: str, patch: int, *rungs: int) -> tuple[int, dict]:
+    def measure(name: str, patch: int, *rows: int) -> tuple[int, dict]:
         file = tmp_path / f"{name}.json"
         done = python(
             place,
@@ -80,14 +80,14 @@ def test_throughput_records_speed_and_failures(
             20,
             "--device",
             "cpu",
-            "--rungs",
-            *rungs,
+            "--rows",
+            *rows,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, json.loads(file.read_text())
 
     assert measure("a", 32, 3)[0] == 0
-    code, measured = measure("a", 32, 1)  # in several calls, and in the ladder's order
+    code, measured = measure("a", 32, 1)  # in several calls, and in the table's order
     assert code == 0
     first, second = measured["rungs"]
     assert first["options"] == ["--no-channels_last", "--no-tuned_cpu"]

@@ -337,7 +337,7 @@ def test_wrong_usage_is_one_sentence_and_exit_2(
 def test_names_that_cannot_be_printed(
     run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upscale, "_said", lambda source, error: "\udcff.png: broken")
+    monkeypatch.setattr(upscale, "_one_line", lambda source, error: "\udcff.png: broken")
     (tmp_path / "a.png").touch()
     assert run("a.png") == 1
     assert "  \\udcff.png: broken" in capsys.readouterr().out

@@ -1,8 +1,8 @@
-"""Training speed, one lever at a time: python train/throughput.py --data DIR -o FILE.json
+"""Training speed, one change at a time: python train/throughput.py --data DIR -o FILE.json
 
-Runs train.py once for each rung of a ladder, in a fresh process, and records what its log says:
-steps and patches a second after a warm-up, the loss of equal steps, the memory. Each rung adds one
-lever to the one it is compared with. A rung that fails is recorded with its reason.
+Runs train.py once for each row, in a fresh process, and records what its log has: steps and patches
+a second after a warm-up, the loss of equal steps, the memory. Each row changes one thing of the one
+it is compared with. A row that fails is recorded with its reason.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from utils import command, devices, record
 from utils.command import UserError
 from utils.files import ROOT, read_json, sha256, write_json
 
-BUSY = "another process on one core"  # ends the names of rungs that are measured beside one
+BUSY = "another process on one core"  # ends the names of rows that are measured beside one
 
 logger = logging.getLogger("throughput")
 
-LADDERS = {
+ROWS = {
     "cpu": {
         "branches run as they are, NCHW": ["--no-fold", "--no-channels_last", "--no-tuned_cpu"],
         "+ branches folded at each step": ["--no-channels_last", "--no-tuned_cpu"],
@@ -74,9 +74,9 @@ def measure_all(args: argparse.Namespace) -> int:
         OSError: the record cannot be written.
     """
     device = devices.select_device(args.device)
-    ladder = LADDERS["cuda" if device.type == "cuda" else "cpu"]
-    if wrong := [number for number in args.rungs or [] if not 0 <= number < len(ladder)]:
-        raise UserError(f"expected --rungs from 0 to {len(ladder) - 1}, got {wrong}")
+    rows = ROWS["cuda" if device.type == "cuda" else "cpu"]
+    if wrong := [number for number in args.rows or [] if not 0 <= number < len(rows)]:
+        raise UserError(f"expected --rows from 0 to {len(rows) - 1}, got {wrong}")
     measured: dict[str, Any] = {
         "throughput_of": "train/train.py",
         "batch": args.batch,
@@ -87,31 +87,31 @@ def measure_all(args: argparse.Namespace) -> int:
         "environment": record.environment(device),
         "rungs": [],
     }
-    measured["rungs"] = earlier_rungs(args.output, measured)
-    numbers = args.rungs or range(len(ladder))
-    chosen = [rung for i, rung in enumerate(ladder.items()) if i in numbers]
+    measured["rungs"] = earlier_rows(args.output, measured)
+    numbers = args.rows or range(len(rows))
+    chosen = [row for i, row in enumerate(rows.items()) if i in numbers]
     speeds: dict[str, list[float]] = {}
     for name, options in chosen * args.rounds:
         with busy_process(name.endswith(BUSY)):
-            rung = {"name": name, "options": options, **measure(options, args)}
-        if "failed" not in rung:
-            speeds.setdefault(name, []).extend(rung.pop("speeds"))
-            rung = {**rung, **spread(speeds[name], args.batch)}
+            row = {"name": name, "options": options, **measure(options, args)}
+        if "failed" not in row:
+            speeds.setdefault(name, []).extend(row.pop("speeds"))
+            row = {**row, **spread(speeds[name], args.batch)}
         logger.info(
             "%s: %s",
             name,
-            rung.get("failed") or f"{rung['steps_per_s']:.2f} steps/s, loss {rung['loss']:.6f}",
+            row.get("failed") or f"{row['steps_per_s']:.2f} steps/s, loss {row['loss']:.6f}",
         )
-        by_name = {other["name"]: other for other in [*measured["rungs"], rung]}
-        measured["rungs"] = [by_name[other] for other in ladder if other in by_name]
+        by_name = {other["name"]: other for other in [*measured["rungs"], row]}
+        measured["rungs"] = [by_name[other] for other in rows if other in by_name]
         write_json(args.output, measured)  # after each: time may run out
-    failed = any("failed" in rung for rung in measured["rungs"])
+    failed = any("failed" in row for row in measured["rungs"])
     return command.FAILED if failed else command.GOOD
 
 
-def earlier_rungs(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rungs in `file` if they were measured under the same conditions, date and commit apart,
-    so that a ladder may be climbed in several calls."""
+def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows in `file` if they were measured under the same conditions, date and commit apart,
+    so that they may be measured in several calls."""
 
     def conditions(record: dict[str, Any]) -> dict[str, Any]:
         changing = ("date", "commit", "dirty")
@@ -143,17 +143,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", choices=devices.NAMES, default="auto")
     add("--batch", type=int, default=128, help="patches a step")
     add("--patch", type=int, default=256, help="HR pixels a side")
-    add("--steps", type=int, default=200, help="steps a rung; the first fifth warms up")
+    add("--steps", type=int, default=200, help="steps a row; the first fifth warms up")
     add("--init", type=Path, metavar="FILE", help="weights to start from")
-    add("--minutes", type=float, default=10, metavar="M", help="at most so long a rung")
+    add("--minutes", type=float, default=10, metavar="M", help="at most so long a row")
     add(
         "--rounds",
         type=int,
         default=1,
         metavar="N",
-        help="measure the rungs in turn so often, on a machine whose speed changes",
+        help="measure the rows in turn so often, on a machine whose speed changes",
     )
-    add("--rungs", type=int, nargs="+", metavar="N", help="only these, from 0; None: all")
+    add("--rows", type=int, nargs="+", metavar="N", help="only these, from 0; None: all")
     args = parser.parse_args(argv)
     if args.steps < 10:
         parser.error(f"expected --steps of at least 10, got {args.steps}")
@@ -219,7 +219,7 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
         if done.returncode:
             whole = args.output.with_suffix(".failed.log")
             whole.write_text(done.stderr)
-            logger.info("all that it said is in %s", whole)
+            logger.info("its whole output is in %s", whole)
             return {"failed": reason(done.stderr)}
         lines = [line for line in log.read(Path(folder) / "log.jsonl") if "loss" in line]
     speeds = [x["images_per_s"] / args.batch for x in lines if x["step"] > args.steps / 5]

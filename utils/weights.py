@@ -87,10 +87,10 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
         ],
     }
     if any(misfits.values()):
-        said = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in misfits.items() if keys)
+        reasons = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in misfits.items() if keys)
         if any(".rep1x1." in key for key in misfits["unexpected"]):
-            said += "; this is a training-form checkpoint: fuse it with train/export.py"
-        raise CheckpointError(f"{path} does not fit {type(net).__name__}: {said}")
+            reasons += "; this is a training-form checkpoint: fuse it with train/export.py"
+        raise CheckpointError(f"{path} does not fit {type(net).__name__}: {reasons}")
     if broken := [key for key, value in state.items() if not torch.isfinite(value).all()]:
         raise CheckpointError(
             f"expected finite weights in {path}, got NaN or infinity in {_some(broken)}"

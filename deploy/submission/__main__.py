@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         default=Path("results/submission"),
         metavar="DIR",
-        help="where the parcel goes",
+        help="where the package goes",
     )
     add(
         "--results",
@@ -98,7 +98,7 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
 
 
 def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
-    """Write the parcel, with a sentence on each part.
+    """Write the package, with a sentence on each part.
 
     Raises:
         OSError: a file cannot be written.
@@ -135,7 +135,7 @@ def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
 
 
 def result_files(entry: Entry) -> dict[str, Path]:
-    """SR images by their names in the parcel, the challenge's sets or else all, and the
+    """SR images by their names in the package, the challenge's sets or else all, and the
     template's results; nothing where there are no images."""
     if entry.results is None:
         return {}

@@ -80,8 +80,8 @@ def read_team(path: Path) -> Team:
         "email, an address or empty": not isinstance(content["email"], str)
         or not re.fullmatch(r"([^@\s]+@[^@\s]+\.[^@\s]+)?", content["email"]),
     }
-    if said := [field for field, is_wrong in wrong.items() if is_wrong]:
-        raise UserError(f"expected in {path}: {'; '.join(said)}; got another value")
+    if broken := [field for field, is_wrong in wrong.items() if is_wrong]:
+        raise UserError(f"expected in {path}: {'; '.join(broken)}; got another value")
     return Team(**{**content, "members": tuple(content["members"])})
 
 
@@ -185,17 +185,17 @@ def _trained(training: Mapping[str, Any]) -> str:
         return ""
     data = records[-1].get("data_summary") or {}
     devices = {machine(work["environment"]): 0 for r in records for work in r["history"]}
-    said = (
+    sentences = (
         f"Trained on {data.get('images', 'an unknown number of')} images "
         f"({number(data.get('megapixels'), 0, 'unknown')} megapixels, fingerprint "
         f"{records[-1]['data'][:12]}) by {'; '.join(devices)}."
     )
     if scores := training.get("validation"):
-        said += (
+        sentences += (
             f" The last score on validation images of its own: "
             f"{scores[-1]['val_psnr']:.3f} dB on RGB, {scores[-1]['val_psnr_y']:.3f} on Y."
         )
-    return said
+    return sentences
 
 
 def _table1(runs: Sequence[dict[str, Any]]) -> str:
@@ -259,8 +259,10 @@ def pdf(source: str) -> bytes | None:
         result = file.with_suffix(".pdf")
         if done.returncode or not result.exists():
             lines = (done.stdout + done.stderr).splitlines()
-            said = next((line for line in lines if line.startswith(("!", "error"))), "no message")
+            complaint = next(
+                (line for line in lines if line.startswith(("!", "error"))), "no message"
+            )
             raise TexError(
-                f"expected {program} to set the factsheet, got {said}: look at factsheet.tex"
+                f"expected {program} to set the factsheet, got {complaint}: look at factsheet.tex"
             )
         return result.read_bytes()

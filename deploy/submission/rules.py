@@ -116,9 +116,9 @@ class Entry:
 def check(entry: Entry) -> list[str]:
     """Every broken rule with what breaks it. Those on the model are left out where not exactly
     one model and checkpoint are there."""
-    broken = [said for rule in FILE_RULES for said in _broken(rule, entry)]
+    broken = [reason for rule in FILE_RULES for reason in _broken(rule, entry)]
     if len(entry.models) == 1 and len(entry.own_checkpoints) == 1:
-        broken += [said for rule in MODEL_RULES for said in _broken(rule, entry)]
+        broken += [reason for rule in MODEL_RULES for reason in _broken(rule, entry)]
     return broken
 
 
@@ -215,20 +215,20 @@ def _no_images(entry: Entry) -> Iterator[str]:
 
 def _training_data(entry: Entry) -> Iterator[str]:
     """What can be verified of the comparison that train/export.py makes before it ships."""
-    said, digest = entry.training(), sha256(entry.checkpoint)
-    if said.get("sha256") != digest:
+    training, digest = entry.training(), sha256(entry.checkpoint)
+    if training.get("sha256") != digest:
         yield (
             f"expected the training record of the checkpoint, sha256 {digest[:12]}, got that of "
-            f"{str(said.get('sha256'))[:12]}: ship weights with train/export.py"
+            f"{str(training.get('sha256'))[:12]}: ship weights with train/export.py"
         )
-    if not said.get("held_out_images_compared"):
+    if not training.get("held_out_images_compared"):
         yield (
             "expected held-out images compared with the training data, got none: run "
             "train/export.py with --held_out DIR"
         )
-    if not said["stages"]:
+    if not training["stages"]:
         yield "expected the stages of the training, got none: ship with train/export.py"
-    for stage in said["stages"]:
+    for stage in training["stages"]:
         name, data = stage["stage"]["name"], stage["data_summary"] or {}
         if stage["init"]:
             yield f"expected {name} to begin with weights of known training, got {stage['init']}"
@@ -243,8 +243,8 @@ def _training_data(entry: Entry) -> Iterator[str]:
 
 def _credits(entry: Entry) -> Iterator[str]:
     found = re.search(r"^#+ Credits$(.*?)(?=^#|\Z)", entry.text("README.md"), re.M | re.S)
-    said = " ".join(found[1].split()) if found else ""
-    if missing := [name for name in CREDITED if name not in said]:
+    credits = " ".join(found[1].split()) if found else ""
+    if missing := [name for name in CREDITED if name not in credits]:
         yield f"expected Credits in README.md that name {', '.join(missing)}, got none"
 
 
@@ -292,7 +292,7 @@ FILE_RULES: dict[str, Rule] = {
     "one checkpoint, named like the model": _checkpoint_file,
     "no LR, SR or HR images": _no_images,
     "credit to what the work is based on": _credits,
-    f"a parcel of at most {LIMIT_MB} MB": _size,
+    f"a package of at most {LIMIT_MB} MB": _size,
 }
 MODEL_RULES: dict[str, Rule] = {
     "weights that load and cost what is claimed": _counters,

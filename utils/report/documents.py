@@ -110,7 +110,7 @@ class Published:
     trials: list[dict[str, Any]]
     throughput: list[dict[str, Any]]
     agreement: list[dict[str, Any]]
-    ladders: dict[str, dict[str, Any]]
+    benchmarks: dict[str, dict[str, Any]]
     large: list[dict[str, Any]]
 
 
@@ -121,11 +121,11 @@ def _read(folder: Path) -> Published:
         for files in (sorted((folder / k).glob("*.json")) for k in ("trials", "throughput"))
     )
     runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
-    ladders, large, agreement = (
+    benchmarks, large, agreement = (
         [read_json(file) for file in sorted(folder.glob(names))]
         for names in ("ladder_*.json", "large_*.json", "agreement_*.json")
     )
-    by_device = {result["environment"]["device_type"]: result for result in ladders}
+    by_device = {result["environment"]["device_type"]: result for result in benchmarks}
     return Published(runs, training, trials, throughput, agreement, by_device, large)
 
 
@@ -209,14 +209,14 @@ def _training_table(published: Published) -> str:
         for name in stages[0]["stage"]
         if name != "name"
     ]
-    for name, told in (
+    for name, describe in (
         ("steps done", lambda record: str(record["step"])),
         ("seed", lambda record: str(record["seed"])),
         ("data", _data),
         ("minutes", lambda record: f"{sum(w['minutes'] for w in record['history']):.0f}"),
         ("device", training_tables.devices),
     ):
-        rows.append([name, *(told(record) for record in stages)])
+        rows.append([name, *(describe(record) for record in stages)])
     lines = [markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
     if training["validation"]:
         last = training["validation"][-1]
@@ -228,10 +228,10 @@ def _training_table(published: Published) -> str:
 
 
 def _data(record: dict[str, Any]) -> str:
-    told = f"fingerprint {record['data'][:12]}"
+    text = f"fingerprint {record['data'][:12]}"
     if data := record.get("data_summary"):
-        told = f"{data['images']} images, {data['megapixels']:.0f} megapixels, {told}"
-    return told
+        text = f"{data['images']} images, {data['megapixels']:.0f} megapixels, {text}"
+    return text
 
 
 def _commands(published: Published) -> str:
@@ -260,10 +260,10 @@ PARTS: dict[str, Callable[[Published], str]] = {
     "trials": lambda published: training_tables.trials(published.trials),
     "throughput": lambda published: training_tables.throughput(published.throughput),
     "agreement": lambda published: training_tables.agreement(published.agreement),
-    "ladder": lambda published: speed.tables(published.ladders),
+    "benchmark": lambda published: speed.tables(published.benchmarks),
     "costs": lambda published: markdown(comparison.costs(published.runs)),
     "large": lambda published: speed.large(published.large),
-    "speed": lambda published: speed.sentences(published.ladders),
+    "speed": lambda published: speed.sentences(published.benchmarks),
 }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-Points = Sequence[tuple[float, float, str]]  # x, y, what to say of it
+Points = Sequence[tuple[float, float, str]]  # x, y, its description
 
 
 class Html(str):
@@ -38,11 +38,11 @@ def chart(series: Mapping[str, Points], x_label: str, y_label: str, lines: bool 
             f"{tick:g}</text>"
         )
     for i, (label, points) in enumerate(series.items()):
-        placed = [(*place(x, y), said) for x, y, said in points]
+        placed = [(*place(x, y), title) for x, y, title in points]
         path = " ".join(f"{x},{y}" for x, y, _ in placed) if lines else ""
         dots = "".join(
-            f"<circle cx={x} cy={y} r={2 if lines else 4}><title>{escape(said)}</title></circle>"
-            for x, y, said in placed
+            f"<circle cx={x} cy={y} r={2 if lines else 4}><title>{escape(title)}</title></circle>"
+            for x, y, title in placed
         )
         drawn += f"<g class=c{i % 6}><polyline points='{path}'/>{dots}</g>"
         legend += f"<li><i class=c{i % 6}></i>{escape(label)}</li>"
@@ -81,8 +81,8 @@ def notes(title: str, notes: Sequence[str]) -> str:
     """A list of at most six lines, the last of them how many more there are."""
     if not notes:
         return ""
-    told = [*notes] if len(notes) < 7 else [*notes[:5], f"and {len(notes) - 5} more"]
-    lines = "".join(f"<li>{escape(note)}</li>" for note in told)
+    shown = [*notes] if len(notes) < 7 else [*notes[:5], f"and {len(notes) - 5} more"]
+    lines = "".join(f"<li>{escape(note)}</li>" for note in shown)
     return f"<h3>{title}</h3><ul class=soft>{lines}</ul>"
 
 

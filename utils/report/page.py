@@ -263,7 +263,7 @@ def _articles(
 
 
 def _published() -> list[tuple[str, str, str]]:
-    """The speed ladders and the training curve, those that are there."""
+    """The benchmarks and the training curve, those that are there."""
     parts = []
     for device in speed.DEVICES:
         result = _json(PUBLISHED / f"ladder_{device}.json")
@@ -271,9 +271,9 @@ def _published() -> list[tuple[str, str, str]]:
             title = f"Speed, {device}"
             parts.append(
                 (
-                    f"ladder-{device}",
+                    f"speed-{device}",
                     title,
-                    f"<section id=ladder-{device}><h2>{title}</h2>"
+                    f"<section id=speed-{device}><h2>{title}</h2>"
                     f"<p class=soft>{escape(speed.conditions(result))}</p>"
                     + markup.table(title, speed.rows(result))
                     + markup.notes("", speed.remarks(result))
@@ -311,8 +311,8 @@ def _curve(validation: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, 
                 label += ", again"
             points = curve[label] = []
         last = entry["step"]
-        said = f"step {last}: {entry['val_psnr']:.3f} dB"
-        points.append(((before + last) / 1000, entry["val_psnr"], said))
+        title = f"step {last}: {entry['val_psnr']:.3f} dB"
+        points.append(((before + last) / 1000, entry["val_psnr"], title))
     return curve
 
 

@@ -115,11 +115,11 @@ def remarks(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def tables(ladders: Mapping[str, dict[str, Any]]) -> str:
-    """Every rung of each type of device, in Markdown; of one that is not there, that."""
+def tables(results: Mapping[str, dict[str, Any]]) -> str:
+    """Every row of each type of device, in Markdown; of one that is not there, that."""
     parts = []
     for device, name in DEVICES.items():
-        if result := ladders.get(device):
+        if result := results.get(device):
             parts += [
                 conditions(result),
                 markdown(rows(result)),
@@ -130,10 +130,10 @@ def tables(ladders: Mapping[str, dict[str, Any]]) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def sentences(ladders: Mapping[str, dict[str, Any]]) -> str:
+def sentences(results: Mapping[str, dict[str, Any]]) -> str:
     """What auto brings on each type of device."""
     return "\n\n".join(
-        _sentence(ladders[device]) if device in ladders else f"{name}: not measured."
+        _sentence(results[device]) if device in results else f"{name}: not measured."
         for device, name in DEVICES.items()
     )
 

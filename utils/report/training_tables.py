@@ -47,22 +47,22 @@ def trials(records: Sequence[Record]) -> str:
 
 
 def throughput(records: Sequence[Record]) -> str:
-    """Training speed, a row a lever, for each machine that was measured."""
+    """Training speed, a row a change, for each machine that was measured."""
     parts = []
     for record in records:
         environment = record["environment"]
         rows = [["", "steps/s (20th, 80th percentile)", "patches/s", "loss"]]
-        for rung in record["rungs"]:
-            if "failed" in rung:
-                rows.append([rung["name"], f"failed: {rung['failed']}", "", ""])
+        for row in record["rungs"]:
+            if "failed" in row:
+                rows.append([row["name"], f"failed: {row['failed']}", "", ""])
                 continue
-            spread = f"({rung['steps_per_s_p20']:.3g}, {rung['steps_per_s_p80']:.3g})"
+            spread = f"({row['steps_per_s_p20']:.3g}, {row['steps_per_s_p80']:.3g})"
             rows.append(
                 [
-                    rung["name"],
-                    f"{rung['steps_per_s']:.3g} {spread}",
-                    f"{rung['patches_per_s']:.3g}",
-                    f"{rung['loss']:.5f}",
+                    row["name"],
+                    f"{row['steps_per_s']:.3g} {spread}",
+                    f"{row['patches_per_s']:.3g}",
+                    f"{row['loss']:.5f}",
                 ]
             )
         parts.append(
