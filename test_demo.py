@@ -77,6 +77,7 @@ def _models() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
@@ -156,6 +157,7 @@ def chosen(model_ids: Sequence[int], checkpoints: Sequence[str] | None) -> list[
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -57,6 +57,7 @@ class Writing:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("upscale", "deploy"):
@@ -108,6 +109,7 @@ def upscale(args: argparse.Namespace) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -299,6 +301,7 @@ def _settle(writes: deque[Writing], most: int, tally: Tally, bar: tqdm) -> None:
 
 
 def fail(tally: Tally, problem: str) -> None:
+    """Note and log that an image could not be made."""
     tally.failed.append(problem)
     logger.error("failed: %s", problem)
 

@@ -77,6 +77,7 @@ DIV2K = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     interrupted = (

@@ -55,6 +55,7 @@ class Backend:
     run: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Enlarge x by `run`."""
         return self.run(x)
 
 

@@ -22,6 +22,7 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(
         prog="python -m deploy.onnx_export",

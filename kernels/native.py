@@ -92,6 +92,7 @@ class NativeLKDN:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> (B, 3, 4H, 4W)."""
         batch, channels, height, width = x.shape
         x = F.pad(x.float(), (1, 1, 1, 1)).contiguous()
         y = x.new_empty(batch, channels, self.scale * height, self.scale * width)

@@ -9,7 +9,6 @@ a GPU likes), and no lane idles. Sums are kept in float32 whatever the images' d
 # Triton compiles its functions itself; only constants have a type there.
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -126,20 +125,6 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return torch.ops.lkdn.depthwise(x, weight, bias, dilation)
-
-
-def depthwise_plain(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
-    """What `depthwise` computes, by torch, in float32."""
-    padding = weight.shape[-1] // 2 * dilation
-    out = F.conv2d(
-        x.float(),
-        weight.float(),
-        bias if bias is None else bias.float(),
-        padding=padding,
-        dilation=dilation,
-        groups=len(weight),
-    )
-    return out.to(x.dtype)
 
 
 @torch.library.custom_op("lkdn::depthwise", mutates_args=())

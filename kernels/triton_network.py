@@ -41,6 +41,7 @@ class FusedLKDN(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> (B, 3, 4H, 4W). Raises ValueError if it has too many pixels."""
         batch, channels, height, width = x.shape
         size, w, steps = (batch, height, width), self.layers, self.steps
         pitch = round_up(self.channels, 16)

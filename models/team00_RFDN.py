@@ -30,6 +30,7 @@ class ESA(nn.Module):
         self.conv4 = nn.Conv2d(narrow, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Weigh x by the attention to it."""
         narrow = self.conv1(x)
         wide = F.max_pool2d(self.conv2(narrow), kernel_size=7, stride=3)
         wide = F.relu(self.conv3(F.relu(self.conv_max(wide))))
@@ -55,6 +56,7 @@ class RFDB(nn.Module):
         self.esa = ESA(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Distil three times and fuse."""
         distilled1, refined = self.act(self.c1_d(x)), self.act(self.c1_r(x) + x)
         distilled2, refined = self.act(self.c2_d(refined)), self.act(self.c2_r(refined) + refined)
         distilled3, refined = self.act(self.c3_d(refined)), self.act(self.c3_r(refined) + refined)
@@ -83,6 +85,7 @@ class RFDN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W), RGB in 0..255 -> (B, 3, 4H, 4W)."""
         shallow = self.fea_conv(x)
         first = self.B1(shallow)
         second = self.B2(first)

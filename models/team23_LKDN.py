@@ -23,6 +23,7 @@ class BSConv(nn.Module):
         self.dw = nn.Conv2d(out_channels, out_channels, 3, padding=1, groups=out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pointwise, then depthwise."""
         return self.dw(self.pw(x))
 
 
@@ -41,6 +42,7 @@ class LKA(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Weigh x by the attention to it."""
         return x * self.depthwise_dilated(self.depthwise(self.pointwise(x)))
 
 
@@ -48,6 +50,7 @@ class PixelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each pixel. (B, C, H, W) -> (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise each pixel."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -75,6 +78,7 @@ class LKDB(nn.Module):
         self.pixel_norm = PixelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Distil three times, fuse, attend, normalise, and add x."""
         distilled1, refined1 = self.c1_d(x), F.gelu(self.c1_r(x))
         distilled2, refined2 = self.c2_d(refined1), F.gelu(self.c2_r(refined1))
         distilled3, refined3 = self.c3_d(refined2), F.gelu(self.c3_r(refined2))
@@ -126,6 +130,7 @@ class LKDN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W), RGB in 0..1 -> (B, 3, 4H, 4W)."""
         # cat, for repeat would lose channels_last and slow every later layer down
         shallow = self.fea_conv(torch.cat([x] * self.copies, dim=1))  # (B, C, H, W)
         features, outputs = shallow, []

@@ -23,7 +23,7 @@ SCRIPT = """
 import sys
 import torch
 import torch.nn.functional as F
-from kernels.triton_depthwise import depthwise, depthwise_plain
+from kernels.triton_depthwise import depthwise
 
 device = sys.argv[1]
 for shape, size, dilation in {cases}:
@@ -40,15 +40,13 @@ for shape, size, dilation in {cases}:
         leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
         exact = F.conv2d(*leaves, padding=size // 2 * dilation, dilation=dilation, groups=shape[1])
         expected = [exact, *torch.autograd.grad(exact, leaves, upstream.double())]
-        twin = depthwise_plain(x, weight, bias, dilation)
-        assert y.dtype == twin.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+        assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
         for name, a, b in zip(("y", "x", "weight", "bias"), got, expected, strict=True):
             error = float((a.double() - b).norm() / b.norm())
             # Float32 sums; images of bfloat16 are rounded once, at the end, to 8 bits, which
             # Triton's interpreter does by cutting off.
             rounded = dtype == torch.bfloat16 and name in ("y", "x")
             assert error < (8e-3 if rounded else 2e-6), (shape, size, dtype, name, error)
-        assert (twin.double() - exact).norm() / exact.norm() < 4e-3
 small = torch.randn(1, 3, 2, 5, device=device, requires_grad=True)
 weight = torch.randn(3, 1, 3, 3, device=device, requires_grad=True)
 torch.library.opcheck(torch.ops.lkdn.depthwise, (small, weight, None, 1))

@@ -32,6 +32,7 @@ WAYS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py")

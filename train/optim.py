@@ -35,6 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Change the parameters by their gradients, once."""
         for group in self.param_groups:
             momentum = group["momentum"]
             params = [p for p in group["params"] if p.grad is not None]
@@ -111,6 +112,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Give each group of parameters the rate, times its own `share` if it has one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("share", 1.0)

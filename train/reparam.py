@@ -28,6 +28,7 @@ class RepBSConv(BSConv):
         self.rep1x1 = nn.Conv2d(channels, channels, 1, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pointwise and depthwise, each with what stands beside it."""
         u = self.pw(x) + x
         return self.dw(u) + self.rep1x1(u) + u
 
@@ -50,6 +51,7 @@ class RepUpsampler(nn.Module):
         self.shuffle = nn.PixelShuffle(scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The sum of three branches, shuffled to the enlarged size."""
         wide = self.conv1x1(F.pad(x, (1, 1, 1, 1)))  # (B, 2C, H+2, W+2)
         return self.shuffle(self.conv3(x) + self.conv1(x) + self.conv3x3(wide))
 

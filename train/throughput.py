@@ -61,6 +61,7 @@ ROWS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return command.run("train/throughput.py", lambda: measure_all(args))
@@ -126,6 +127,7 @@ def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

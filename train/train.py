@@ -42,6 +42,7 @@ PATIENCE = timedelta(hours=12)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     started = time.monotonic()
     args = parse(argv, __doc__ or "", ROOT / "data" / "packed")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -30,6 +30,7 @@ logger = logging.getLogger("trial")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "source",

@@ -45,6 +45,7 @@ TURN = 1  # .. and before the one that is timed in each turn: caches, clocks and
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _parse(argv)
     return command.run("deploy.bench", lambda: bench(args))

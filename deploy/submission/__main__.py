@@ -28,6 +28,7 @@ IGNORED = re.compile(
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.submission",
         description=(__doc__ or "").splitlines()[0],

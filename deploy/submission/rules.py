@@ -74,18 +74,22 @@ class Entry:
 
     @property
     def models(self) -> list[str]:
+        """Network files of the team's ID."""
         return [f for f in self.files if re.fullmatch(rf"models/team{self.team.id:02}_.*\.py", f)]
 
     @property
     def checkpoints(self) -> list[str]:
+        """All files of weights."""
         return [f for f in self.files if re.fullmatch(r"model_zoo/.*\.(pth|pt|ckpt)", f)]
 
     @property
     def own_checkpoints(self) -> list[str]:
+        """Files of weights that are called like the network's file."""
         return [file for file in self.checkpoints if Path(file).stem == self.stem]
 
     @property
     def stem(self) -> str:
+        """The network's file without suffix: team23_LKDN."""
         return Path(self.models[0]).stem
 
     @property
@@ -95,16 +99,20 @@ class Entry:
 
     @property
     def checkpoint(self) -> Path:
+        """The file of weights that is sent."""
         return self.root / self.own_checkpoints[0]
 
     @property
     def sent(self) -> list[str]:
+        """The files that are sent."""
         return [file for file in self.files if file.startswith(SENT)]
 
     def text(self, file: str) -> str:
+        """What stands in a file."""
         return (self.root / file).read_text(encoding="utf-8")
 
     def training(self) -> dict[str, Any]:
+        """The record of the weights' training. Raises OSError where there is none."""
         return read_json(self.root / f"{PUBLISHED}/{self.name}_training.json")
 
     def runs(self, folder: Path | None = None) -> list[dict[str, Any]]:

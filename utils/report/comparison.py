@@ -52,6 +52,7 @@ class Terms:
 
     @property
     def total(self) -> float | None:
+        """The score; None without runtime."""
         return None if self.runtime is None else self.flops + self.parameters + self.runtime
 
 

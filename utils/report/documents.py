@@ -23,6 +23,7 @@ DOCUMENTS = ("README.md", "results/README.md", "model_zoo/README.md", "train/REA
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.report.documents", description=(__doc__ or "").splitlines()[0]
     )

@@ -87,6 +87,7 @@ def notes(title: str, notes: Sequence[str]) -> str:
 
 
 def link(ident: str, text: str) -> Html:
+    """A link within the page."""
     return Html(f"<a href='#{ident}'>{escape(text)}</a>")
 
 

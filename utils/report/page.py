@@ -43,6 +43,7 @@ class Group:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.report.page", description=(__doc__ or "").splitlines()[0]
     )

@@ -124,6 +124,7 @@ def _error_map(error: NDArray[np.float32], side: int) -> NDArray[np.uint8]:
 
 
 def coloured(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) uint8 -> (H, W, 3) uint8, from black over red to yellow."""
     return cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.uint8)
 
 
@@ -133,6 +134,7 @@ def _jpeg(rgb: NDArray[np.uint8]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
