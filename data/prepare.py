@@ -15,9 +15,8 @@ if __name__ == "__main__":
 
 from train.packing import pack
 from utils import command
-from utils.archives import ArchiveError, DataError, put, scratch_in, unpack
 from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find
-from utils.download import download
+from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
 from utils.images import ImageError, find_images
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from data import prepare
 from train.packing import pack
-from utils import archives, download
+from utils import download
 from utils.datasets import find
 from utils.images import read_rgb
 
@@ -435,7 +435,7 @@ def test_disk_without_room_is_said_before_download_and_before_unpacking(
 ) -> None:
     free = [SIZE, 3 * SIZE, 100]
     with monkeypatch.context() as patch:
-        patch.setattr(archives.shutil, "disk_usage", lambda folder: Usage(0, 0, free.pop(0)))
+        patch.setattr(download.shutil, "disk_usage", lambda folder: Usage(0, 0, free.pop(0)))
         assert fetch() == 1
         assert site.asked == [] and files_below(tmp_path / "data") == set()
         assert fetch() == 1
@@ -465,7 +465,7 @@ def test_interrupt_is_one_sentence_and_the_next_run_completes(
             site.cut, site.cuts = 4000, 1
             patch.setattr(download.time, "sleep", interrupt)
         else:
-            patch.setattr(archives.shutil, "copyfileobj", interrupt)
+            patch.setattr(download.shutil, "copyfileobj", interrupt)
         assert fetch() == 1
     assert "interrupted" in capsys.readouterr().err.splitlines()[-1]
     left = {f"{HR}.part", f"{HR}.part.json"} if where == "download" else {HR}
