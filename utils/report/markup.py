@@ -77,6 +77,11 @@ def table(name: str, rows: Sequence[Sequence[str]], kind: str = "numbers") -> st
     )
 
 
+def section(ident: str, title: str, body: str) -> str:
+    """A part of the page, which a link leads to, under its title."""
+    return f"<section id={ident}><h2>{escape(title)}</h2>{body}</section>"
+
+
 def notes(title: str, notes: Sequence[str]) -> str:
     """A list of at most six lines, the last of them how many more there are."""
     if not notes:

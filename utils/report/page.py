@@ -23,12 +23,11 @@ from utils.command import UserError
 from utils.datasets import SCALE, ImageSet, Pair, find
 from utils.files import ROOT, finite, read_json, write_bytes
 from utils.record import ENTRY, PUBLISHED, read_runs
-from utils.report import markup, pictures, speed, summary
+from utils.report import markup, pictures, speed, summary, training_tables
 from utils.text import number
 
 PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than 5 MB more
 SMALLEST_SHARE = 60_000  # bytes of an image's pictures; where there is less, fewer images appear
-SIDES = (1024, 768, 512, 384, 320, 256, 192, 128, 96, 64)  # of a crop, HR pixels
 MOST_ROWS = 1000  # images of a set in its table and chart
 
 
@@ -81,7 +80,7 @@ def write(
     for i, group in enumerate(groups):
         pairs = _pairs(group.name, data_dir, sets)
         articles, notes = _articles(group, pairs, save_dir, budget // (len(groups) - i))
-        budget -= sum(map(_size, articles.values()))
+        budget -= sum(map(pictures.size_of, articles.values()))
         parts.append((group.ident, group.name, _figures(group, articles, notes)))
     parts += _published()
     minute = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
@@ -104,14 +103,14 @@ def write(
 def _is_whole(run: dict[str, Any]) -> bool:
     """Whether a run has all that the page shows; JSON of another version may lack some of it."""
     try:
-        summary.row(run)
+        texts = [*summary.row(run), run["model"], run["dataset"], run["lr_source"]]
+        texts += run.get("failed", [])
         for image in run["images"]:
-            _psnr(image), number(image["psnr_bicubic"], 2), number(image["runtime_ms"], 2)
-            escape(image["name"]), math.prod(image["size"]) / 2
-        "".join((run["model"], run["dataset"], run["lr_source"], *run.get("failed", [])))
-        return bool(run["images"])
+            texts += [image["name"], _psnr(image), *(f"{side:d}" for side in image["size"])]
+            texts += [number(image[key], 2) for key in ("psnr_bicubic", "runtime_ms")]
     except (AttributeError, KeyError, TypeError, ValueError):
         return False
+    return bool(run["images"]) and all(isinstance(text, str) for text in texts)
 
 
 def _groups(runs: Sequence[dict[str, Any]]) -> list[Group]:
@@ -249,10 +248,9 @@ def _articles(
             notes.append(f"{name}: {error}")
             continue
         share = budget // (len(shown) - i)
-        tried = (pictures.article(ident, name, scores, picture, side) for side in SIDES)
-        if article := next((article for article in tried if _size(article) <= share), None):
+        if article := pictures.article_within(share, ident, name, scores, picture):
             articles[name] = article
-            budget -= _size(article)
+            budget -= pictures.size_of(article)
         else:
             notes.append(f"{name}: no room, the page's size is bounded")
     if more := len(group.images) - len(shown):
@@ -269,27 +267,16 @@ def _published() -> list[tuple[str, str, str]]:
     for device in speed.DEVICES:
         result = _json(PUBLISHED / f"ladder_{device}.json")
         if speed.is_whole(result):
-            title = f"Speed, {device}"
-            parts.append(
-                (
-                    f"speed-{device}",
-                    title,
-                    f"<section id=speed-{device}><h2>{title}</h2>"
-                    f"<p class=soft>{escape(speed.conditions(result))}</p>"
-                    + markup.table(title, speed.rows(result))
-                    + markup.notes("", speed.remarks(result))
-                    + "</section>",
-                )
-            )
-    if curve := _curve((_json(PUBLISHED / f"{ENTRY}_training.json") or {}).get("validation", [])):
+            ident, title = f"speed-{device}", f"Speed, {device}"
+            body = f"<p class=soft>{escape(speed.conditions(result))}</p>"
+            body += markup.table(title, speed.rows(result))
+            body += markup.notes("", speed.remarks(result))
+            parts.append((ident, title, markup.section(ident, title, body)))
+    training = _json(PUBLISHED / f"{ENTRY}_training.json") or {}
+    if curve := training_tables.curve(training.get("validation", [])):
         chart = markup.chart(curve, "steps [thousands]", "validation PSNR [dB]", lines=True)
-        parts.append(
-            (
-                "training",
-                "Training",
-                f"<section id=training><h2>Training of the shipped weights</h2>{chart}</section>",
-            )
-        )
+        title = "Training of the shipped weights"
+        parts.append(("training", "Training", markup.section("training", title, chart)))
     return parts
 
 
@@ -298,27 +285,6 @@ def _json(path: Path) -> Any:
         return read_json(path)
     except (OSError, ValueError):
         return None
-
-
-def _curve(validation: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, str]]]:
-    """The validations of each stage, whose steps begin anew, one stage behind the other."""
-    curve: dict[str, list[tuple[float, float, str]]] = {}
-    before = last = 0
-    for entry in validation:
-        if not curve or entry["step"] <= last:
-            before += last
-            label = entry["stage"]
-            while label in curve:
-                label += ", again"
-            points = curve[label] = []
-        last = entry["step"]
-        title = f"step {last}: {entry['val_psnr']:.3f} dB"
-        points.append(((before + last) / 1000, entry["val_psnr"], title))
-    return curve
-
-
-def _size(html: str) -> int:
-    return len(html.encode(errors="replace"))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from utils.images import ImageError, read_rgb, write_png
 from utils.record import ENTRY
 
 MAP_SIDE = 320  # of an error map
+SIDES = (1024, 768, 512, 384, 320, 256, 192, 128, 96, 64)  # of an article's crop, HR pixels
 ZOOM, GAP = 3, 6  # of a crop, pixels
 LEVELS = 64  # of 255, at the bright end of an error map
 JPEG = (
@@ -66,6 +67,19 @@ def read(pair: Pair, convention: Convention, restored_files: Mapping[str, Path])
     if not errors:
         raise ImageError("no restored image was written")
     return Picture(views if sample.hr is None else {**views, "HR": sample.hr}, errors)
+
+
+def article_within(
+    most: int, ident: str, name: str, scores: Mapping[str, str], picture: Picture
+) -> str | None:
+    """The article of the largest crop that takes at most so many bytes, if any does."""
+    tried = (article(ident, name, scores, picture, side) for side in SIDES)
+    return next((html for html in tried if size_of(html) <= most), None)
+
+
+def size_of(html: str) -> int:
+    """Bytes of a piece of the page; names of files may hold what UTF-8 cannot."""
+    return len(html.encode(errors="replace"))
 
 
 def article(ident: str, name: str, scores: Mapping[str, str], picture: Picture, side: int) -> str:

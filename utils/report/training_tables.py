@@ -1,4 +1,4 @@
-"""Tables of train/README.md: trials, training speed, and how far ways to compute agree."""
+"""Training as tables and curve: trials, speed, and how far ways to compute agree."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -108,6 +108,23 @@ def agreement(records: Sequence[Record]) -> str:
             f"{str(environment['commit'])[:7]}:\n\n{markdown(rows)}"
         )
     return "\n\n".join(parts) or "not measured"
+
+
+def curve(validation: Sequence[Record]) -> dict[str, list[tuple[float, float, str]]]:
+    """The validations of each stage, whose steps begin anew, one stage behind the other."""
+    stages: dict[str, list[tuple[float, float, str]]] = {}
+    before = last = 0
+    for entry in validation:
+        if not stages or entry["step"] <= last:
+            before += last
+            label = entry["stage"]
+            while label in stages:
+                label += ", again"
+            points = stages[label] = []
+        last = entry["step"]
+        title = f"step {last}: {entry['val_psnr']:.3f} dB"
+        points.append(((before + last) / 1000, entry["val_psnr"], title))
+    return stages
 
 
 def devices(record: Record) -> str:
