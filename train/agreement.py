@@ -6,9 +6,7 @@ one's losses and validation scores side by side: other rounding must not train o
 
 import argparse
 import logging
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ if __name__ == "__main__":
         Path(__file__).resolve().parent.parent
     )  # was train/, where `train` would be train.py
 
-from train import log
-from train.throughput import reason
+from train.throughput import run_train
 from utils import command, devices, record
 from utils.files import ROOT, write_json
 
@@ -80,43 +77,17 @@ def compare(args: argparse.Namespace) -> int:
 
 def train(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """Losses as (step, mean since the line before) and the last validation score; or why not."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            ROOT / "train" / "train.py",
-            "--recipe",
-            "cpu",
-            "--stage",
-            1,
-            "--data",
-            *args.data,
-            "--packed",
-            args.packed,
-            "--val",
-            args.val,
-            "--out",
-            folder,
-            "--steps",
-            args.steps,
-            "--seed",
-            args.seed,
-            "--device",
-            "cpu",
-            "--log_every",
-            10,
-            *options,
-        ]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-        if done.returncode:
-            return {"failed": reason(done.stderr)}
-        lines = log.read(Path(folder) / "log.jsonl")
+    numbers = f"--recipe cpu --stage 1 --steps {args.steps} --seed {args.seed} --log_every 10"
+    val = ["--device", "cpu", "--val", args.val]
+    try:
+        lines = run_train([*numbers.split(), *val, *options], args)
+    except RuntimeError as error:
+        return {"failed": str(error)}
+    last = next(line for line in reversed(lines) if "val_psnr" in line)
     return {
         "losses": [(line["step"], line["loss"]) for line in lines if "loss" in line],
-        **next(
-            {k: line[k] for k in ("val_psnr", "val_psnr_y")}
-            for line in reversed(lines)
-            if "val_psnr" in line
-        ),
+        "val_psnr": last["val_psnr"],
+        "val_psnr_y": last["val_psnr_y"],
     }
 
 

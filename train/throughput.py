@@ -8,6 +8,7 @@ it is compared with. A row that fails is recorded with its reason.
 import argparse
 import contextlib
 import logging
+import math
 import os
 import re
 import statistics
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,64 +167,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """One run of train.py: its speed after the warm-up and its last loss, or why it failed."""
-    every = max(1, args.steps // 20)
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            ROOT / "train" / "train.py",
-            "--stage",
-            1,
-            "--data",
-            *args.data,
-            "--packed",
-            args.packed,
-            "--out",
-            folder,
-            "--batch",
-            args.batch,
-            "--patch",
-            args.patch,
-            "--steps",
-            args.steps,
-            "--log_every",
-            every,
-            "--optimizer",
-            "muon",
-            "--lr",
-            0.02,
-            "--warmup",
-            args.steps,
-            "--norm_start",
-            0.1,
-            "--device",
-            args.device,
-            *options,
-        ]
-        if args.init:
-            command += ["--init", args.init]
-        compiled = args.output.resolve().parent / ".compiled"
-        kept = {
-            **os.environ,
-            "TORCHINDUCTOR_CACHE_DIR": str(compiled),
-            "TRITON_CACHE_DIR": str(compiled),
-        }
-        began = time.monotonic()
-        try:
-            done = subprocess.run(
-                [str(part) for part in command],
-                capture_output=True,
-                text=True,
-                timeout=60 * args.minutes,
-                env=kept,
-            )
-        except subprocess.TimeoutExpired:
-            return {"failed": f"not done after {args.minutes:g} minutes"}
-        if done.returncode:
-            whole = args.output.with_suffix(".failed.log")
-            whole.write_text(done.stderr)
-            logger.info("its whole output is in %s", whole)
-            return {"failed": reason(done.stderr)}
-        lines = [line for line in log.read(Path(folder) / "log.jsonl") if "loss" in line]
+    numbers = (
+        f"--stage 1 --batch {args.batch} --patch {args.patch} --steps {args.steps} "
+        f"--log_every {max(1, args.steps // 20)} --optimizer muon --lr 0.02 --warmup {args.steps} "
+        f"--norm_start 0.1 --device {args.device}"
+    )
+    init = ["--init", args.init] if args.init else []
+    began = time.monotonic()
+    try:
+        lines = run_train([*numbers.split(), *init, *options], args, args.minutes)
+    except RuntimeError as error:
+        return {"failed": str(error)}
+    lines = [line for line in lines if "loss" in line]
     speeds = [x["images_per_s"] / args.batch for x in lines if x["step"] > args.steps / 5]
     return {
         "speeds": speeds,
@@ -231,6 +186,39 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
         "memory_mib": lines[-1].get("memory_mib"),
         "seconds": time.monotonic() - began,
     }
+
+
+def run_train(
+    options: Sequence[object], args: argparse.Namespace, minutes: float = math.inf
+) -> list[dict[str, Any]]:
+    """The log of a run of train.py with these options and the data of `args`.
+
+    What is compiled is kept beside `args.output`, and so is all that a failed run printed.
+
+    Raises:
+        RuntimeError: it failed, or took more than so many minutes; the message says why.
+    """
+    compiled = str(args.output.resolve().parent / ".compiled")
+    kept = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), compiled)
+    with tempfile.TemporaryDirectory() as folder:
+        data = ["--data", *args.data, "--packed", args.packed, "--out", folder]
+        command = [sys.executable, ROOT / "train" / "train.py", *data, *options]
+        try:
+            done = subprocess.run(
+                list(map(str, command)),
+                capture_output=True,
+                text=True,
+                timeout=None if minutes == math.inf else 60 * minutes,
+                env={**os.environ, **kept},
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"not done after {minutes:g} minutes") from error
+        if done.returncode:
+            whole = args.output.with_suffix(".failed.log")
+            whole.write_text(done.stderr)
+            logger.info("its whole output is in %s", whole)
+            raise RuntimeError(reason(done.stderr))
+        return log.read(Path(folder) / "log.jsonl")
 
 
 def spread(speeds: list[float], batch: int) -> dict[str, float]:
@@ -261,7 +249,7 @@ def reason(stderr: str) -> str:
     """The line of an error message that names the error; torch.compile ends with advice."""
     lines = stderr.strip().splitlines() or ["no message"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed)\b.*:", line)]
-    return named[-1] if named else lines[-1]
+    return named[-1] if named else lines[-1].removeprefix("train/train.py: ")
 
 
 if __name__ == "__main__":
