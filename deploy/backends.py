@@ -19,14 +19,14 @@ NAMES = ("eager", "channels_last", "compile", "triton", "native", "onnxruntime",
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = tuple(DTYPES)
 TOLERANCE = 2e-3  # largest difference from the plain float32 network that auto accepts
-# The order in which auto tries, fastest first as measured by deploy/bench.py; compile is left
+# The order in which auto tries, fastest first as measured by deploy.bench; compile is left
 # out, for it takes longer than it saves on fewer than some hundred images.
 AUTO = {
     "cuda": ("triton", "channels_last", "eager"),
     "cpu": ("native", "openvino", "onnxruntime", "channels_last", "eager"),
     "mps": ("eager",),
 }
-# Bytes a LR pixel that a backend takes at its peak in float32, with the result: as deploy/bench.py
+# Bytes a LR pixel that a backend takes at its peak in float32, with the result: as deploy.bench
 # measures them, rounded up; triton's is computed from what it keeps.
 MEMORY = {
     "eager": 6200,

@@ -104,7 +104,7 @@ def regenerated(document: str, root: Path = ROOT) -> str:
 class Published:
     """What results/published/ holds: runs of test_demo.py, the record of the shipped weights'
     training, the records of train/trial.py, train/throughput.py and train/agreement.py, and the
-    runs of deploy/bench.py by the type of their device and of deploy/large.py."""
+    runs of deploy.bench by the type of their device and of deploy.bench.large."""
 
     runs: list[dict[str, Any]]
     training: dict[str, Any]

@@ -1,4 +1,4 @@
-"""A run of deploy/bench.py in words, as a table and as a picture."""
+"""A run of deploy.bench in words, as a table and as a picture."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ COLOURS = {"fp32": "#3b6ea8", "fp16": "#3f9b6c", "bf16": "#c9822b"}
 
 
 def is_whole(content: Any) -> bool:
-    """Whether the content of a JSON file is a run of deploy/bench.py that went to its end."""
+    """Whether the content of a JSON file is a run of deploy.bench that went to its end."""
     needed = {"environment", "rows", "ceilings", "rounds"}
     return (
         isinstance(content, dict)
@@ -36,13 +36,13 @@ def is_whole(content: Any) -> bool:
 
 
 def is_large(content: Any) -> bool:
-    """Whether the content of a JSON file is a run of deploy/large.py."""
+    """Whether the content of a JSON file is a run of deploy.bench.large."""
     needed = {"environment", "megapixels", "import_mib", "peak_mib"}
     return isinstance(content, dict) and needed <= set(content)
 
 
 def large(results: Sequence[dict[str, Any]]) -> str:
-    """A sentence a run of deploy/large.py."""
+    """A sentence a run of deploy.bench.large."""
     sentences = [
         f"{machine(result['environment'])}: "
         f"{result['megapixels']:.0f} megapixels in {result['seconds']:.1f} s, the file's reading "

@@ -1,0 +1,52 @@
+"""How every command ends: its exit code, and one line in place of a traceback."""
+
+import pytest
+
+from utils import command
+from utils.command import UserError
+from utils.devices import DeviceError
+from utils.images import ImageError
+from utils.weights import CheckpointError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("give --a"), 2),
+        (DeviceError("give --a"), 2),
+        (CheckpointError("give --a"), 2),
+        (ImageError("give --a"), 2),  # of this command's `wrong`
+        (FloatingPointError("give --a"), 1),  # of its `failures`
+        (OSError("give --a"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_its_code(
+    error: Exception, code: int, capsys: pytest.CaptureFixture
+) -> None:
+    def work() -> None:
+        raise error
+
+    wrong, failures = (ImageError,), (FloatingPointError,)
+    assert command.run("a.py", work, wrong, failures) == code
+    assert capsys.readouterr().err == "a.py: give --a\n"
+
+
+def test_a_failure_of_this_command_comes_before_its_kind(capsys: pytest.CaptureFixture) -> None:
+    def work() -> None:
+        raise DeviceError("gone")
+
+    assert command.run("a.py", work, failures=(DeviceError,)) == command.FAILED
+
+
+def test_ctrl_c_says_what_remains(capsys: pytest.CaptureFixture) -> None:
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    assert command.run("a.py", work, interrupted="half is kept") == command.FAILED
+    assert capsys.readouterr().err == "a.py: half is kept\n"
+
+
+def test_work_decides_its_code_and_mistakes_of_ours_are_seen() -> None:
+    assert [command.run("a.py", lambda code=code: code) for code in (None, 0, 1)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        command.run("a.py", lambda: 1 // 0)
