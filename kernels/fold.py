@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 64.0  # what `rescaled` aims at, so that products and other images stay below 65504
+LARGEST = 64.0  # what rescaling aims at, so that products and other images stay below 65504,
+LARGEST_NORMALISED = 1024.0  # .. before a norm whose eps cannot be scaled too
 
 
 def block_names(weights: Mapping[str, Tensor]) -> list[str]:
@@ -54,7 +55,6 @@ def folded(net: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-@torch.no_grad()
 def rescaled(net: nn.Module) -> nn.Module:
     """The same function with numbers that half precision holds, as a new network.
 
@@ -62,26 +62,47 @@ def rescaled(net: nn.Module) -> nn.Module:
     1e11 in the shipped weights, and float16 ends at 65504. The layers from `c5` to `c6` are scaled
     by powers of two, which rounds nothing, and the norm's eps with them.
     """
-    largest = _magnitudes(net)
     net = copy.deepcopy(net)
-    for block in block_names(net.state_dict()):
-        merged = scale = _rescale(net, f"{block}.c5", largest, 1.0)
-        for name in ("pointwise", "depthwise", "depthwise_dilated"):
-            scale = _rescale(net, f"{block}.atten.{name}", largest, scale)
-        scale = _rescale(net, f"{block}.c6", largest, merged * scale)
+    for block, scale in _rescale_blocks(net, LARGEST, math.inf).items():
         norm = net.get_submodule(f"{block}.pixel_norm")
         assert isinstance(norm, nn.LayerNorm)
         norm.eps *= scale**2
     return net
 
 
-def _rescale(net: nn.Module, name: str, largest: dict[str, float], before: float) -> float:
-    """Scale a layer, whose input is scaled by `before`, so that its output's largest number comes
-    closest below LARGEST; the output's scale."""
-    scale = 2.0 ** math.floor(math.log2(LARGEST / largest[name])) if largest[name] else before
-    net.get_parameter(f"{name}.weight").mul_(scale / before)
-    net.get_parameter(f"{name}.bias").mul_(scale)
-    return scale
+def reduced(net: nn.Module) -> nn.Module:
+    """`rescaled` for a network that keeps its eps, such as one that is loaded from a file.
+
+    Layers are only made smaller, and what `pixel_norm` normalises stays so large that eps is
+    nothing beside it: the function is the same but for some 1e-6 of the image's range. A network
+    whose numbers half precision holds already comes back as it is.
+    """
+    net = copy.deepcopy(net)
+    _rescale_blocks(net, LARGEST_NORMALISED, 1.0)
+    return net
+
+
+@torch.no_grad()
+def _rescale_blocks(net: nn.Module, normalised: float, most: float) -> dict[str, float]:
+    """Scale the layers of every block, none by more than `most`; the scale of each block's last
+    one, whose outputs' largest number comes closest below `normalised`."""
+    largest = _magnitudes(net)
+    scales = {}
+    for block in block_names(net.state_dict()):
+
+        def rescale(layer: str, before: float, aim: float, block: str = block) -> float:
+            name = f"{block}.{layer}"
+            scale = 2.0 ** math.floor(math.log2(aim / largest[name])) if largest[name] else before
+            scale = min(scale, most)
+            net.get_parameter(f"{name}.weight").mul_(scale / before)
+            net.get_parameter(f"{name}.bias").mul_(scale)
+            return scale
+
+        merged = scale = rescale("c5", 1.0, LARGEST)
+        for name in ("pointwise", "depthwise", "depthwise_dilated"):
+            scale = rescale(f"atten.{name}", scale, LARGEST)
+        scales[block] = rescale("c6", merged * scale, normalised)
+    return scales
 
 
 def dense(pointwise: Tensor, depthwise: Tensor) -> Tensor:

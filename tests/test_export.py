@@ -1,6 +1,8 @@
 """train/export.py on our own runs and on the authors' files, and the pictures of the README."""
 
+import copy
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from numpy.typing import NDArray
 
@@ -23,7 +26,7 @@ from train.reparam import fuse, training_form
 from utils import evaluate
 from utils.datasets import find
 from utils.files import ROOT, sha256
-from utils.images import read_rgb
+from utils.images import read_rgb, to_tensor
 from utils.metrics import psnr, ssim, to_y
 from utils.report import documents, pictures
 from utils.weights import CheckpointError, load_weights
@@ -100,6 +103,33 @@ def test_a_run_without_branches_is_shipped_as_it_is(
     export(tmp_path / "run")
     shipped = torch.load(zoo[0], weights_only=True)
     assert all(torch.equal(shipped[name], value) for name, value in state.ema.items())
+
+
+def test_what_is_exported_runs_in_half_precision(tmp_path: Path) -> None:
+    """Numbers of a million before each norm, as training makes them: nothing but their scale is
+    lost, which the norm takes away."""
+    state = a_run(tmp_path / "run")
+    for name, parameter in state.ema.items():
+        if ".c5." in name or ".c6." in name:
+            parameter.mul_(1e9 if name.endswith("c6.bias") else 3000)
+    checkpoint.save(tmp_path / "run" / "stage1.pt", state, STAGES[1], 0, "fingerprint")
+    export(tmp_path / "run", tmp_path / "plain.pth")
+
+    form = training_form(LKDN())
+    form.load_state_dict(state.ema)
+    large, small = fuse(form.double()).eval(), LKDN().eval()
+    load_weights(small, tmp_path / "plain.pth")
+    photo = np.stack([skimage.data.camera()[200:248, 200:264]] * 3, 2)
+    photos = [to_tensor(photo), *(torch.full((1, 3, 9, 7), level) for level in (0.0, 1 / 255, 1.0))]
+    with torch.inference_mode():
+        for x in photos:
+            exact = large(x.double())
+            assert float((small.double()(x.double()) - exact).abs().max()) < 1e-5
+            assert not torch.isfinite(copy.deepcopy(large).half()(x.half())).all()
+            for dtype, least in ((torch.half, 60), (torch.bfloat16, 40)):
+                y = copy.deepcopy(small).to(dtype)(x.to(dtype)).double()
+                error = float((y - exact).square().mean())  # NaN fails below
+                assert -10 * math.log10(error) > least, (dtype, error)
 
 
 def test_a_run_that_saw_a_held_out_image_is_refused(

@@ -1,9 +1,11 @@
 """Make shippable weights: python train/export.py RUN_OR_CHECKPOINT [-o FILE]
 
-Averaged weights -> inference form -> compared with the training form in float64 -> model_zoo/.
+Averaged weights -> inference form -> compared with the training form in float64 -> model_zoo/. The
+weights of a run are scaled down where half precision could not hold the network's numbers.
 """
 
 import argparse
+import copy
 import io
 import logging
 import sys
@@ -16,10 +18,10 @@ import torch
 from torch import Tensor
 
 if __name__ == "__main__":
-    sys.path[0] = str(
-        Path(__file__).resolve().parent.parent
-    )  # was train/, where `train` would be train.py
+    # It was train/, where `train` would be train.py.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from kernels.fold import reduced
 from models.team23_LKDN import LKDN
 from train import log
 from train.checkpoint import training_records, without_digests
@@ -36,6 +38,8 @@ from utils.weights import SHIPPED, CheckpointError, load_state, read_checkpoint,
 TRAINING_RECORD = PUBLISHED / f"{ENTRY}_training.json"
 # Both forms computed in float64 differ by rounding alone: some 1e-14 at values near 1.
 TOLERANCE = 1e-10
+# Largest change, of values near 1, for which weights are scaled down to fit half precision.
+REDUCED = 1e-5
 SIZES = ((1, 1), (5, 3), (48, 64))  # 1 pixel and narrow: all border, where a wrong fuse shows
 
 logger = logging.getLogger("export")
@@ -119,6 +123,8 @@ def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = 
             f"expected both forms equal to {TOLERANCE:g}, got a difference of "
             f"{difference:g}: {file} was not written"
         )
+    if records:
+        plain = _held_by_half_precision(plain)
     target = output or SHIPPED
     buffer = io.BytesIO()
     torch.save({name: value.float() for name, value in plain.state_dict().items()}, buffer)
@@ -132,6 +138,20 @@ def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = 
     )
     if output is None:
         _publish(file, records, difference, compared)
+
+
+def _held_by_half_precision(plain: LKDN) -> LKDN:
+    """The network with weights that half precision can run, where that changes nothing else."""
+    half = copy.deepcopy(plain)
+    half.load_state_dict(reduced(plain).state_dict())
+    if (change := largest_difference(plain, half)) <= REDUCED:
+        return half
+    logger.warning(
+        "the numbers of these weights may be too large for half precision; made smaller, the "
+        "network would change by %.1e",
+        change,
+    )
+    return plain
 
 
 def _publish(file: Path, records: list[dict[str, Any]], difference: float, compared: int) -> None:
@@ -265,9 +285,11 @@ def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "trainin
 
 @torch.inference_mode()
 def largest_difference(form: LKDN, plain: LKDN) -> float:
-    """The largest absolute difference of two networks on random images of several sizes."""
+    """The largest absolute difference of two networks on images of several sizes, random ones and
+    flat black and white."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(1, 3, *size, dtype=torch.float64, generator=generator) for size in SIZES]
+    images += [torch.full((1, 3, 24, 24), level, dtype=torch.float64) for level in (0.0, 1.0)]
     return max(float((form(x) - plain(x)).abs().max()) for x in images)
 
 
