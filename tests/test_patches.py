@@ -4,17 +4,16 @@ import logging
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
-import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from train.packing import pack
-from train.patches import Sampler, sample, sampler
+from train.patches import Sampler, measure_detail, sample, sampler
 from utils.images import ImageError
 
 Image = NDArray[np.uint8]
@@ -23,7 +22,6 @@ Save = Callable[[Path, Image], Path]
 
 SIZES = {"a.png": (6, 9), "b.png": (5, 7), "c.png": (11, 4), "small.png": (3, 20)}  # LR
 PATCH = 4
-DRAWS: tuple[Literal["uniform", "detail"], ...] = ("uniform", "detail")
 FLIPS_AND_TURNS = list(product(range(4), (False, True)))
 
 
@@ -53,7 +51,10 @@ def sources(
         save(tmp_path / "set" / "LR" / f"{Path(name).stem}x4.png", lr)
     packed = pack([tmp_path / "set"], tmp_path / "cache")
     with caplog.at_level(logging.WARNING):
-        made = {draw: sampler(packed, PATCH, draw) for draw in DRAWS}
+        made = {
+            "uniform": sampler(packed, PATCH),
+            "detail": sampler(packed, PATCH, measure_detail(packed)),
+        }
     assert "small.png is 20x3" in caplog.text
     return made
 
@@ -102,10 +103,16 @@ def test_patches_are_aligned_transformed_regions_equally_often(
 
 def likelihoods(lr: Image, hr: Image) -> NDArray[np.float64]:
     """Of each crop position of an image, drawn by detail, times the image's area; pixel by pixel,
-    with OpenCV's bicubic."""
+    with torch's bicubic."""
     height, width = lr.shape[:2]
-    enlarged = cv2.resize(lr.astype(float), (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
-    error = ((enlarged - hr) ** 2).sum(2).reshape(height, 4, width, 4).mean((1, 3))
+    image = torch.from_numpy(lr).permute(2, 0, 1)[None].double()
+    enlarged = F.interpolate(image, scale_factor=4, mode="bicubic")[0].permute(1, 2, 0)
+    error = (
+        ((enlarged.clamp(0, 255).numpy() - hr) ** 2)
+        .sum(2)
+        .reshape(height, 4, width, 4)
+        .mean((1, 3))
+    )
     weight = np.zeros((-(-height // 8) * 8, -(-width // 8) * 8))
     weight[:height, :width] = 0.1 + 0.9 * error / error.mean()
     result = np.zeros((height - PATCH + 1, width - PATCH + 1))
@@ -130,11 +137,12 @@ def test_patches_drawn_by_detail_are_as_often_as_their_detail_says(
     ]
     images[0][1][40:] = 30  # half of it flat
     images[1][1][:, 12:] //= 4
-    images[2][1][:] = cv2.resize(images[2][0], (36, 36), interpolation=cv2.INTER_CUBIC)
+    images[2][1][:] = np.repeat(np.repeat(images[2][0], 4, 0), 4, 1) * 20
     for name, (lr, hr) in zip("abc", images, strict=True):
         save(tmp_path / "set" / f"{name}.png", hr)
         save(tmp_path / "set" / "LR" / f"{name}x4.png", lr)
-    source = sampler(pack([tmp_path / "set"], tmp_path / "cache"), PATCH, "detail")
+    packed = pack([tmp_path / "set"], tmp_path / "cache")
+    source = sampler(packed, PATCH, measure_detail(packed))
 
     expected = [likelihoods(lr, hr) for lr, hr in images]
     counts = [np.zeros_like(each) for each in expected]
@@ -149,7 +157,13 @@ def test_patches_drawn_by_detail_are_as_often_as_their_detail_says(
     assert chisquare(observed).pvalue < 1e-9  # else it could not tell from everywhere alike
 
 
-@pytest.mark.parametrize("draw", DRAWS)
+def test_an_image_without_detail_is_drawn_from_everywhere_alike(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "set" / "flat.png", np.full((44, 76, 3), 77, np.uint8))
+    (weights,) = measure_detail(pack([tmp_path / "set"], tmp_path / "cache"))
+    np.testing.assert_allclose(weights, [[64, 64, 24], [24, 24, 9]])
+
+
+@pytest.mark.parametrize("draw", ["uniform", "detail"])
 @pytest.mark.parametrize(("batch", "processes"), [(12, 2), (13, 3)])
 def test_parts_of_a_step_interleave_to_the_whole(
     sources: dict[str, Sampler], draw: str, batch: int, processes: int

@@ -1,14 +1,14 @@
 """Random aligned LR and HR crops, each decided by (seed, step) alone, so a run can resume."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +23,9 @@ Patches = Iterator[tuple[Tensor, Tensor]]  # a step's LR (B, 3, p, p) and HR (B,
 
 CELL = 8  # side in LR pixels of the squares that detail is measured in
 EVEN_SHARE = 0.1  # of a cell's weight that does not depend on its detail
+
+
+Detail = tuple[NDArray[np.float64], ...]  # the weights of each image's cells, (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def on_device(pack: Pack, device: torch.device) -> Pack:
     return replace(pack, pixels=pack.pixels.to(device))
 
 
-def sampler(pack: Pack, patch: int, draw: Literal["uniform", "detail"] = "uniform") -> Sampler:
+def sampler(pack: Pack, patch: int, detail: Detail | None = None) -> Sampler:
     """Prepare crops of `patch` LR pixels a side from every image that is large enough.
 
     Smaller images are reported by name and left out. Crops are made where the pack's pixels are.
@@ -82,12 +85,12 @@ def sampler(pack: Pack, patch: int, draw: Literal["uniform", "detail"] = "unifor
     Args:
         pack: the images.
         patch: side of a LR crop.
-        draw: which crops `sample` takes, see there.
+        detail: from `measure_detail`, if crops are to be drawn by it.
 
     Raises:
         ImageError: no image is large enough.
     """
-    fit = [image for image in pack.images if min(image.height, image.width) >= patch]
+    fit = [i for i, image in enumerate(pack.images) if min(image.height, image.width) >= patch]
     small = [image for image in pack.images if min(image.height, image.width) < patch]
     for image in small:
         logger.warning(
@@ -104,38 +107,50 @@ def sampler(pack: Pack, patch: int, draw: Literal["uniform", "detail"] = "unifor
             f"expected images of at least {patch * SCALE} HR pixels a side for this patch, "
             f"got {len(pack.images)} smaller ones: lower --patch"
         )
-    columns = [[i.width, i.lr_offset, i.hr_offset, i.width - patch + 1] for i in fit]
-    positions = [(i.height - patch + 1) * (i.width - patch + 1) for i in fit]
-    cells = _measure_detail(pack.pixels, fit) if draw == "detail" else None
+    images = [pack.images[i] for i in fit]
+    columns = [[i.width, i.lr_offset, i.hr_offset, i.width - patch + 1] for i in images]
+    positions = [(i.height - patch + 1) * (i.width - patch + 1) for i in images]
+    cells = None
+    if detail is not None:
+        weights = [detail[i] for i in fit]
+        cells = Cells(
+            np.cumsum(np.concatenate([weight.flatten() for weight in weights])),
+            np.cumsum([weight.size for weight in weights]),
+            np.array([weight.shape[1] for weight in weights]),
+        )
     return Sampler(pack.pixels, np.array(columns, np.int64), np.cumsum(positions), patch, cells)
 
 
-def _measure_detail(pixels: Tensor, images: Sequence[PackedImage]) -> Cells:
-    """Weigh each cell by the squared error of a bicubic enlargement in it, as a multiple of the
-    image's mean, so that every image keeps the weight of its area."""
-    weights, across = [], []
-    for image in tqdm(images, desc="measuring detail", unit="image", leave=False):
-        area = image.height * image.width
-        lr, hr = (
-            pixels[start : start + area * factor**2]
-            .view(1, image.height * factor, image.width * factor, 3)
-            .permute(0, 3, 1, 2)
-            for start, factor in ((image.lr_offset, 1), (image.hr_offset, SCALE))
-        )
-        enlarged = F.interpolate(lr.float(), scale_factor=SCALE, mode="bicubic")
-        error = (enlarged - hr).square().sum(1, keepdim=True)
-        side = CELL * SCALE
-        error = F.pad(error, (0, -error.shape[3] % side, 0, -error.shape[2] % side))
-        error = F.avg_pool2d(error, side).double() * (CELL**2)  # sums over LR pixels
-        inside = torch.ones(image.height, image.width, dtype=torch.float64, device=pixels.device)
-        inside = F.pad(inside, (0, -image.width % CELL, 0, -image.height % CELL))
-        inside = F.avg_pool2d(inside[None, None], CELL) * CELL**2
-        mean = error.sum() / area
-        weight = EVEN_SHARE * inside + (1 - EVEN_SHARE) * (error / mean if mean > 0 else inside)
-        weights.append(weight.flatten().cpu().numpy())
-        across.append(weight.shape[3])
-    ends = np.cumsum([len(weight) for weight in weights])
-    return Cells(np.cumsum(np.concatenate(weights)), ends, np.array(across))
+def measure_detail(pack: Pack) -> Detail:
+    """Weigh each cell of each image of a pack on the CPU: by the squared error of a bicubic
+    enlargement in it, as a multiple of the image's mean, so that an image has the weight of its
+    area."""
+    pixels = pack.pixels.numpy()
+
+    def weigh(image: PackedImage) -> NDArray[np.float64]:
+        height, width = image.height, image.width
+        large_height, large_width = height * SCALE, width * SCALE
+        lr = pixels[image.lr_offset :][: height * width].reshape(height, width, 3)
+        hr = pixels[image.hr_offset :][: large_height * large_width]
+        hr = hr.reshape(large_height, large_width, 3)
+        enlarged = cv2.resize(lr, (large_width, large_height), interpolation=cv2.INTER_CUBIC)
+        error = cv2.absdiff(enlarged, hr)
+        squares = cv2.multiply(error, error, dtype=cv2.CV_32F)
+        errors = _sum_cells(squares, CELL * SCALE).sum(2)
+        areas = _sum_cells(np.ones((height, width, 1), np.float32), CELL)[..., 0]
+        mean = errors.sum() / (height * width)
+        return EVEN_SHARE * areas + (1 - EVEN_SHARE) * (errors / mean if mean > 0 else areas)
+
+    with ThreadPoolExecutor() as pool:  # OpenCV lets other threads run
+        weights = pool.map(weigh, pack.images)
+        bar = tqdm(weights, "measuring detail", len(pack.images), leave=False, unit="image")
+        return tuple(bar)
+
+
+def _sum_cells(values: NDArray[Any], side: int) -> NDArray[np.float64]:
+    """Sums of (H, W, channels) over squares, the last of a row or column maybe cut."""
+    down, right = (range(0, size, side) for size in values.shape[:2])
+    return np.add.reduceat(np.add.reduceat(values, down, 0), right, 1, dtype=np.float64)
 
 
 def sample(

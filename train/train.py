@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 
 if __name__ == "__main__":
-    sys.path[0] = str(
-        Path(__file__).resolve().parent.parent
-    )  # was train/, where `train` would be this very file
+    # It was train/, where `train` would be this very file.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from kernels.native_training import NativeOrthogonaliser
 from models.team23_LKDN import LKDB, LKDN
@@ -23,7 +22,7 @@ from train import checkpoint, log, loop
 from train.optim import make_optimizers
 from train.options import engine_of, parse, stages_of
 from train.packing import Pack, pack
-from train.patches import on_device, sampler
+from train.patches import measure_detail, on_device, sampler
 from train.recipes import Engine, Stage
 from train.reparam import training_form
 from utils import command, devices, evaluate
@@ -107,10 +106,13 @@ def work(args: argparse.Namespace, stop_at: float) -> int:
     data = pack(args.data, args.packed, args.first)
     if world.size > 1 and world.rank == 0:
         dist.barrier()
+    by_detail = any(stage.draw == "detail" for stage in stages.values())
+    detail = measure_detail(data) if by_detail else None
     if engine.crops == "device":
         data = on_device(data, world.device)
     sources = {
-        number: sampler(data, stage.patch // SCALE, stage.draw) for number, stage in stages.items()
+        number: sampler(data, stage.patch // SCALE, detail if stage.draw == "detail" else None)
+        for number, stage in stages.items()
     }
     for number, stage in stages.items():
         state = states.get(number) or initial_state(args, number, stage, engine, world)
