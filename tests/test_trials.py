@@ -26,8 +26,8 @@ def publish(root: Path, kind: str, name: str, content: object) -> None:
 def test_a_trial_says_what_its_run_was_and_scored(uninterrupted: Path, tmp_path: Path) -> None:
     record = trial.trial(uninterrupted, "small", "as expected")
     assert record["command"] == (
-        "python train/train.py --stage 1 --data DIR --val VAL --out RUN --recipe cpu --steps 12 "
-        "--batch 2 --patch 32 --lr 0.01 --warmup 2 --ema 0.9 --norm_start 1.0 --seed 4"
+        "python train/train.py --stage 1 --data DIR --val VAL --out RUN --steps 12 --batch 2 "
+        "--patch 32 --lr 0.01 --optimizer muon --schedule cosine --warmup 2 --ema 0.9 --seed 4"
     )
     assert (record["step"], record["seed"], record["failed"]) == (12, 4, None)
     assert [line["step"] for line in record["validation"]] == [4, 8, 12]

@@ -250,14 +250,13 @@ def commands(records: list[dict[str, Any]]) -> list[str]:
 
 
 def options_of(stage: dict[str, Any], number: int) -> list[str]:
-    """What to give train.py for this stage: a recipe that has it, or numbers."""
-    differing: dict[str, list[str]] = {}
+    """What to give train.py for this stage: the recipe that it is, or its numbers, where they are
+    not the factsheet's. Other recipes may change, and the command is to stay true."""
     for recipe, content in RECIPES.items():
-        if number in content.stages:
-            default = asdict(content.stages[number])
-            differing[recipe] = [f"--{n} {v}" for n, v in stage.items() if v != default.get(n)]
-    recipe = min(differing, key=lambda recipe: len(differing[recipe]))
-    return [f"--recipe {recipe}"] * (recipe != "factsheet") + differing[recipe]
+        if number in content.stages and asdict(content.stages[number]) == stage:
+            return [f"--recipe {recipe}"] if recipe != "factsheet" else []
+    factsheet = asdict(RECIPES["factsheet"].stages[number])
+    return [f"--{name} {value}" for name, value in stage.items() if value != factsheet[name]]
 
 
 def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "training") -> LKDN:
