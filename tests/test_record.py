@@ -13,7 +13,7 @@ import torch
 from utils import record, template
 from utils.command import UserError
 from utils.files import ROOT, write_json
-from utils.report import documents
+from utils.report import documents, summary
 
 
 def a_run(dataset: str = "Set5", model: str = "23_LKDN", device: str = "cpu") -> dict[str, Any]:
@@ -135,6 +135,13 @@ def test_documents_say_what_the_published_runs_say(name: str) -> None:
     assert documents.regenerated(text) == text, "run python -m utils.report.documents --publish"
 
 
+def test_the_factsheets_row_stands_beside_runs_of_its_own_set_alone() -> None:
+    assert summary.table([a_run("demo")])[1:] == [summary.row(a_run("demo"))]
+    table = summary.table([a_run("demo"), a_run("DIV2K_valid")])
+    assert table[1][1] == "29.01" and len(table) == 4
+    assert "29.01" in summary.text(a_run("DIV2K_valid"), "run.json")
+
+
 def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) -> None:
     parts = "".join(f"<!-- generated: {name} -->\n<!-- end -->\n" for name in documents.PARTS)
     (tmp_path / "README.md").write_text(f"# A title\n{parts}The end.\n")
@@ -144,7 +151,8 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
     documents.publish(files, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# A title\n") and text.endswith("The end.\n")
-    assert "| this repository | 31.500 / 0.9000 | not measured |" in text
+    assert "| this repository | 31.500 / 0.9000 | not measured |\n" in text
+    assert "| these weights | 31.500 / 0.9000 |\n" in text and "29.01" not in text
     assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
     assert "PSNR (RGB)           30.00 dB, bicubic 28.00 dB, gain +2.00 dB" in text
     assert documents.regenerated(text, tmp_path) == text
@@ -166,8 +174,8 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
     write_json(tmp_path / "results" / "published" / "23_LKDN_training.json", training)
     documents.regenerate(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "| this repository | not measured | not measured |" in text
-    assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
+    assert "| this repository | not measured |\n" in text  # sets that nobody measured are left out
+    assert "| other.pth | 31.500 / 0.9000 |\n" in text
     assert "| minutes | 90 |" in text and "3 images, 12 megapixels" in text
     with pytest.raises(UserError, match="others"):
         documents.publish(files[:1], tmp_path)

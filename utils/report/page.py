@@ -163,7 +163,7 @@ def _overview(runs: Sequence[dict[str, Any]]) -> str:
     failed = [f"{run['dataset']}, {failure}" for run in runs for failure in run.get("failed", [])]
     return (
         "<section id=runs><h2>Runs</h2>"
-        + markup.table("Runs", [summary.COLUMNS, summary.FACTSHEET_ROW, *map(summary.row, runs)])
+        + markup.table("Runs", summary.table(runs))
         + "<p class=soft>Time: mean over the images, the first, cold one included. Memory: on a "
         "CPU resident at most, the whole process. FLOPs and activations: at 3x256x256.</p>"
         + markup.notes("Images that failed", failed)

@@ -133,12 +133,13 @@ def tables(results: Mapping[str, dict[str, Any]]) -> str:
 def sentences(results: Mapping[str, dict[str, Any]]) -> str:
     """What auto brings on each type of device."""
     return "\n\n".join(
-        _sentence(results[device]) if device in results else f"{name}: not measured."
+        sentence(results[device]) if device in results else f"{name}: not measured."
         for device, name in DEVICES.items()
     )
 
 
-def _sentence(result: dict[str, Any]) -> str:
+def sentence(result: dict[str, Any]) -> str:
+    """What auto brings, against torch as it comes."""
     shown = _one_size(result)
     fast = next(row for row in shown if row["backend"] == "auto")
     slow = shown[0]

@@ -28,12 +28,11 @@ def trials(records: Sequence[Record]) -> str:
         stage, last = trial["stage"], (trial["validation"] or [{}])[-1]
         score = number(last.get("val_psnr_y"), 3)
         structure = last.get("others", {}).get("val_structure", {})
-        pixels = trial["step"] * stage["batch"] * (stage["patch"] / SCALE) ** 2
         rows.append(
             [
                 trial["trial"],
                 f"{trial['step']} of {stage['steps']}",
-                f"{pixels / 1e6:.0f}",
+                f"{lr_pixels(trial) / 1e6:.0f}",
                 str(trial["seed"]),
                 f"{trial['minutes']:.0f}",
                 devices(trial),
@@ -44,6 +43,12 @@ def trials(records: Sequence[Record]) -> str:
         )
     lines = [f"    {trial['trial']}: {trial['command']}" for trial in records]
     return "\n".join([markdown(rows), "", *lines])
+
+
+def lr_pixels(record: Record) -> float:
+    """LR pixels that a stage's steps have seen."""
+    stage = record["stage"]
+    return float(record["step"] * stage["batch"] * (stage["patch"] / SCALE) ** 2)
 
 
 def throughput(records: Sequence[Record]) -> str:
