@@ -22,24 +22,9 @@ from utils.record import read_runs
 from utils.weights import load_weights
 
 LIMIT_MB = 100  # of what is sent, without SR images, unpacked
-# What is sent of the repository: files, and folders with all in them. Nothing that the judge's
-# command runs by default needs the rest.
-SENT = (
-    "test_demo.py",
-    "models/",
-    "model_zoo/",
-    "utils/",
-    "train/",
-    "kernels/",
-    "data/README.md",
-    "data/prepare.py",
-    "README.md",
-    "LICENSE",
-    "requirements.txt",
-    "constraints.txt",
-    "results/README.md",
-    "results/published/",
-)
+NOT_SENT = ("train/state/", ".")  # of the repository: a run that goes on, what git and CI need
+# What is imported from the repository; all else is a library's.
+FOLDERS = ("models", "utils", "train", "kernels", "deploy", "data")
 PUBLISHED = "results/published"
 CHALLENGE_IMAGE = re.compile(rf"\d{{4,7}}(x{SCALE})?")  # DIV2K's 0801x4, LSDIR's 0000001
 CREDITED = (
@@ -105,7 +90,7 @@ class Entry:
     @property
     def sent(self) -> list[str]:
         """The files that are sent."""
-        return [file for file in self.files if file.startswith(SENT)]
+        return [file for file in self.files if not file.startswith(NOT_SENT)]
 
     def text(self, file: str) -> str:
         """What stands in a file."""
@@ -272,12 +257,12 @@ def _runs_after_clone(entry: Entry) -> Iterator[str]:
     ):
         if not is_there:
             yield f"expected {needed} in test_demo.py, got none: let select_model know the model"
-    sent = tuple(part.replace("/", ".") for part in SENT if part.endswith("/"))
+    own = tuple(f"{folder}." for folder in FOLDERS)
     modules = {file.removesuffix(".py").replace("/", ".") for file in entry.sent}
     packages = {name.removesuffix(".__init__") for name in modules if name.endswith(".__init__")}
     missing = {}
     for file in (f for f in entry.sent if f.endswith(".py")):
-        for name in filter(lambda name: name.startswith(sent), _imports(entry.text(file))):
+        for name in filter(lambda name: name.startswith(own), _imports(entry.text(file))):
             if name not in modules | packages and name.rpartition(".")[0] not in modules:
                 missing[name] = file
     for module, file in missing.items():
