@@ -35,6 +35,7 @@ OTHERS: dict[str, set[str]] = {
     "utils": {"numpy", "cv2", "torch", "tqdm", "skimage"},
     "utils/efficiency.py": {"fvcore"},
     "utils/report/speed.py": {"matplotlib"},
+    "utils/report/curves.py": {"matplotlib"},
 }
 
 

@@ -9,7 +9,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from train import trial
-from utils.report import documents
+from utils.images import read_rgb
+from utils.report import curves, documents
 from utils.weights import CheckpointError
 
 Run = Callable[..., CompletedProcess[str]]
@@ -21,6 +22,19 @@ def publish(root: Path, kind: str, name: str, content: object) -> None:
     folder = root / "results" / "published" / kind
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_trials_are_drawn_over_all_pixels_that_they_have_seen(tmp_path: Path) -> None:
+    stage = {"name": "stage1", "steps": 9, "batch": 6, "patch": 64}
+    scores = [{"step": 5, "val_psnr_y": 28.5}, {"step": 10, "val_psnr_y": 29.0}]
+    record = {"trial": "a", "stage": stage, "validation": scores, "command": "train.py --stage 1"}
+    assert curves.curve(record) == [(5 * 6 * 256 / 1e6, 28.5), (10 * 6 * 256 / 1e6, 29.0)]
+    assert curves.begins_at_random(record)
+    assert not curves.begins_at_random(record | {"command": "train.py --init RUN/stage1.pt"})
+    publish(tmp_path, "trials", "1-a", record)
+    trial.draw(tmp_path / "results" / "published")
+    height, width, _ = read_rgb(tmp_path / "results" / "published" / "trials.png").shape
+    assert height > 400 < width
 
 
 def test_a_trial_says_what_its_run_was_and_scored(uninterrupted: Path, tmp_path: Path) -> None:

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(
-        Path(__file__).resolve().parent.parent
-    )  # was train/, where `train` would be train.py
+    # It was train/, where `train` would be train.py.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from train import log
 from train.checkpoint import training_records, without_digests
 from train.export import commands, last_stage
 from utils import command
-from utils.files import write_json
-from utils.record import PUBLISHED
-from utils.report import documents
+from utils.files import read_json, write_bytes, write_json
+from utils.record import PUBLISHED, read_runs
+from utils.report import curves, documents
 from utils.weights import CheckpointError, read_checkpoint
 
 TRIALS = PUBLISHED / "trials"
+VALIDATION = "val"  # the folder whose images decide
 
 logger = logging.getLogger("trial")
 
@@ -48,9 +48,20 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         write_json(TRIALS / f"{args.name}.json", trial(args.source, args.name, args.note))
         documents.regenerate()
+        draw()
         logger.info("%s and the tables are up to date", TRIALS / f"{args.name}.json")
 
     return command.run("train/trial.py", work)
+
+
+def draw(published: Path = PUBLISHED) -> None:
+    """Draw the scores of all trials over the pixels they have seen, beside those of published runs
+    on the validation images."""
+    files = sorted((published / "trials").glob("*.json"), key=documents.numbered)
+    runs = [run for run in read_runs(published) if run["dataset"] == VALIDATION]
+    lines = {run["checkpoint"]["name"]: run["ave_psnr_y"] for run in runs}
+    if picture := curves.picture([read_json(file) for file in files], lines):
+        write_bytes(published / "trials.png", picture)
 
 
 def trial(source: Path, name: str, note: str) -> dict[str, Any]:

@@ -130,7 +130,10 @@ def _read(folder: Path) -> Published:
     training = _training(folder)
     trials, throughput = (
         [read_json(file) for file in files]
-        for files in (sorted((folder / k).glob("*.json")) for k in ("trials", "throughput"))
+        for files in (
+            sorted((folder / kind).glob("*.json"), key=numbered)
+            for kind in ("trials", "throughput")
+        )
     )
     runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
     benchmarks, large, agreement = (
@@ -139,6 +142,12 @@ def _read(folder: Path) -> Published:
     )
     by_device = {result["environment"]["device_type"]: result for result in benchmarks}
     return Published(runs, training, trials, throughput, agreement, by_device, large)
+
+
+def numbered(file: Path) -> tuple[int, str]:
+    """To sort files by the number that their names begin with: 9-psnr before 10-batch-6."""
+    number = file.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0, file.name
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -250,68 +259,15 @@ def _efficiency(published: Published) -> str:
     return markdown(rows)
 
 
-def _training_table(published: Published) -> str:
-    """How the shipped weights came about: every number of every stage."""
-    training = published.training
-    if not training:
-        return "not trained yet"
-    stages = training["stages"]
-    rows = [["", *(f"{i}. {record['stage']['name']}" for i, record in enumerate(stages, 1))]]
-    rows += [
-        [name.replace("_", " "), *(str(record["stage"][name]) for record in stages)]
-        for name in stages[0]["stage"]
-        if name != "name"
-    ]
-    for name, describe in (
-        ("steps done", lambda record: str(record["step"])),
-        ("seed", lambda record: str(record["seed"])),
-        ("data", _data),
-        ("minutes", lambda record: f"{sum(w['minutes'] for w in record['history']):.0f}"),
-        ("device", training_tables.devices),
-    ):
-        rows.append([name, *(describe(record) for record in stages)])
-    lines = [markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
-    if training["validation"]:
-        last = training["validation"][-1]
-        lines.append(
-            f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
-            f"{last['val_psnr_y']:.3f} dB on Y."
-        )
-    return "\n".join(lines)
-
-
-def _data(record: dict[str, Any]) -> str:
-    text = f"fingerprint {record['data'][:12]}"
-    if data := record.get("data_summary"):
-        text = f"{data['images']} images, {data['megapixels']:.0f} megapixels, {text}"
-    return text
-
-
-def _commands(published: Published) -> str:
-    """The commands that trained the shipped weights."""
-    lines = published.training.get("commands", ["not trained yet"])
-    return "\n".join(f"    {line}" for line in lines)
-
-
-def _validation(published: Published) -> str:
-    """The score of the fused average on the validation images over the steps."""
-    rows = [["stage", "step", "PSNR (RGB) [dB]", "PSNR (Y) [dB]"]]
-    rows += [
-        [line["stage"], str(line["step"]), f"{line['val_psnr']:.3f}", f"{line['val_psnr_y']:.3f}"]
-        for line in published.training.get("validation", [])
-    ]
-    return markdown(rows)
-
-
 PARTS: dict[str, Callable[[Published], str]] = {
     "output": _output,
     "scores": _scores,
     "costs_in_words": _costs_in_words,
     "quality": _quality,
     "efficiency": _efficiency,
-    "training": _training_table,
-    "validation": _validation,
-    "commands": _commands,
+    "training": lambda published: training_tables.shipped(published.training),
+    "validation": lambda published: training_tables.validation(published.training),
+    "commands": lambda published: training_tables.commands(published.training),
     "trials": lambda published: training_tables.trials(published.trials),
     "throughput": lambda published: training_tables.throughput(published.throughput),
     "agreement": lambda published: training_tables.agreement(published.agreement),

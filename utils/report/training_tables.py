@@ -132,6 +132,58 @@ def curve(validation: Sequence[Record]) -> dict[str, list[tuple[float, float, st
     return stages
 
 
+def shipped(training: Record) -> str:
+    """How the shipped weights came about: every number of every stage."""
+    if not training:
+        return "not trained yet"
+    stages = training["stages"]
+    rows = [["", *(f"{i}. {record['stage']['name']}" for i, record in enumerate(stages, 1))]]
+    rows += [
+        [name.replace("_", " "), *(str(record["stage"][name]) for record in stages)]
+        for name in stages[0]["stage"]
+        if name != "name"
+    ]
+    for name, describe in (
+        ("steps done", lambda record: str(record["step"])),
+        ("seed", lambda record: str(record["seed"])),
+        ("data", _data),
+        ("minutes", lambda record: f"{sum(w['minutes'] for w in record['history']):.0f}"),
+        ("device", devices),
+    ):
+        rows.append([name, *(describe(record) for record in stages)])
+    lines = [markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
+    if training["validation"]:
+        last = training["validation"][-1]
+        lines.append(
+            f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
+            f"{last['val_psnr_y']:.3f} dB on Y."
+        )
+    return "\n".join(lines)
+
+
+def _data(record: Record) -> str:
+    text = f"fingerprint {record['data'][:12]}"
+    if data := record.get("data_summary"):
+        text = f"{data['images']} images, {data['megapixels']:.0f} megapixels, {text}"
+    return text
+
+
+def commands(training: Record) -> str:
+    """The commands that trained the shipped weights."""
+    lines = training.get("commands", ["not trained yet"])
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def validation(training: Record) -> str:
+    """The score of the fused average on the validation images over the steps."""
+    rows = [["stage", "step", "PSNR (RGB) [dB]", "PSNR (Y) [dB]"]]
+    rows += [
+        [line["stage"], str(line["step"]), f"{line['val_psnr']:.3f}", f"{line['val_psnr_y']:.3f}"]
+        for line in training.get("validation", [])
+    ]
+    return markdown(rows)
+
+
 def devices(record: Record) -> str:
     """The machines that a run was trained on."""
     environments = [work["environment"] for work in record["history"]]
