@@ -151,6 +151,10 @@ def test_learning_rate_of_each_step() -> None:
     half = math.sqrt(0.5)
     assert rates() == [8, 8, 8, 8]
     assert rates(schedule="cosine") == pytest.approx([8, 4 + 4 * half, 4, 4 - 4 * half])
+    stage = Stage("s", steps=9, batch=1, patch=4, loss="l1", lr=8, schedule="inverse_sqrt")
+    assert [learning_rate(stage, step) for step in (0, 5000, 15000)] == pytest.approx(
+        [8, 8 / math.sqrt(2), 4]
+    )
     assert rates(schedule="trapezoid", steps=10) == pytest.approx([8] * 8 + [16 / 3, 8 / 3])
     assert rates(warmup=3) == pytest.approx([2, 4, 6, 8])
     assert rates(warmup=1, steps=6) == pytest.approx([4, 8, 8, 8, 8, 8])

@@ -194,15 +194,15 @@ def test_finished_run_is_left_as_it_is(
     assert_equal_runs(place / "finished", uninterrupted, logged)
 
 
-def test_run_at_a_constant_rate_can_be_lengthened(
+def test_run_whose_rate_does_not_depend_on_its_end_can_be_lengthened(
     place: Path, train: Train, logged: Logged
 ) -> None:
-    constant = ("--schedule", "constant")
-    assert train("long", *constant, "--steps", 9).returncode == 0
-    assert train("lengthened", *constant, "--steps", 5).returncode == 0
-    done = train("lengthened", *constant, "--steps", 4, "--resume")
+    endless = ("--schedule", "inverse_sqrt")
+    assert train("long", *endless, "--steps", 9).returncode == 0
+    assert train("lengthened", *endless, "--steps", 5).returncode == 0
+    done = train("lengthened", *endless, "--steps", 4, "--resume")
     assert done.returncode == 2 and "steps 5, now 4" in done.stderr
-    assert train("lengthened", *constant, "--steps", 9, "--resume").returncode == 0
+    assert train("lengthened", *endless, "--steps", 9, "--resume").returncode == 0
     assert_equal_runs(place / "lengthened", place / "long", logged)
     done = train("lengthened", "--schedule", "cosine", "--steps", 12, "--resume")
     assert done.returncode == 2 and "steps 9, now 12" in done.stderr

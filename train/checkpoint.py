@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.packing import Pack
-from train.recipes import Stage
+from train.recipes import ENDLESS, Stage
 from utils.datasets import SCALE
 from utils.files import read_json, write_bytes, write_json
 from utils.weights import CheckpointError, load_state, read_checkpoint
@@ -116,7 +116,7 @@ def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
 def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
     """Bring `state` to where a checkpoint left off.
 
-    At a constant rate no step depends on how many follow, so such a run may get another end.
+    Where no step's rate depends on how many follow, a run may get another end.
 
     Raises:
         CheckpointError: unreadable, or of a run with another stage, seed or data.
@@ -127,7 +127,7 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
         raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
     now = {**asdict(stage), "seed": seed, "data": fingerprint}
     then = {**_complete(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
-    if stage.schedule == "constant" and stage.steps >= saved["step"]:
+    if stage.schedule in ENDLESS and stage.steps >= saved["step"]:
         then["steps"] = stage.steps
     differing = [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]
     if differing:

@@ -12,6 +12,8 @@ Orthogonalise = Callable[[Sequence[Tensor]], list[Tensor]]
 
 # Part of the steps over which a trapezoid falls to zero.
 COOLDOWN = 0.3
+# Steps after which a rate of schedule inverse_sqrt has fallen to 0.71 of what it was.
+HELD = 5000
 
 
 class Muon(torch.optim.Optimizer):
@@ -106,6 +108,8 @@ def learning_rate(stage: Stage, step: int) -> float:
     rate = stage.lr * min(1.0, (step + 1) / (stage.warmup + 1))
     if stage.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+    if stage.schedule == "inverse_sqrt":
+        rate /= math.sqrt(1 + step / HELD)
     if stage.schedule == "trapezoid":
         rate *= min(1.0, (stage.steps - step) / (COOLDOWN * stage.steps))
     return rate

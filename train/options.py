@@ -15,7 +15,7 @@ from kernels.native import CompileError, cpu_features
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.forward import arithmetic_of
-from train.recipes import RECIPES, Engine, Stage
+from train.recipes import RECIPES, SCHEDULES, Engine, Stage
 from utils import devices
 from utils.command import UserError
 from utils.datasets import SCALE
@@ -82,7 +82,7 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     number("--lr", type=float, default=argparse.SUPPRESS, help="learning rate")
     number("--loss", choices=("l1", "l2", "psnr"), default=argparse.SUPPRESS)
     number("--optimizer", choices=("adam", "muon"), default=argparse.SUPPRESS)
-    number("--schedule", choices=("constant", "cosine", "trapezoid"), default=argparse.SUPPRESS)
+    number("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS)
     number("--warmup", type=int, default=argparse.SUPPRESS, help="steps of linear rise")
     number("--ema", type=float, default=argparse.SUPPRESS, help="decay of the averaged weights")
     number(
