@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Literal
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.forward import make_forward
-from train.recipes import RECIPES, STAGES, Engine
+from train.options import HELP, parse
+from train.recipes import RECIPES, STAGES, Engine, Stage
 from train.reparam import training_form
 from utils.weights import read_checkpoint
 
@@ -69,6 +70,17 @@ def recipe_cases() -> list[ParameterSet]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile on torch's own parts
+def test_every_number_of_a_stage_and_an_engine_is_an_option() -> None:
+    given = {"loss": "l2", "steps": 7, "lr": 0.5, "draw": "detail", "fold": False, "crops": "cpu"}
+    words = [f"--{name}={value}" for name, value in given.items() if name != "fold"]
+    args = parse(["--data", "d", "--out", "o", "--no-fold", *words], "", Path("packed"))
+    assert {name: getattr(args, name) for name in given} == given
+    assert not hasattr(args, "momentum")  # the recipe's
+    assert set(HELP) == {field.name for field in (*fields(Stage), *fields(Engine))} - {"name"}
+    with pytest.raises(SystemExit):
+        parse(["--data", "d", "--out", "o", "--loss", "l3"], "", Path("packed"))
+
+
 @pytest.mark.parametrize(("device", "precision", "engine", "tolerance"), recipe_cases())
 def test_gradients_of_the_training_forward_are_right(
     device: str, precision: Precision, engine: Engine, tolerance: float
@@ -101,7 +113,7 @@ def test_gradients_of_the_training_forward_are_right(
 SMALL_RECIPE = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-from dataclasses import replace
+from dataclasses import fields, replace
 from train import recipes, train
 small = {"steps": 3, "batch": 2, "patch": 32, "precision": "fp64"}
 recipe = recipes.RECIPES["fast"]

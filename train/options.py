@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -15,12 +16,39 @@ from kernels.native import CompileError, cpu_features
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.forward import arithmetic_of
-from train.recipes import RECIPES, SCHEDULES, Engine, Stage
+from train.recipes import RECIPES, Engine, Stage
 from utils import devices
 from utils.command import UserError
 from utils.datasets import SCALE
 
 logger = logging.getLogger(__name__)
+
+# What the fields of Stage and Engine are, in the words of --help.
+HELP = {
+    "steps": "optimiser steps",
+    "batch": "patches a step",
+    "patch": "HR pixels a side of a patch",
+    "loss": "of pixels in 0..1; psnr is minus the mean PSNR of the patches",
+    "lr": "learning rate of Adam, or of Muon's matrices",
+    "optimizer": "the factsheet's Adam, or Muon for what mixes channels",
+    "schedule": "how the learning rate goes on after its rise",
+    "warmup": "steps of linear rise",
+    "ema": "decay of the averaged weights",
+    "norm_start": "first value of the PixelNorm weights",
+    "precision": "of what is multiplied; weights and sums are float32",
+    "momentum": "Muon's",
+    "adam_share": "share of the learning rate for what Muon leaves to Adam",
+    "form": "with the extra branches or without",
+    "draw": "patches from everywhere alike, or more where there is detail",
+    "kernels": "torch's, or ours compiled for this CPU",
+    "fold": "fold the branches at each step",
+    "channels_last": "memory layout",
+    "depthwise": "whose kernels for depthwise convolutions",
+    "compile": "torch.compile, alone or with CUDA graphs",
+    "crops": "where patches are cut",
+    "arithmetic": "how the native kernels multiply in bf16",
+    "tuned_cpu": "flush denormals, keep freed memory",
+}
 
 
 def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespace:
@@ -74,84 +102,8 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     add("--val_every", type=int, default=5000, metavar="N", help="steps between scores")
     add("--save_every", type=int, default=1000, metavar="N", help="steps between checkpoints")
     add("--packed", type=Path, default=packed, metavar="DIR", help="where decoded images are kept")
-    numbers = parser.add_argument_group("numbers of the stage", "default: the recipe's")
-    number = numbers.add_argument
-    number("--steps", type=int, default=argparse.SUPPRESS, help="optimiser steps")
-    number("--batch", type=int, default=argparse.SUPPRESS, help="patches a step")
-    number("--patch", type=int, default=argparse.SUPPRESS, help="HR pixels a side of a patch")
-    number("--lr", type=float, default=argparse.SUPPRESS, help="learning rate")
-    number("--loss", choices=("l1", "l2", "psnr"), default=argparse.SUPPRESS)
-    number("--optimizer", choices=("adam", "muon"), default=argparse.SUPPRESS)
-    number("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS)
-    number("--warmup", type=int, default=argparse.SUPPRESS, help="steps of linear rise")
-    number("--ema", type=float, default=argparse.SUPPRESS, help="decay of the averaged weights")
-    number(
-        "--norm_start",
-        type=float,
-        default=argparse.SUPPRESS,
-        help="first value of the PixelNorm weights",
-    )
-    number("--precision", choices=("fp32", "bf16", "fp64"), default=argparse.SUPPRESS)
-    number("--momentum", type=float, default=argparse.SUPPRESS, help="Muon's")
-    number(
-        "--adam_share",
-        type=float,
-        default=argparse.SUPPRESS,
-        help="share of the learning rate for what Muon leaves to Adam",
-    )
-    number(
-        "--form",
-        choices=("training", "inference"),
-        default=argparse.SUPPRESS,
-        help="with the extra branches or without",
-    )
-    number(
-        "--draw",
-        choices=("uniform", "detail"),
-        default=argparse.SUPPRESS,
-        help="patches from everywhere alike, or more where there is detail",
-    )
-    engine = parser.add_argument_group("how they are computed", "default: the recipe's")
-    switch = argparse.BooleanOptionalAction
-    how = engine.add_argument
-    how(
-        "--kernels",
-        choices=("torch", "native"),
-        default=argparse.SUPPRESS,
-        help="torch's, or ours compiled for this CPU",
-    )
-    how("--fold", action=switch, default=argparse.SUPPRESS, help="fold the branches at each step")
-    how("--channels_last", action=switch, default=argparse.SUPPRESS, help="memory layout")
-    how(
-        "--depthwise",
-        choices=("torch", "triton"),
-        default=argparse.SUPPRESS,
-        help="whose kernels for depthwise convolutions",
-    )
-    how(
-        "--compile",
-        choices=("off", "on", "graphs"),
-        default=argparse.SUPPRESS,
-        help="torch.compile, alone or with CUDA graphs",
-    )
-    how(
-        "--crops",
-        choices=("device", "cpu"),
-        default=argparse.SUPPRESS,
-        help="where patches are cut",
-    )
-    how(
-        "--arithmetic",
-        choices=("auto", "float32", "avx512_bf16", "amx_bf16"),
-        default=argparse.SUPPRESS,
-        help="how the native kernels multiply in bf16",
-    )
-    how(
-        "--tuned_cpu",
-        action=switch,
-        default=argparse.SUPPRESS,
-        help="flush denormals, keep freed memory",
-    )
+    _add_fields(parser, "numbers of the stage", Stage)
+    _add_fields(parser, "how they are computed", Engine)
     args = parser.parse_args(argv)
     for name in ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch"):
         if (value := getattr(args, name, None)) is not None and value < 1:
@@ -169,6 +121,19 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
         if not value >= 0 or (value == math.inf and name != "max_minutes"):
             parser.error(f"expected --{name} of a number from 0 up, got {value}")
     return args
+
+
+def _add_fields(parser: argparse.ArgumentParser, title: str, kind: type[Stage | Engine]) -> None:
+    """An option for each field of a stage or an engine, its type and choices as there."""
+    group = parser.add_argument_group(title, "default: the recipe's")
+    for name, field_type in get_type_hints(kind).items():
+        how: dict[str, Any] = {"type": field_type}
+        if get_origin(field_type) is Literal:
+            how = {"choices": get_args(field_type)}
+        elif field_type is bool:
+            how = {"action": argparse.BooleanOptionalAction}
+        if name in HELP:  # all but the name of a stage
+            group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=HELP[name], **how)
 
 
 def stages_of(args: argparse.Namespace) -> dict[int, Stage]:

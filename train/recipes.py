@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-SCHEDULES = ("constant", "inverse_sqrt", "cosine", "trapezoid")
-ENDLESS = SCHEDULES[:2]  # no step's rate depends on how many follow
+ENDLESS = ("constant", "inverse_sqrt")  # schedules in which no rate depends on how many follow
 
 
 @dataclass(frozen=True)
