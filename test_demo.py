@@ -158,9 +158,7 @@ def chosen(model_ids: Sequence[int], checkpoints: Sequence[str] | None) -> list[
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter)
     add = parser.add_argument
     add(
         "--model_id",

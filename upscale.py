@@ -110,9 +110,7 @@ def upscale(args: argparse.Namespace) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter)
     add = parser.add_argument
     add("inputs", type=Path, nargs="*", metavar="INPUT", help="images and folders of images")
     add(

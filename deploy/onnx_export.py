@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.onnx_export",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=command.HelpFormatter,
     )
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("lkdn.onnx"), help="the file to write")

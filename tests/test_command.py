@@ -1,5 +1,8 @@
 """How every command ends: its exit code, and one line in place of a traceback."""
 
+import argparse
+import math
+
 import pytest
 
 from utils import command
@@ -50,3 +53,11 @@ def test_work_decides_its_code_and_mistakes_of_ours_are_seen() -> None:
     assert [command.run("a.py", lambda code=code: code) for code in (None, 0, 1)] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         command.run("a.py", lambda: 1 // 0)
+
+
+def test_help_has_defaults_that_say_something() -> None:
+    parser = argparse.ArgumentParser(formatter_class=command.HelpFormatter)
+    for name, default in (("size", 3), ("file", None), ("names", []), ("minutes", math.inf)):
+        parser.add_argument(f"--{name}", default=default, help=f"a {name}")
+    text = parser.format_help()
+    assert "a size (default: 3)" in text and text.count("default:") == 1

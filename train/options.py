@@ -17,7 +17,7 @@ from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.forward import arithmetic_of
 from train.recipes import RECIPES, Engine, Stage
-from utils import devices
+from utils import command, devices
 from utils.command import UserError
 from utils.datasets import SCALE
 
@@ -53,9 +53,7 @@ HELP = {
 
 def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=about, formatter_class=command.HelpFormatter)
     add = parser.add_argument
     add(
         "--recipe",
@@ -63,7 +61,7 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
         default="factsheet",
         help="whose numbers: the factsheet's, or ours for one large GPU or two CPU cores",
     )
-    add("--stage", type=int, choices=(1, 2), help="only this stage; None: all, one after another")
+    add("--stage", type=int, choices=(1, 2), help="only this stage; else all, one after another")
     add(
         "--data",
         type=Path,

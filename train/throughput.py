@@ -130,8 +130,7 @@ def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=(__doc__ or "").splitlines()[0], formatter_class=command.HelpFormatter
     )
     add = parser.add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py")
@@ -156,7 +155,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="measure the rows in turn so often, on a machine whose speed changes",
     )
-    add("--rows", type=int, nargs="+", metavar="N", help="only these, from 0; None: all")
+    add("--rows", type=int, nargs="+", metavar="N", help="only these, from 0; else all")
     args = parser.parse_args(argv)
     if args.steps < 10:
         parser.error(f"expected --steps of at least 10, got {args.steps}")

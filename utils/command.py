@@ -1,9 +1,20 @@
 """One way in for every command: one line and an exit code for what was wrong or failed."""
 
+import argparse
+import math
 import sys
 from collections.abc import Callable
 
 GOOD, FAILED, WRONG_USAGE = 0, 1, 2  # exit codes
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """--help with defaults, but not with those that say nothing: None, no items, no limit."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:  # as argparse's own do
+        if action.default in (None, math.inf) or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class UserError(ValueError):

@@ -84,7 +84,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.bench",
         description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=command.HelpFormatter,
     )
     add = parser.add_argument
     add("--device", choices=devices.NAMES, default="auto", help="where to run")

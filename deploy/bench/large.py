@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.bench.large",
         description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=command.HelpFormatter,
     )
     output = ROOT / "results" / "large_cpu.json"
     parser.add_argument("-o", "--output", type=Path, default=output, help="JSON to write")

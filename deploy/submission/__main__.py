@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.submission",
         description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=command.HelpFormatter,
     )
     add = parser.add_argument
     add("--root", type=Path, default=ROOT, metavar="DIR", help="the repository")
