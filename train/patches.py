@@ -173,8 +173,7 @@ def sample(
     positions = generator.integers(source.ends[-1], size=batch)[part]
     transforms = generator.integers(8, size=batch)[part]
     if source.cells is None:
-        image = np.searchsorted(source.ends, positions, side="right")
-        within = positions - np.where(image > 0, source.ends[image - 1], 0)
+        image, within = _locate(positions, source.ends)
         in_row = source.table[image, 3]
         top, left = within // in_row, within % in_row
     else:
@@ -193,18 +192,30 @@ def sample(
     return lr, hr
 
 
+def _locate(
+    places: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of places that are counted through all images: the image, and the place counted in it."""
+    image = np.searchsorted(ends, places, side="right")
+    return image, places - _starts(image, ends)
+
+
+def _starts(image: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where images begin in a running sum that has their ends."""
+    return np.where(image > 0, ends[image - 1], 0)
+
+
 def _draw_by_detail(
     source: Sampler, cells: Cells, generator: np.random.Generator, batch: int, part: slice
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """(image, top, left) of crops over pixels that are drawn by their cells' weights."""
     drawn = generator.random(batch)[part] * cells.weights[-1]
     cell = np.minimum(np.searchsorted(cells.weights, drawn, side="right"), len(cells.weights) - 1)
-    image = np.searchsorted(cells.ends, cell, side="right")
-    cell = cell - np.where(image > 0, cells.ends[image - 1], 0)
+    image, cell = _locate(cell, cells.ends)
     corner = np.stack((cell // cells.across[image], cell % cells.across[image])) * CELL
     pixel = corner + generator.integers(CELL, size=(2, batch))[:, part]
     in_row = source.table[image, 3]
-    positions = np.diff(source.ends, prepend=0)[image]
+    positions = source.ends[image] - _starts(image, source.ends)
     last = np.stack((positions // in_row, in_row)) - 1
     first = pixel - generator.integers(source.patch, size=(2, batch))[:, part]
     top, left = np.clip(first, 0, last)
