@@ -15,9 +15,9 @@ if __name__ == "__main__":
         Path(__file__).resolve().parent.parent
     )  # was train/, where `train` would be train.py
 
-from train.throughput import run_train
+from train.throughput import add_data, run_train
 from utils import command, devices, record
-from utils.files import ROOT, write_json
+from utils.files import write_json
 
 logger = logging.getLogger("agreement")
 
@@ -32,14 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py")
-    add(
-        "--packed",
-        type=Path,
-        default=ROOT / "data" / "packed",
-        metavar="DIR",
-        help="where decoded images are kept",
-    )
+    add_data(parser)
     add("--val", required=True, metavar="DIR", help="images to score")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     add("--steps", type=int, default=300, help="steps of each run; default: %(default)s")

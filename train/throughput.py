@@ -127,11 +127,8 @@ def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
         return []
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], formatter_class=command.HelpFormatter
-    )
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The options that say what train.py is measured on."""
     add = parser.add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py")
     add(
@@ -141,6 +138,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="where decoded images are kept",
     )
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=command.HelpFormatter
+    )
+    add = parser.add_argument
+    add_data(parser)
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
     add("--device", choices=devices.NAMES, default="auto")
     add("--batch", type=int, default=128, help="patches a step")
