@@ -3,10 +3,13 @@
 import copy
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Net = TypeVar("Net", bound=nn.Module)
 
 LARGEST = 64.0  # what rescaling aims at, so that products and other images stay below 65504,
 LARGEST_NORMALISED = 1024.0  # .. before a norm whose eps cannot be scaled too
@@ -70,7 +73,7 @@ def rescaled(net: nn.Module) -> nn.Module:
     return net
 
 
-def reduced(net: nn.Module) -> nn.Module:
+def reduced(net: Net) -> Net:
     """`rescaled` for a network that keeps its eps, such as one that is loaded from a file.
 
     Layers are only made smaller, and what `pixel_norm` normalises stays so large that eps is

@@ -5,7 +5,6 @@ weights of a run are scaled down where half precision could not hold the network
 """
 
 import argparse
-import copy
 import io
 import logging
 import sys
@@ -142,8 +141,7 @@ def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = 
 
 def _held_by_half_precision(plain: LKDN) -> LKDN:
     """The network with weights that half precision can run, where that changes nothing else."""
-    half = copy.deepcopy(plain)
-    half.load_state_dict(reduced(plain).state_dict())
+    half = reduced(plain)
     if (change := largest_difference(plain, half)) <= REDUCED:
         return half
     logger.warning(
