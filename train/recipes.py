@@ -114,7 +114,7 @@ RECIPES = {
         },
         Engine(depthwise="triton", compile="on"),
     ),
-    # For two CPU cores in about twenty minutes.
+    # For two CPU cores in less than half an hour.
     "cpu": Recipe({1: TRIED}, Engine(kernels="native")),
     # For two CPU cores in nights: as long as one likes, then cooled down on large patches. At a
     # held rate 24 small patches a step stop to gain at 75 million LR pixels. Not tried at length.
