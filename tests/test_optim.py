@@ -88,7 +88,7 @@ def test_muon_steps_are_those_of_the_plain_method_on_each_matrix() -> None:
     params = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
     weights = [p.detach().numpy().copy() for p in params]
     buffers = [np.zeros(shape) for shape in shapes]
-    optimizer = Muon(params, lr=0.02, momentum=0.95)
+    optimizer = Muon(params, lr=0.02, momentum=0.95, weight_decay=0.5)
     for _ in range(3):
         for i, p in enumerate(params):
             grad = torch.randn(p.shape, dtype=torch.float64)
@@ -98,7 +98,8 @@ def test_muon_steps_are_those_of_the_plain_method_on_each_matrix() -> None:
             nesterov = 0.95 * buffers[i] + 0.05 * g
             rows, columns = len(g), g[0].size
             update = newton_schulz(nesterov.reshape(rows, columns)).reshape(g.shape)
-            weights[i] = weights[i] - 0.02 * math.sqrt(max(1, rows / columns)) * update
+            update *= math.sqrt(max(1, rows / columns))
+            weights[i] = weights[i] * (1 - 0.02 * 0.5) - 0.02 * update
         optimizer.step()
         for p, expected in zip(params, weights, strict=True):
             # Float64; the guard of 1e-7 against a zero norm shifts an update by 1e-8 of itself.
@@ -197,3 +198,12 @@ def test_the_two_stages_are_the_factsheets_and_the_default() -> None:
         assert (stage.optimizer, stage.schedule, stage.warmup) == ("adam", "constant", 0)
         assert (stage.ema, stage.norm_start, stage.precision) == (0.999, 1.0, "fp32")
         assert stage.form == "training"
+
+
+def test_muon_goes_on_from_a_state_of_before_there_was_a_decay() -> None:
+    params = [torch.ones(4, 4, requires_grad=True)]
+    old = Muon(params, lr=0.1).state_dict()
+    del old["param_groups"][0]["weight_decay"]
+    optimizer = Muon(params, lr=0.1, weight_decay=0.5)
+    optimizer.load_state_dict(old)
+    assert optimizer.param_groups[0]["weight_decay"] == 0

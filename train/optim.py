@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ class Muon(torch.optim.Optimizer):
     Keller Jordan's Muon (https://github.com/KellerJordan/Muon): Nesterov momentum, then each
     kernel's update, seen as a (out, in*k*k) matrix, is replaced by one near U V^T of its singular
     value decomposition and scaled by sqrt(max(1, out / (in*k*k))). Matrices of equal shape are
-    orthogonalised as one batch.
+    orthogonalised as one batch. Decay is apart from the gradient: a step takes the share
+    lr * weight_decay from each kernel (Loshchilov and Hutter, 2019).
     """
 
     def __init__(
@@ -31,9 +33,16 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         orthogonalise: Orthogonalise | None = None,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.orthogonalise = orthogonalise or orthogonalise_all
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a state, which may be from before there was a decay."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("weight_decay", 0.0)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -51,6 +60,7 @@ class Muon(torch.optim.Optimizer):
             updates = self.orthogonalise([u.flatten(1) for u in nesterov])
             scales = [-group["lr"] * math.sqrt(max(1, u.shape[0] / u.shape[1])) for u in updates]
             torch._foreach_mul_(updates, scales)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             shaped = [u.view_as(p) for p, u in zip(params, updates, strict=True)]
             torch._foreach_add_(params, shaped)
 
@@ -88,7 +98,7 @@ def make_optimizers(
     net: nn.Module, stage: Stage, orthogonalise: Orthogonalise | None = None
 ) -> list[torch.optim.Optimizer]:
     """The factsheet's Adam for everything, or Muon for the kernels that mix channels and Adam
-    for depthwise kernels, biases and normalisation. No weight decay."""
+    for depthwise kernels, biases and normalisation, which do not decay."""
     params = list(net.parameters())
     fused = params[0].device.type in ("cpu", "cuda")  # one kernel for all parameters
     if stage.optimizer == "adam":
@@ -100,7 +110,7 @@ def make_optimizers(
     )
     for group in adam.param_groups:
         group["share"] = stage.adam_share
-    return [Muon(mixing, stage.lr, stage.momentum, orthogonalise), adam]
+    return [Muon(mixing, stage.lr, stage.momentum, orthogonalise, stage.weight_decay), adam]
 
 
 def learning_rate(stage: Stage, step: int) -> float:

@@ -38,6 +38,7 @@ HELP = {
     "precision": "of what is multiplied; weights and sums are float32",
     "momentum": "Muon's",
     "adam_share": "share of the learning rate for what Muon leaves to Adam",
+    "weight_decay": "part of the learning rate that Muon's kernels lose at each step",
     "form": "with the extra branches or without",
     "draw": "patches from everywhere alike, or more where there is detail",
     "kernels": "torch's, or ours compiled for this CPU",
@@ -114,7 +115,8 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     for name in ("ema", "momentum"):
         if getattr(args, name, 0) > 1:
             parser.error(f"expected --{name} of at most 1, got {getattr(args, name)}")
-    for name in ("lr", "warmup", "ema", "norm_start", "momentum", "adam_share", "max_minutes"):
+    shares = ("ema", "norm_start", "momentum", "adam_share", "weight_decay")
+    for name in ("lr", "warmup", *shares, "max_minutes"):
         value = float(getattr(args, name, 0))
         if not value >= 0 or (value == math.inf and name != "max_minutes"):
             parser.error(f"expected --{name} of a number from 0 up, got {value}")

@@ -18,7 +18,8 @@ class Stage:
     a straight fall to zero over the last 30 % of the steps.
     ema: decay of the averaged weights, which are what is exported. norm_start: first value of the
     PixelNorm weights. momentum, adam_share: Muon's momentum, and the share of lr for what Muon
-    leaves to Adam. form: the network that is trained, with the extra branches or without.
+    leaves to Adam. weight_decay: the part of lr that Muon's kernels lose at each step.
+    form: the network that is trained, with the extra branches or without.
     draw: patches from everywhere alike, or more where there is detail, see train.patches.sample.
     Precisions other than fp64 keep weights, loss, EMA and optimiser in float32.
     """
@@ -37,6 +38,7 @@ class Stage:
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     momentum: float = 0.95
     adam_share: float = 0.2
+    weight_decay: float = 0.0
     form: Literal["training", "inference"] = "training"
     draw: Literal["uniform", "detail"] = "uniform"
 
