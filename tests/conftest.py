@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
 
+pytest_plugins = ("mirror",)
 ROOT = Path(__file__).resolve().parent.parent
 
 Image = NDArray[np.uint8]
