@@ -1,9 +1,7 @@
 """What several test files share: reference folder, small images, command lines, one small run."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import warm_python
 from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
@@ -20,6 +19,11 @@ pytest_plugins = ("mirror",)
 ROOT = Path(__file__).resolve().parent.parent
 
 Image = NDArray[np.uint8]
+OPTIONS = """
+    --data images --packed packed --stage 1 --steps 12 --batch 2 --patch 32
+    --optimizer muon --lr 0.01 --schedule cosine --warmup 2 --ema 0.9 --seed 4
+    --threads 1 --device cpu --log_every 1 --save_every 3 --val_every 4
+"""
 
 
 def pytest_configure() -> None:
@@ -95,18 +99,18 @@ def random_weights(random_net: LKDN, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python ARGUMENTS` in folder `cwd`, with nothing of this process on its path."""
+    """Run `python ARGUMENTS` in folder `cwd`; a keyword is an environment variable."""
+    return warm_python.python
 
-    def run(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
+
+@pytest.fixture(scope="session")
+def run_triton(python: Callable) -> Callable[[str, str], None]:
+    """Run a script of the repository's root on a device: "cuda", or "cpu", interpreted."""
+
+    def run(script: str, device: str) -> None:
+        interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
+        done = python(ROOT, "-c", script, device, **interpreted)
+        assert done.returncode == 0, done.stderr[-3000:]
 
     return run
 
@@ -127,53 +131,13 @@ def place(
 def train(place: Path, python: Callable) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run train.py, or `script` around it, from another directory; it never shows a traceback.
 
-    Momentum, schedule and average all matter to whoever resumes a run of these options.
+    Momentum, schedule and average all matter to whoever resumes a run of these OPTIONS.
     """
 
     def run(
         out: str | Path, *options: object, script: Sequence[object] = (ROOT / "train/train.py",)
     ) -> subprocess.CompletedProcess[str]:
-        done = python(
-            place,
-            *script,
-            "--data",
-            "images",
-            "--packed",
-            "packed",
-            "--out",
-            out,
-            "--stage",
-            1,
-            "--steps",
-            12,
-            "--batch",
-            2,
-            "--patch",
-            32,
-            "--optimizer",
-            "muon",
-            "--lr",
-            0.01,
-            "--schedule",
-            "cosine",
-            "--warmup",
-            2,
-            "--ema",
-            0.9,
-            "--seed",
-            4,
-            "--threads",
-            1,
-            "--device",
-            "cpu",
-            "--log_every",
-            1,
-            "--save_every",
-            3,
-            "--val_every",
-            4,
-            *options,
-        )
+        done = python(place, *script, *OPTIONS.split(), "--out", out, *options)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -137,6 +136,7 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
     zoo: tuple[Path, Path],
     noise: Callable[..., Image],
     save: Callable[[Path, Image], Path],
+    python: Callable,
 ) -> None:
     # The same pixels under another name, in another format, cut to a multiple of 4 or not.
     for folder in ("mine", "sets/Set5/HR"):
@@ -151,14 +151,8 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
         export(tmp_path / "run", held_out=held_out)
     assert not zoo[0].exists() and not zoo[1].exists()
     export(tmp_path / "run", tmp_path / "mine.pth", held_out=held_out)  # not shipped
-    script = str(ROOT / "train" / "export.py")  # a named folder counts whatever its name
-    done = subprocess.run(
-        [sys.executable, script, "run", "--held_out", "sets/else"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    # A named folder counts whatever its name.
+    done = python(tmp_path, ROOT / "train" / "export.py", "run", "--held_out", "sets/else")
     assert done.returncode == 2 and "copied.png" in done.stderr
 
     # An earlier stage's images count as well, in whatever folder it was trained ..
@@ -196,20 +190,13 @@ def test_commands_of_stages_and_recipes() -> None:
     ]
 
 
-def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path) -> None:
+def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path, python: Callable) -> None:
     torch.manual_seed(2)
     form = training_form(LKDN(8, 2, 3))  # another size, and x3
     torch.save({"params": form.state_dict()}, tmp_path / "foreign.pth")
-    script = str(ROOT / "train" / "export.py")
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            [sys.executable, script, *arguments],
-            cwd=tmp_path,
-            text=True,
-            capture_output=True,
-            timeout=120,
-        )
+        done = python(tmp_path, ROOT / "train" / "export.py", *arguments)
         assert "Traceback" not in done.stderr
         return done
 

@@ -29,6 +29,7 @@ Run = Callable[..., CompletedProcess[str]]
 Logged = Callable[[Path], list[dict[str, Any]]]
 Precision = Literal["fp32", "bf16", "fp64"]
 CPU = torch.device("cpu")
+DIVERGING = ("--lr", 1e30, "--optimizer", "adam")
 
 
 @pytest.fixture()
@@ -66,46 +67,15 @@ def test_processes_together_train_as_one_and_as_a_plain_loop(
     place: Path, root: Path, python: Run, source: Sampler, logged: Logged
 ) -> None:
     # Three patches on two processes: unequal shares.
-    options = [
-        root / "train/train.py",
-        "--stage",
-        1,
-        "--data",
-        "images",
-        "--packed",
-        "packed",
-        "--steps",
-        5,
-        "--batch",
-        3,
-        "--patch",
-        32,
-        "--precision",
-        "fp64",
-        "--ema",
-        0.9,
-        "--seed",
-        6,
-        "--threads",
-        1,
-        "--device",
-        "cpu",
-        "--log_every",
-        1,
-    ]
-    alone = python(place, *options, "--out", "alone")
+    options = """
+        --data images --packed packed --stage 1 --steps 5 --batch 3 --patch 32 --precision fp64
+        --ema 0.9 --seed 6 --threads 1 --device cpu --log_every 1
+    """
+    script = root / "train/train.py"
+    alone = python(place, script, *options.split(), "--out", "alone")
     assert alone.returncode == 0, alone.stderr
-    together = python(
-        place,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        2,
-        *options,
-        "--out",
-        "together",
-    )
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2"
+    together = python(place, *launcher.split(), script, *options.split(), "--out", "together")
     assert together.returncode == 0, together.stderr
 
     torch.manual_seed(6)
@@ -162,19 +132,7 @@ def test_stage_2_starts_from_the_average_of_stage_1_with_its_own_loss(
 def test_divergence_is_reported_and_the_last_checkpoint_stays_good(
     place: Path, train: Run, logged: Logged
 ) -> None:
-    done = train(
-        "diverged",
-        "--lr",
-        1e30,
-        "--optimizer",
-        "adam",
-        "--warmup",
-        0,
-        "--schedule",
-        "constant",
-        "--save_every",
-        1,
-    )
+    done = train("diverged", *DIVERGING, "--warmup", 0, "--schedule", "constant", "--save_every", 1)
     assert done.returncode == 1
     (message,) = [line for line in done.stderr.splitlines() if "finite" in line]
     assert "step 1," in message and "1e+30" in message and "--lr" in message
@@ -187,21 +145,8 @@ def test_divergence_is_reported_and_the_last_checkpoint_stays_good(
 
 
 def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run) -> None:
-    done = train(
-        "diverged early",
-        "--lr",
-        1e30,
-        "--optimizer",
-        "adam",
-        "--warmup",
-        0,
-        "--ema",
-        0,
-        "--val",
-        "held out",
-        "--val_every",
-        1,
-    )
+    options = ("--warmup", 0, "--ema", 0, "--val", "held out", "--val_every", 1)
+    done = train("diverged early", *DIVERGING, *options)
     assert done.returncode == 1
     assert "finite" in done.stderr
 

@@ -77,26 +77,9 @@ def test_throughput_records_speed_and_failures(
 ) -> None:
     def measure(name: str, patch: int, *rows: int) -> tuple[int, dict]:
         file = tmp_path / f"{name}.json"
-        done = python(
-            place,
-            root / "train/throughput.py",
-            "--data",
-            "images",
-            "--packed",
-            "packed",
-            "-o",
-            file,
-            "--batch",
-            2,
-            "--patch",
-            patch,
-            "--steps",
-            20,
-            "--device",
-            "cpu",
-            "--rows",
-            *rows,
-        )
+        options = f"--data images --packed packed --batch 2 --patch {patch} --steps 20 --device cpu"
+        script = root / "train/throughput.py"
+        done = python(place, script, *options.split(), "-o", file, "--rows", *rows)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, json.loads(file.read_text())
 

@@ -1,9 +1,6 @@
 """The Triton depthwise convolution against float64, in Triton's interpreter or on a GPU."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -52,27 +49,13 @@ weight = torch.randn(3, 1, 3, 3, device=device, requires_grad=True)
 torch.library.opcheck(torch.ops.lkdn.depthwise, (small, weight, None, 1))
 leaves = (small.detach(), small.detach(), weight.detach(), 1)
 torch.library.opcheck(torch.ops.lkdn.depthwise_backward, leaves)
-print("right")
 """
 
 
-def check(root: Path, device: str, environment: dict[str, str]) -> None:
-    """In a process of its own, for triton reads TRITON_INTERPRET when it is imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(cases=CASES), device],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0 and done.stdout.endswith("right\n"), done.stderr
-
-
-def test_values_and_gradients_in_the_interpreter(root: Path) -> None:
-    check(root, "cpu", {**os.environ, "TRITON_INTERPRET": "1"})
+def test_values_and_gradients_in_the_interpreter(run_triton: Callable) -> None:
+    run_triton(SCRIPT.format(cases=CASES), "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_values_and_gradients_on_the_gpu(root: Path) -> None:
-    check(root, "cuda", {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
+def test_values_and_gradients_on_the_gpu(run_triton: Callable) -> None:
+    run_triton(SCRIPT.format(cases=CASES), "cuda")

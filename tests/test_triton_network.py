@@ -1,9 +1,7 @@
 """The fused network in Triton against plain torch and float64, interpreted or on a GPU."""
 
 import copy
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,26 +80,14 @@ CASES = [
 ]
 
 
-def check(root: Path, device: str, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(cases=CASES), device],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_each_kernel_equals_plain_torch_in_the_interpreter(root: Path) -> None:
+def test_each_kernel_equals_plain_torch_in_the_interpreter(run_triton: Callable) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    check(root, "cpu", {**os.environ, "TRITON_INTERPRET": "1"})
+    run_triton(SCRIPT.format(cases=CASES), "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_each_kernel_equals_plain_torch_on_a_gpu(root: Path) -> None:
-    check(root, "cuda", {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
+def test_each_kernel_equals_plain_torch_on_a_gpu(run_triton: Callable) -> None:
+    run_triton(SCRIPT.format(cases=CASES), "cuda")
 
 
 SIZES = """
@@ -116,15 +102,10 @@ for i in range(100):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_hundred_sizes_compile_each_kernel_once(root: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SIZES],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-    )
+def test_a_hundred_sizes_compile_each_kernel_once(
+    root: Path, tmp_path: Path, python: Callable
+) -> None:
+    done = python(root, "-c", SIZES, TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     # Seven kernels: attend in three forms (first, last, between), refine and merge perhaps in two,
     # for the parts begin at addresses of 16 bytes and others.
