@@ -28,12 +28,13 @@ class ESA(nn.Module):
         self.conv3 = nn.Conv2d(narrow, narrow, 3, padding=1)
         self.conv3_ = nn.Conv2d(narrow, narrow, 3, padding=1)
         self.conv4 = nn.Conv2d(narrow, channels, 1)
+        self.relu = nn.ReLU()  # a module, which the challenge's counter sees
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh x by the attention to it."""
         narrow = self.conv1(x)
         wide = F.max_pool2d(self.conv2(narrow), kernel_size=7, stride=3)
-        wide = F.relu(self.conv3(F.relu(self.conv_max(wide))))
+        wide = self.relu(self.conv3(self.relu(self.conv_max(wide))))
         wide = F.interpolate(self.conv3_(wide), x.shape[-2:], mode="bilinear", align_corners=False)
         return x * torch.sigmoid(self.conv4(wide + self.conv_f(narrow)))
 

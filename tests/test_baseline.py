@@ -1,6 +1,7 @@
 """RFDN against its description in float64, its counts, and the scores it is the measure of."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def test_counts_are_the_challenge_s() -> None:
     counts = count(RFDN())
     assert (counts.num_parameters, counts.num_conv) == (433448, 64)
     assert (counts.flops, counts.activations) == (27102622560, 112034240)
+    assert counts.flops_fvcore == 27046231296
 
 
 def test_published_weights_give_the_published_score(shared: Path) -> None:
@@ -89,7 +91,29 @@ def test_terms_are_the_formula() -> None:
     assert slow.total is None and slow.flops == pytest.approx(0.1 * math.e**2)
 
 
-def run(model: str, parameters: int, ms: float, device: str, **scores: float) -> dict[str, Any]:
+@pytest.mark.parametrize(
+    ("name", "flops", "parameters", "scores"),
+    [
+        ("23_LKDN", 8358002688, 129177, ["0.690", "0.791", "1.101"]),
+        ("00_RFDN", 27046231296, 433448, ["4.657", "7.295", "55.676"]),
+        ("before it was counted", None, 129177, ["not measured"] * 3),
+    ],
+)
+def test_scores_without_runtime(
+    name: str, flops: int | None, parameters: int, scores: list[str]
+) -> None:
+    counted = {} if flops is None else {"flops_fvcore": flops}
+    measured = run(name, parameters, 1.0, "cpu", activations=1, num_conv=1, **counted)
+    header, row = comparison.costs([measured])
+    assert len(header) == len(row)
+    assert [row[header.index(f"{year.year}'s score without runtime")] for year in YEARS] == scores
+    other = run("another", 7, 1.0, "cpu")  # two networks, or there is nothing to compare
+    printed = comparison.text([measured, other]).splitlines()
+    rows = [re.split(r"  +", line.strip()) for line in printed if f": {name} " in line]
+    assert [cells[3] if flops is None else f"{float(cells[3]):.3f}" for cells in rows] == scores
+
+
+def run(model: str, parameters: int, ms: float, device: str, **more: float) -> dict[str, Any]:
     return {
         "model": model,
         "dataset": "Set5",
@@ -100,7 +124,7 @@ def run(model: str, parameters: int, ms: float, device: str, **scores: float) ->
         "ave_psnr_y": None,
         "ave_ssim_y": None,
         "environment": {"device": "a chip", "device_type": device},
-        **scores,
+        **more,
     }
 
 
@@ -134,9 +158,11 @@ def test_costs_are_told_once_a_network() -> None:
     ours = run(
         "23_LKDN", 151_000, 1.0, "cpu", flops=4_915_000_000, activations=2_500_000, num_conv=7
     )
-    header, row = comparison.costs([ours, ours | {"model": "23_LKDN@x"}])
+    ours["flops_fvcore"] = 9_830_000_000
+    older = ours | {"model": "23_LKDN@x", "flops_fvcore": None}
+    header, row = comparison.costs([ours, older])
     assert len(header) == len(row)
-    assert row[:5] == ["23_LKDN", "151,000", "4.92", "2.50", "7"]
-    score = 0.1 * math.e**2 + 0.1 * math.e  # all of SPAN's parameters, half of its FLOPs
+    assert row[:6] == ["23_LKDN", "151,000", "4.92", "9.83", "2.50", "7"]
+    score = 0.2 * math.e**2  # all of SPAN's parameters and FLOPs
     assert row[header.index("2026's score without runtime")] == f"{score:.3f}"
     assert row[-1] == "99.79"

@@ -1,58 +1,92 @@
-"""The counters against hooks and hand counts, the runtime summary, the memory peaks."""
+"""The counters against hand counts, the runtime summary, the memory peaks."""
 
 import mmap
+import sys
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.team23_LKDN import LKDN
 from utils.efficiency import count, peak_memory_mib, reset_peak_memory, runtime
 
 
-def hooked(net: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Multiply-adds and activations of Conv2d modules, the way of the challenge's template."""
-    total = [0, 0]
+class Unread(nn.Module):
+    """A convolution whose output nobody reads, one that is called twice, one that is not called
+    but gives its weights, and functions, which no hook sees."""
 
-    def hook(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(conv, nn.Conv2d)
-        kernel = conv.kernel_size[0] * conv.kernel_size[1] * conv.in_channels // conv.groups
-        total[0] += output.numel() * kernel
-        total[1] += output.numel()
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread, self.twice, self.weights = (nn.Conv2d(2, 2, 3, padding=1) for _ in range(3))
 
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(hook)
-    net(x)
-    return total[0], total[1]
+    def forward(self, x: Tensor) -> Tensor:
+        self.unread(x)
+        y = F.relu(self.twice(self.twice(x))).clamp(0, 1)
+        return F.conv2d(y, self.weights.weight) @ y.new_ones(8, 5)
 
 
-def test_lkdn_equals_the_factsheet_and_the_hooks() -> None:
-    counts = count(LKDN())
+# Inputs are 2 x 7 x 10; the figures are FLOPs of 2023, activations, convolutions, FLOPs of 2024.
+CONV = 2 * 2 * 9 * 70  # a 3x3 of 2 -> 2 channels: one multiply-add a weight and position
+BY_HAND = {
+    "calls": (Unread, 3 * CONV, 3 * 140, 3, 2 * CONV + 36 * 5 * 8 + 2 * 5 * 8 * 5),
+    # 2024: where the input is, 7 x 10; 2023: where the output is, 15 x 21
+    "transposed": (
+        lambda: nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2),
+        315 * 9 * 2 * 2,
+        4 * 315,
+        1,
+        70 * 9 * 2 * 2,
+    ),
+    # strided 3 x 4 positions, grouped
+    "grouped": (lambda: nn.Conv2d(2, 6, 3, stride=2, groups=2), 12 * 9 * 6, 6 * 12, 1, 12 * 9 * 6),
+    # 2023 reads (batch, channels, rows) of the linear layer's (1, 2, 7, 10): 1 * 2 * 2
+    "linear": (lambda: nn.Linear(10, 4), 4, 0, 0, 14 * 10 * 4),
+    "norms": (
+        lambda: nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, affine=False), nn.LayerNorm(10)),
+        3 * 140,
+        0,
+        0,
+        2 * 140 + 1 * 140 + 5 * 140,
+    ),
+    "relus": (
+        lambda: nn.Sequential(nn.ReLU(), nn.LeakyReLU(0.05), nn.PReLU(), nn.ReLU6(), nn.ELU()),
+        5 * 140,
+        0,
+        0,
+        0,
+    ),
+    "free": (lambda: nn.Sequential(nn.GELU(), nn.Sigmoid(), nn.Hardtanh(), nn.RReLU()), 0, 0, 0, 0),
+    "1d": (lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(2, 3, 1)), 0, 0, 0, 70 * 2 * 3),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_counters_are_the_challenges(case: str) -> None:
+    make, flops, activations, num_conv, flops_fvcore = BY_HAND[case]
+    net = make()
+    net.register_parameter("one", nn.Parameter(torch.ones(1)))  # says where the network lies
+    counts = count(net.eval(), (2, 7, 10))
+    assert (counts.flops, counts.activations, counts.num_conv) == (flops, activations, num_conv)
+    assert counts.flops_fvcore == flops_fvcore
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_lkdn_equals_the_factsheet() -> None:
+    counts = count(LKDN(), (3, 16, 16))
     assert counts.num_parameters == 129177  # 0.129 M
-    assert counts.flops == 8289189888  # 8.29 G
-    assert counts.activations == 202702848  # 202.70 M
     assert counts.num_conv == 86
-    small = count(LKDN(), (3, 20, 13))
-    assert (small.flops, small.activations) == hooked(LKDN(), torch.rand(1, 3, 20, 13))
+    times = 256  # every layer works at the input's resolution: at 3x256x256 it is that many times
+    assert times * counts.flops == 8289189888  # 8.29 G
+    assert times * counts.activations == 202702848  # 202.70 M
+    assert counts.flops_fvcore == counts.flops + 5 * 5 * 42 * 16**2  # 5 layer norms, 5 a value
 
 
-def test_relu_like_layers_count_one_per_output_and_others_nothing() -> None:
-    convs = [nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1, groups=3), nn.Conv2d(6, 4, 3, stride=2)]
-    free = [nn.GELU(), nn.Sigmoid(), nn.GroupNorm(1, 4)]
-    relus = [nn.ReLU(inplace=True), nn.LeakyReLU(0.05), nn.PReLU(), nn.ReLU6(), nn.ELU()]
-    net = nn.Sequential(*convs, *free, *relus)
-    flops, activations = hooked(nn.Sequential(*convs), torch.rand(1, 3, 11, 17))
-    counts = count(net, (3, 11, 17))
-    assert counts.flops == flops + len(relus) * 4 * 4 * 7
-    assert counts.activations == activations
-    assert counts.num_conv == 3
-
-
-def test_products_that_are_no_convolutions_count_too() -> None:
-    counts = count(nn.Linear(7, 5), (2, 3, 7))
-    assert (counts.flops, counts.activations) == (2 * 3 * 7 * 5, 2 * 3 * 5)
+def test_fvcore_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fvcore.nn", None)
+    counts = count(nn.Conv2d(3, 5, 1), (3, 4, 4))
+    assert (counts.flops, counts.flops_fvcore) == (3 * 5 * 16, None)
 
 
 def test_runtime_keeps_the_cold_image_in_the_mean_alone() -> None:

@@ -1,80 +1,105 @@
 """What a network costs: parameters, FLOPs, activations, convolutions, memory, runtime."""
 
+import math
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-# Multiply-adds of these operators (fvcore's names) and one operation per output of the others
-# are what the challenge calls FLOPs. fvcore's own total has LayerNorm and interpolation besides.
-MULTIPLYING = ("conv", "linear", "addmm", "matmul", "bmm", "baddbmm", "einsum")
-RELU_FAMILY = (
-    "relu",
-    "relu_",
-    "leaky_relu",
-    "leaky_relu_",
-    "prelu",
-    "_prelu_kernel",
-    "rrelu",
-    "elu",
-    "elu_",
-    "hardtanh",
-    "hardtanh_",
+# What the hooks of the challenge's template see: calls of these modules, and nothing else.
+CONVS = (nn.Conv2d, nn.ConvTranspose2d)
+RELUS = (nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6)
+COUNTER = (
+    "multiply-adds of convolution and linear layers, one per output of ReLU layers, two of "
+    "batch normalisation"
 )
-COUNTER = "multiply-adds of convolutions and products, plus one per output of ReLU-like layers"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """num_parameters; flops and activations of one input; num_conv: Conv2d modules."""
+    """What the challenge counts at one input, and by which year's counter.
+
+    flops: 2023's, by hooks, see COUNTER; activations: elements of all outputs of 2D convolutions;
+    num_conv: calls of them. flops_fvcore: 2024's to 2026's, fvcore's total, in which also
+    functional products, normalisation and interpolation are; None where fvcore is not installed.
+    """
 
     num_parameters: int
     flops: int
     activations: int
     num_conv: int
+    flops_fvcore: int | None = None
 
 
+@torch.no_grad()
 def count(net: nn.Module, size: tuple[int, int, int] = (3, 256, 256)) -> Counts:
     """Count as the NTIRE efficient super-resolution challenge does, exactly, in integers.
 
-    flops: see COUNTER. activations: elements of all outputs of convolutions and products.
+    Its hooks see a layer whenever it is called: twice if twice, also for an output that nobody
+    reads, and never if only its weights are used.
 
     Args:
-        net: on any device; it is run on it twice.
+        net: on any device, in eval(); it is run on it twice.
         size: channels, height, width of the input.
     """
     parameter = next(net.parameters())
     x = torch.rand(1, *size, dtype=parameter.dtype, device=parameter.device)
-    with warnings.catch_warnings():  # fvcore stands on torch.jit, which torch deprecates
-        warnings.simplefilter("ignore", DeprecationWarning)
-        # Imported late: the counters are its only use, and training machines may not have it.
-        from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+    flops = activations = num_conv = 0
 
-        flops = FlopCountAnalysis(net, x).set_op_handle(
-            **{f"aten::{name}": _outputs for name in RELU_FAMILY}
-        )
-        activations = ActivationCountAnalysis(net, x)
-        for counter in (flops, activations):
-            counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        by_operator, num_activations = flops.by_operator(), int(activations.total())
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal flops, activations, num_conv
+        flops += _flops(module, inputs, output)
+        if isinstance(module, CONVS):
+            activations += output.numel()
+            num_conv += 1
+
+    counted = (*CONVS, *RELUS, nn.Linear, nn.BatchNorm2d)
+    handles = [m.register_forward_hook(hook) for m in net.modules() if isinstance(m, counted)]
+    try:
+        net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
     return Counts(
         num_parameters=sum(p.numel() for p in net.parameters()),
-        flops=int(sum(by_operator[name] for name in MULTIPLYING + ("relu_family",))),
-        activations=num_activations,
-        num_conv=sum(isinstance(module, nn.Conv2d) for module in net.modules()),
+        flops=flops,
+        activations=activations,
+        num_conv=num_conv,
+        flops_fvcore=_fvcore_flops(net, x),
     )
 
 
-def _outputs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """fvcore handle: one operation per output element."""
-    return Counter({"relu_family": int(np.prod(outputs[0].type().sizes()))})
+def _flops(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
+    """2023's FLOPs of one call. Two rules of it are not multiply-adds, and kept: a transposed
+    convolution is counted at its output's positions, and a linear layer by the first two
+    dimensions of its input and the second of its output, which are right for (B, C) alone."""
+    if isinstance(module, CONVS):
+        at_a_position = math.prod(module.kernel_size) * module.in_channels
+        return at_a_position * (module.out_channels // module.groups) * output[:, 0].numel()
+    if isinstance(module, nn.Linear):
+        given, made = inputs[0].shape, output.shape
+        return given[0] * made[0] if len(given) == 1 else given[0] * given[1] * made[1]
+    if isinstance(module, nn.BatchNorm2d):
+        return output.numel() * (2 if module.affine else 1)
+    return output.numel()
+
+
+def _fvcore_flops(net: nn.Module, x: Tensor) -> int | None:
+    with warnings.catch_warnings():  # fvcore stands on torch.jit, which torch deprecates
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # Imported late: nothing else uses it, and training machines may not have it.
+        try:
+            from fvcore.nn import FlopCountAnalysis
+        except ImportError:
+            return None
+        analysis = FlopCountAnalysis(net, x)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return int(analysis.total())
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def submit(args: argparse.Namespace) -> int:
         return command.FAILED
     print(f"{entry.name}: {len(FILE_RULES | MODEL_RULES)} rules kept")
     if not importlib.util.find_spec("fvcore"):
-        print("FLOPs and activations not counted: fvcore is not installed")
+        print("2024's FLOPs not counted: fvcore is not installed")
     for line in build(entry, args.output, args.no_zip):
         print(line)
     return command.GOOD

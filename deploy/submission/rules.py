@@ -173,16 +173,10 @@ def _counters(entry: Entry) -> Iterator[str]:
         sr = net(torch.rand(1, 3, 12, 20))
     if sr.shape != (1, 3, 12 * SCALE, 20 * SCALE) or not torch.isfinite(sr).all():
         yield f"expected finite (1, 3, 48, 80) of (1, 3, 12, 20), got {tuple(sr.shape)}, or NaN"
-    if importlib.util.find_spec("fvcore"):
-        counts = asdict(efficiency.count(net))
-    else:
-        counts = {
-            "num_parameters": sum(p.numel() for p in net.parameters()),
-            "num_conv": sum(isinstance(m, nn.Conv2d) for m in net.modules()),
-        }
     runs = entry.runs()
-    for key, value in counts.items():
-        if others := {run[key] for run in runs} - {value}:
+    for key, value in asdict(efficiency.count(net)).items():
+        counted = {run[key] for run in runs if run.get(key) is not None}
+        if value is not None and (others := counted - {value}):
             yield f"expected the {key} of the published runs, {min(others):,}, got {value:,}"
     digest = sha256(entry.checkpoint)
     if not any(run["checkpoint"]["sha256"] == digest for run in runs):

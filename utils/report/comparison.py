@@ -44,16 +44,24 @@ YEARS = (
 
 @dataclass(frozen=True)
 class Terms:
-    """The score's parts, less is better; `runtime` None where the time is no GPU's."""
+    """The score's parts, less is better; `flops` None where they were not counted, `runtime` where
+    the time is no GPU's."""
 
-    flops: float
+    flops: float | None
     parameters: float
     runtime: float | None
 
     @property
+    def costs(self) -> float | None:
+        """The score without runtime."""
+        return None if self.flops is None else self.flops + self.parameters
+
+    @property
     def total(self) -> float | None:
-        """The score; None without runtime."""
-        return None if self.runtime is None else self.flops + self.parameters + self.runtime
+        """The score; None where a part is missing."""
+        if self.costs is None or self.runtime is None:
+            return None
+        return self.costs + self.runtime
 
 
 def text(runs: Sequence[dict[str, Any]]) -> str:
@@ -117,25 +125,29 @@ def costs(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
         [
             "",
             "parameters",
-            "FLOPs [G]",
+            "2023's FLOPs [G]",
+            "2024's to 2026's FLOPs [G]",
             "activations [M]",
             "convs",
             *(f"{y.year}'s score without runtime" for y in YEARS),
             "2023's runtime [ms]",
         ]
     ]
-    for name, run in {run["model"].split("@")[0]: run for run in runs}.items():
-        terms_of = [terms(year, run["flops"], run["num_parameters"], None) for year in YEARS]
-        known = RUNTIME_2023_MS.get(name)
+    newest_last = sorted(runs, key=lambda run: run.get("flops_fvcore") is not None)
+    by_network = {run["model"].split("@")[0]: run for run in newest_last}
+    for name, run in sorted(by_network.items()):
+        flops, parameters = run.get("flops_fvcore"), run["num_parameters"]
+        without_runtime = [terms(year, flops, parameters, None).costs for year in YEARS]
         rows.append(
             [
                 name,
-                f"{run['num_parameters']:,}",
+                f"{parameters:,}",
                 f"{run['flops'] / 1e9:.2f}",
+                number(flops and flops / 1e9, 2),
                 f"{run['activations'] / 1e6:.2f}",
                 str(run["num_conv"]),
-                *(f"{t.flops + t.parameters:.3f}" for t in terms_of),
-                number(known, 2, ""),
+                *(number(score, 3) for score in without_runtime),
+                number(RUNTIME_2023_MS.get(name), 2, ""),
             ]
         )
     return rows
@@ -148,19 +160,19 @@ def scores(runs: Sequence[dict[str, Any]]) -> str:
     environment = first[0]["environment"]
     cuda = environment["device_type"] == "cuda"
     lines = ["Scores of later years, the less the better: weight * e^(2 * cost / baseline's cost)"]
-    rows = [["", "FLOPs", "parameters", "runtime", "sum"]]
+    rows = [["", "FLOPs", "parameters", "both", "runtime", "sum"]]
     for year in YEARS:
         for run in first:
-            got = terms(
-                year, run["flops"], run["num_parameters"], run["ave_runtime_ms"] if cuda else None
-            )
+            runtime_ms = run["ave_runtime_ms"] if cuda else None
+            got = terms(year, run.get("flops_fvcore"), run["num_parameters"], runtime_ms)
             rows.append(
                 [
                     f"{year.year}, against {year.baseline}: {run['model']}",
-                    f"{got.flops:.4f}",
+                    number(got.flops, 4),
                     f"{got.parameters:.4f}",
+                    number(got.costs, 4),
                     number(got.runtime, 4, "no CUDA"),
-                    number(got.total, 4, "no CUDA"),
+                    number(got.total, 4, "not measured" if cuda else "no CUDA"),
                 ]
             )
     lines.append(aligned(rows))
@@ -199,17 +211,17 @@ def _estimates(runs: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def terms(year: Year, flops: int, parameters: int, runtime_ms: float | None) -> Terms:
+def terms(year: Year, flops: int | None, parameters: int, runtime_ms: float | None) -> Terms:
     """weight * e^(2 * cost / the baseline's cost), of each cost.
 
     Args:
-        flops: multiply-adds at 3x256x256.
+        flops: at 3x256x256 by fvcore, with which these years count; None if not counted.
         parameters: how many.
         runtime_ms: mean of a CUDA run; None for another device, whose time means nothing here and
             would overflow.
     """
     return Terms(
-        year.cost_weight * math.exp(2 * flops / 1e9 / year.flops_g),
+        None if flops is None else year.cost_weight * math.exp(2 * flops / 1e9 / year.flops_g),
         year.cost_weight * math.exp(2 * parameters / 1e6 / year.params_m),
         None
         if runtime_ms is None

@@ -65,7 +65,8 @@ def text(run: dict[str, Any], path: Path | str) -> str:
         f"Memory               {number(run['memory_mib'], 2)} MiB, "
         + ("allocated on the GPU at most" if cuda else "resident at most, the whole process"),
         f"#Params              {run['num_parameters'] / 1e6:.4f} M ({run['num_parameters']})",
-        f"FLOPs                {run['flops'] / 1e9:.4f} G at 3x256x256 ({run['flops_counter']})",
+        f"FLOPs, 2023          {run['flops'] / 1e9:.4f} G at 3x256x256 ({run['flops_counter']})",
+        f"FLOPs, 2024 to 2026  {_fvcore_g(run)} at 3x256x256 (fvcore's total)",
         f"#Activations         {run['activations'] / 1e6:.4f} M at 3x256x256",
         f"#Conv2d              {run['num_conv']}",
         "",
@@ -116,6 +117,12 @@ def row(run: dict[str, Any]) -> tuple[str, ...]:
         number(run["memory_mib"], 2),
         str(run["num_conv"]),
     )
+
+
+def _fvcore_g(run: dict[str, Any]) -> str:
+    """FLOPs by the counter of 2024 to 2026, which runs of before have not."""
+    flops = run.get("flops_fvcore")
+    return "not measured" if flops is None else f"{flops / 1e9:.4f} G"
 
 
 def _db(value: float | None, digits: int = 2) -> str:
