@@ -51,7 +51,9 @@ class PixelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each pixel."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1)  # (B, H, W, C); torch.jit.script knows no super().forward
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
 
 
 class LKDB(nn.Module):
@@ -133,9 +135,11 @@ class LKDN(nn.Module):
         """x (B, 3, H, W), RGB in 0..1 -> (B, 3, 4H, 4W)."""
         # cat, for repeat would lose channels_last and slow every later layer down
         shallow = self.fea_conv(torch.cat([x] * self.copies, dim=1))  # (B, C, H, W)
-        features, outputs = shallow, []
-        for name in self.blocks:
-            features = self.get_submodule(name)(features)
-            outputs.append(features)
+        features = shallow
+        outputs: list[Tensor] = []
+        for name, block in self.named_children():  # get_submodule is unknown to jit.script
+            if name in self.blocks:
+                features = block(features)
+                outputs.append(features)
         fused = self.c2(F.gelu(self.c1(torch.cat(outputs, dim=1))))  # (B, blocks*C, H, W) inside
         return self.upsampler(fused + shallow)  # (B, 3, scale*H, scale*W)

@@ -190,3 +190,11 @@ def test_published_checkpoints_load_strictly_by_name(
     net = LKDN(**arguments)
     net.load_state_dict(state, strict=True)
     assert list(net.state_dict()) == list(state)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torch_jit_script_computes_the_same(random_net: LKDN, tmp_path: Path) -> None:
+    x = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(0))
+    torch.jit.script(random_net).save(str(tmp_path / "scripted.pt"))
+    assert torch.equal(torch.jit.load(str(tmp_path / "scripted.pt"))(x), random_net(x))
+    assert torch.jit.script(LKDN(4, 2, scale=2))(x).shape == (2, 3, 18, 28)
