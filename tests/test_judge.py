@@ -128,7 +128,7 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
     assert len(entry["test_runtime"]) == 1 and entry["test_memory"] > 0
     assert entry["num_parameters"] == 0.129177 and entry["num_conv"] == 86
     assert entry["flops"] == pytest.approx(8.289189888)
-    assert "Valid PSNR" in (tmp_path / "results.txt").read_text()
+    assert (tmp_path / "results.txt").read_text().startswith("Model               \tVal PSNR  \t")
     run = strict(tmp_path / f"{STEM}_DIV2K_test_cpu_eager_fp32.json")
     assert run["lr_source"].endswith("/DIV2K_test_LR") and run["ave_psnr_bicubic"] is None
     assert (tmp_path / STEM / "DIV2K_test" / "0901.png").exists()

@@ -74,30 +74,102 @@ def test_runs_at_once_lose_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))
 
 
-def test_template_results_have_its_keys_and_units() -> None:
-    with_ssim = a_run("LSDIR_DIV2K_test")
-    with_ssim["ave_ssim"] = with_ssim["images"][0]["ssim"] = 0.8
-    results = template.results([a_run("DIV2K_valid"), with_ssim])
-    assert results == {
-        "23_LKDN": {
-            "valid_runtime": [2.0],
-            "valid_psnr": [30.0],
-            "valid_memory": 100.0,
-            "valid_ave_runtime": 2.0,
-            "valid_ave_psnr": 30.0,
-            "hybrid_test_runtime": [2.0],
-            "hybrid_test_psnr": [30.0],
-            "hybrid_test_memory": 100.0,
-            "hybrid_test_ave_runtime": 2.0,
-            "hybrid_test_ave_psnr": 30.0,
-            "hybrid_test_ssim": [0.8],
-            "hybrid_test_ave_ssim": 0.8,
-            "activations": 202.702848,
-            "num_conv": 86,
-            "flops": 8.289189888,
-            "num_parameters": 0.129177,
-        }
+# What the template writes, tabs and padding included; SPAN's line is of the results.txt of 2026.
+HEADER = "Model               \tVal PSNR  \tVal Time [ms] \t"
+HEADER_TEST = (
+    "Model               \tVal PSNR  \tTest PSNR \tVal Time [ms] \tTest Time [ms]\tAve Time [ms] \t"
+)
+COSTS = "Params [M]\tFLOPs [G] \tActs [M]\tMem [M] \tConv    \n"
+SPAN = (
+    "00_SPAN             \t26.94     \t27.01     \t8.00          \t7.47          \t7.74          \t"
+    "0.151     \t9.83      \t41.68   \t705.24  \t  22    \n"
+)
+OURS = "0.129     \t8.29      \t202.70  \t100.00  \t  86    \n"
+COUNTS = {"activations": 202.702848, "num_conv": 86, "flops": 8.289189888}
+
+
+def entry_of(mode: str, ssim: bool = False) -> dict[str, Any]:
+    """One mode's part of the template's results.json, in its order, of `a_run`."""
+    return {
+        f"{mode}_runtime": [2.0],
+        f"{mode}_psnr": [30.0],
+        **({f"{mode}_ssim": [0.8]} if ssim else {}),
+        f"{mode}_memory": 100.0,
+        f"{mode}_ave_runtime": 2.0,
+        f"{mode}_ave_psnr": 30.0,
+        **({f"{mode}_ave_ssim": 0.8} if ssim else {}),
     }
+
+
+@pytest.mark.parametrize("ssim", [False, True])
+@pytest.mark.parametrize(
+    ("sets", "modes", "text"),
+    [
+        (
+            ["DIV2K_valid"],
+            ["valid"],
+            HEADER + COSTS + "23_LKDN             \t30.00     \t2.00          \t" + OURS,
+        ),
+        (
+            ["LSDIR_DIV2K_test"],
+            ["hybrid_test"],
+            HEADER + COSTS + "23_LKDN             \t30.00     \t2.00          \t" + OURS,
+        ),
+        (
+            ["DIV2K_valid", "DIV2K_test"],
+            ["valid", "test"],
+            HEADER_TEST
+            + COSTS
+            + "23_LKDN             \t30.00     \t30.00     \t2.00          \t2.00          \t"
+            + "2.00          \t"
+            + OURS,
+        ),
+    ],
+)
+def test_results_are_written_as_the_template_writes_them(
+    tmp_path: Path, sets: list[str], modes: list[str], text: str, ssim: bool
+) -> None:
+    for name in sets:
+        run = a_run(name)
+        if ssim:
+            run["ave_ssim"] = run["images"][0]["ssim"] = 0.8
+        record.write_run(tmp_path, run)
+    parts = [part for mode in modes for part in entry_of(mode, ssim).items()]
+    expected = {"23_LKDN": {**dict(parts), **COUNTS, "num_parameters": 0.129177}}
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written == expected and list(written["23_LKDN"]) == list(expected["23_LKDN"])
+    assert (tmp_path / "results.txt").read_text() == text
+
+
+def test_the_sets_of_later_years_give_their_lines() -> None:
+    span = {
+        "num_parameters": 150688,
+        "flops": 9_800_000_000,
+        "flops_fvcore": 9833807872,
+        "activations": 41680896,
+        "num_conv": 22,
+    }
+    test = a_run("DIV2K_LSDIR_test", "00_SPAN") | span
+    test |= {"ave_psnr": 27.012206, "ave_runtime_ms": 7.468771, "memory_mib": 1159.11474609375}
+    valid = a_run("DIV2K_LSDIR_valid", "00_SPAN") | span
+    valid |= {"ave_psnr": 26.940388, "ave_runtime_ms": 8.004025, "memory_mib": 705.23681640625}
+    assert template.table([test, valid]) == HEADER_TEST + COSTS + SPAN
+    entry = template.results([test, valid])["00_SPAN"]
+    assert list(entry)[:2] == ["valid_runtime", "valid_psnr"] and entry["flops"] == 9.833807872
+    both = template.results([valid, a_run("DIV2K_valid", "00_SPAN")])  # one must not hide the other
+    assert both["00_SPAN_DIV2K_LSDIR"]["valid_ave_psnr"] == 26.940388
+    assert both["00_SPAN"]["valid_ave_psnr"] == 30.0
+
+
+def test_other_sets_stand_below_and_gaps_stay_empty() -> None:
+    runs = [a_run(name) for name in ("Set5", "LSDIR_DIV2K_test", "DIV2K_test")]
+    runs[2]["ave_psnr"] = None  # its HR images are not public
+    blocks = template.table(runs).split("\n\n")
+    cells = [[cell.strip() for cell in block.splitlines()[1].split("\t")] for block in blocks]
+    titles = [block.split("\t")[1].strip() for block in blocks]
+    assert titles == ["Val PSNR", "Hybrid PSNR", "Set5 PSNR"]
+    assert cells[0][:6] == ["23_LKDN", "", "", "", "2.00", ""] and cells[0][-2] == "100.00"
+    assert cells[1][:3] == cells[2][:3] == ["23_LKDN", "30.00", "2.00"]
 
 
 def test_results_of_several_devices_stand_side_by_side() -> None:

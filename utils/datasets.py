@@ -13,7 +13,13 @@ from utils.images import find_images
 
 SCALE = 4
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
-CHALLENGE = ("DIV2K_valid", "DIV2K_test", "LSDIR_DIV2K_test")
+CHALLENGE = (
+    "DIV2K_valid",
+    "DIV2K_test",
+    "LSDIR_DIV2K_test",
+    "DIV2K_LSDIR_valid",
+    "DIV2K_LSDIR_test",
+)
 HELD_OUT = re.compile(r"_(valid|test)_[HL]R|^val1$")  # DIV2K_valid_HR, .., LSDIR's validation
 DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 

@@ -1,74 +1,115 @@
 """The organisers' results.json and results.txt, made of the runs."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from utils.text import aligned, number
+# The template's words for the challenge's sets, in its order; other sets go by their own names.
+# The second group are those of 2024 to 2026, in whose template fvcore counts the FLOPs.
+SETS_2023 = {"DIV2K_valid": "valid", "DIV2K_test": "test", "LSDIR_DIV2K_test": "hybrid_test"}
+SETS_LATER = {"DIV2K_LSDIR_valid": "valid", "DIV2K_LSDIR_test": "test"}
+MODES = SETS_2023 | SETS_LATER
+TITLES = {"valid": "Val", "test": "Test", "hybrid_test": "Hybrid"}
+COSTS = ("Params [M]", "FLOPs [G]", "Acts [M]", "Mem [M]", "Conv")
 
-# The template's words for the challenge's sets; other sets go by their own names.
-MODES = {"DIV2K_valid": "valid", "DIV2K_test": "test", "LSDIR_DIV2K_test": "hybrid_test"}
 
-
-def results(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The runs under the keys and in the units of the challenge template's results.json.
+def results(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The runs under the keys, in the order and in the units of the template's results.json.
 
     The key is the model's name; where a model ran on several devices, backends or precisions,
-    their names follow it.
+    their names follow it, and DIV2K_LSDIR where it ran on sets of 2023's challenge and later ones.
     """
+    runs = sorted(runs, key=_place)
     variants: dict[str, set[str]] = {}
+    later: dict[str, set[bool]] = {}
     for run in runs:
         variants.setdefault(run["model"], set()).add(_variant(run))
+        later.setdefault(run["model"], set()).add(run["dataset"] in SETS_LATER)
     entries: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     for run in runs:
-        several = len(variants[run["model"]]) > 1
-        key = f"{run['model']}_{_variant(run)}" if several else run["model"]
-        mode = MODES.get(run["dataset"], run["dataset"])
-        entry = entries.setdefault(key, {})
-        entry[f"{mode}_runtime"] = [image["runtime_ms"] for image in run["images"]]
-        entry[f"{mode}_psnr"] = [image["psnr"] for image in run["images"]]
-        entry[f"{mode}_memory"] = run["memory_mib"]
-        entry[f"{mode}_ave_runtime"] = run["ave_runtime_ms"]
-        entry[f"{mode}_ave_psnr"] = run["ave_psnr"]
-        if run["ave_ssim"] is not None:
-            entry[f"{mode}_ssim"] = [image["ssim"] for image in run["images"]]
-            entry[f"{mode}_ave_ssim"] = run["ave_ssim"]
-        entry["activations"] = run["activations"] / 1e6
-        entry["num_conv"] = run["num_conv"]
-        entry["flops"] = run["flops"] / 1e9
-        entry["num_parameters"] = run["num_parameters"] / 1e6
-    return entries
+        model, is_later = run["model"], run["dataset"] in SETS_LATER
+        key = f"{model}_{_variant(run)}" if len(variants[model]) > 1 else model
+        key += "_DIV2K_LSDIR" if is_later and len(later[model]) > 1 else ""
+        entries.setdefault(key, {}).update(_measured(run))
+        counts[key] = _counted(run, "flops_fvcore" if is_later else "flops")
+    return {key: entry | counts[key] for key, entry in entries.items()}
+
+
+def _place(run: dict[str, Any]) -> int:
+    modes = list(MODES)
+    return modes.index(run["dataset"]) if run["dataset"] in modes else len(modes)
 
 
 def _variant(run: dict[str, Any]) -> str:
     return f"{run['environment']['device_type']}_{run['backend']}_{run['precision']}"
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    """The template's results.txt: one line a model; what a model was not run on stays empty."""
+def _measured(run: dict[str, Any]) -> dict[str, Any]:
+    mode = MODES.get(run["dataset"], run["dataset"])
+    scores = ["psnr"] if run["ave_ssim"] is None else ["psnr", "ssim"]
+    return {
+        f"{mode}_runtime": [image["runtime_ms"] for image in run["images"]],
+        **{f"{mode}_{score}": [image[score] for image in run["images"]] for score in scores},
+        f"{mode}_memory": run["memory_mib"],
+        f"{mode}_ave_runtime": run["ave_runtime_ms"],
+        **{f"{mode}_ave_{score}": run[f"ave_{score}"] for score in scores},
+    }
+
+
+def _counted(run: dict[str, Any], counter: str) -> dict[str, Any]:
+    flops = run.get(counter)
+    return {
+        "activations": run["activations"] / 1e6,
+        "num_conv": run["num_conv"],
+        "flops": None if flops is None else flops / 1e9,
+        "num_parameters": run["num_parameters"] / 1e6,
+    }
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """The template's results.txt: one line a model; what a model was not run on stays empty.
+
+    The template writes of one mode a run: validation, with or without the test set, or the hybrid
+    set under the headings of validation. Where the runs are of several modes or of other sets,
+    each has its own headings, one below the other.
+    """
     entries = results(runs)
-    modes = list(dict.fromkeys(MODES.get(r["dataset"], r["dataset"]) for r in runs))
-    header = [
-        "Model",
-        *(f"{mode.capitalize()} PSNR" for mode in modes),
-        *(f"{mode.capitalize()} Time [ms]" for mode in modes),
-        "Params [M]",
-        "FLOPs [G]",
-        "Acts [M]",
-        "Mem [MiB]",
-        "Conv",
-    ]
-    rows = []
-    for name, entry in entries.items():
-        memory = max((entry.get(f"{m}_memory") or 0 for m in modes), default=0)
+    modes = [MODES.get(run["dataset"], run["dataset"]) for run in sorted(runs, key=_place)]
+    groups = [[mode] for mode in dict.fromkeys(modes) if mode not in ("valid", "test")]
+    titles = TITLES if len(set(modes)) > 1 else TITLES | {"hybrid_test": "Val"}
+    if "test" in modes:
+        groups.insert(0, ["valid", "test"])
+    elif "valid" in modes:
+        groups.insert(0, ["valid"])
+    return "\n".join(_block(entries, group, titles) for group in groups)
+
+
+def _block(entries: dict[str, dict[str, Any]], modes: list[str], titles: dict[str, str]) -> str:
+    names = [titles.get(mode, mode) for mode in modes]
+    times = [*names, "Ave"] if len(names) > 1 else names
+    rows = [["Model", *(f"{n} PSNR" for n in names), *(f"{n} Time [ms]" for n in times), *COSTS]]
+    for model, entry in entries.items():
+        measured = [mode for mode in modes if f"{mode}_memory" in entry]
+        if not measured:
+            continue
+        runtimes = [entry.get(f"{mode}_ave_runtime") for mode in modes]
+        if len(modes) > 1:
+            runtimes.append(None if None in runtimes else sum(runtimes) / len(runtimes))
         rows.append(
             [
-                name,
-                *(number(entry.get(f"{mode}_ave_psnr"), 2, "") for mode in modes),
-                *(number(entry.get(f"{mode}_ave_runtime"), 2, "") for mode in modes),
-                number(entry["num_parameters"], 3),
-                number(entry["flops"], 2),
-                number(entry["activations"], 2),
-                number(memory or None, 2),
-                str(entry["num_conv"]),
+                model,
+                *(_figure(entry.get(f"{mode}_ave_psnr")) for mode in modes),
+                *map(_figure, runtimes),
+                _figure(entry["num_parameters"], 3),
+                _figure(entry["flops"]),
+                _figure(entry["activations"]),
+                _figure(entry[f"{measured[0]}_memory"]),
+                f"{entry['num_conv']:4d}",
             ]
         )
-    return aligned([header, *rows], " | ") + "\n"
+    widths = [20, *[10] * len(names), *[14] * len(times), 10, 10, 8, 8, 8]
+    return "".join("\t".join(map(str.ljust, row, widths)) + "\n" for row in rows)
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
