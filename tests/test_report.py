@@ -22,7 +22,7 @@ from utils.bicubic import downscale, upscale
 from utils.files import ROOT, write_json
 from utils.images import read_rgb, write_png
 from utils.report import page as report
-from utils.report import pictures
+from utils.report import pictures, training_tables
 
 # A name that would be a script if it were not escaped; no file of Windows may have it.
 EVIL = "<img src=x onerror=document.title='run'>\"&" if sys.platform != "win32" else "a&'b"
@@ -118,7 +118,7 @@ def test_names_are_escaped_and_nothing_is_loaded(page: Path) -> None:
     assert len(ids) == len(set(ids))
     assert {own["href"][1:] for own, _ in elements.all("a")} <= set(ids)
     assert ("default-src 'none'" in text) and ("not what was scored" in " ".join(text.split()))
-    assert "Speed, cpu" in text and "Training of the shipped weights" in text
+    assert "Speed, cpu" in text and "no validation was recorded" in text
     assert "factsheet, DIV2K_valid" not in text and "LR pixels [thousands]" in text
 
 
@@ -196,6 +196,23 @@ def test_the_crop_lies_where_the_error_is_largest() -> None:
     assert rows.start <= 70 and rows.stop >= 80
     assert columns.start <= 150 and columns.stop >= 170
     assert pictures.window(error, 500) == (slice(0, 90), slice(0, 200))
+
+
+def test_the_training_curve_counts_every_stage_and_names_the_one_without_scores() -> None:
+    stages = [
+        {"stage": {"name": f"stage{n}"}, "step": step} for n, step in ((1, 9), (1, 25), (2, 6))
+    ]
+    scores = [("stage1", 10, 27.0), ("stage1", 20, 28.0), ("stage2", 5, 29.0)]
+    validation = [dict(zip(("stage", "step", "val_psnr"), line, strict=True)) for line in scores]
+    assert training_tables.curve({"stages": stages, "validation": validation}) == {
+        "1. stage1, 9 steps: no validation was recorded": [],
+        "2. stage1, 25 steps": [
+            (0.019, 27.0, "step 10: 27.000 dB"),
+            (0.029, 28.0, "step 20: 28.000 dB"),
+        ],
+        "3. stage2, 6 steps": [(0.039, 29.0, "step 5: 29.000 dB")],
+    }
+    assert training_tables.curve({}) == {}
 
 
 @pytest.mark.parametrize("budget", [200_000, 90_000, 1_000])

@@ -273,7 +273,7 @@ def _published() -> list[tuple[str, str, str]]:
             body += markup.notes("", speed.remarks(result))
             parts.append((ident, title, markup.section(ident, title, body)))
     training = _json(PUBLISHED / f"{ENTRY}_training.json") or {}
-    if curve := training_tables.curve(training.get("validation", [])):
+    if curve := training_tables.curve(training):
         chart = markup.chart(curve, "steps [thousands]", "validation PSNR [dB]", lines=True)
         title = "Training of the shipped weights"
         parts.append(("training", "Training", markup.section("training", title, chart)))

@@ -115,21 +115,37 @@ def agreement(records: Sequence[Record]) -> str:
     return "\n\n".join(parts) or "not measured"
 
 
-def curve(validation: Sequence[Record]) -> dict[str, list[tuple[float, float, str]]]:
-    """The validations of each stage, whose steps begin anew, one stage behind the other."""
-    stages: dict[str, list[tuple[float, float, str]]] = {}
-    before = last = 0
-    for entry in validation:
-        if not stages or entry["step"] <= last:
-            before += last
-            label = entry["stage"]
-            while label in stages:
-                label += ", again"
-            points = stages[label] = []
-        last = entry["step"]
-        title = f"step {last}: {entry['val_psnr']:.3f} dB"
-        points.append(((before + last) / 1000, entry["val_psnr"], title))
-    return stages
+def curve(training: Record) -> dict[str, list[tuple[float, float, str]]]:
+    """The validations of each stage over the steps of all, none of a stage that recorded none.
+
+    The log that a training record is made of is that of its last folder: the validations belong to
+    the last stages.
+
+    Returns:
+        By the stage's number and name: steps of all stages in thousands, PSNR in dB, a description.
+    """
+    stages = training.get("stages", [])
+    scores: list[list[Record]] = [[] for _ in stages]
+    at = len(stages) - 1
+    before: Record | None = None
+    for entry in reversed(training.get("validation", [])):
+        if before and (entry["stage"] != before["stage"] or entry["step"] >= before["step"]):
+            at -= 1
+        scores[at].insert(0, entry)
+        before = entry
+    curves, done = {}, 0
+    for i, (record, entries) in enumerate(zip(stages, scores, strict=True), 1):
+        name = f"{i}. {record['stage']['name']}, {record['step']} steps"
+        curves[name if entries else f"{name}: no validation was recorded"] = [
+            (
+                (done + entry["step"]) / 1000,
+                entry["val_psnr"],
+                f"step {entry['step']}: {entry['val_psnr']:.3f} dB",
+            )
+            for entry in entries
+        ]
+        done += record["step"]
+    return curves
 
 
 def shipped(training: Record) -> str:
