@@ -12,11 +12,11 @@ class Html(str):
 
 
 def chart(series: Mapping[str, Points], x_label: str, y_label: str, lines: bool = False) -> str:
-    """An SVG of points, from the origin on, or of lines, and its legend."""
+    """An SVG of points, or of lines over a part of the y axis, and its legend."""
     origin = [] if lines else [0.0]
-    xs = _ticks([*origin, *(x for points in series.values() for x, _, _ in points)])
+    xs = _ticks([0.0, *(x for points in series.values() for x, _, _ in points)])
     ys = _ticks([*origin, *(y for points in series.values() for _, y, _ in points)])
-    left, right, top, bottom = 62, 462, 16, 246
+    left, right, top, bottom = 76, 462, 16, 246
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
@@ -29,13 +29,13 @@ def chart(series: Mapping[str, Points], x_label: str, y_label: str, lines: bool 
         x, _ = place(tick, ys[0])
         drawn += (
             f"<path class=grid d='M{x} {top}V{bottom}'/><text class=middle x={x} y=264>"
-            f"{tick:g}</text>"
+            f"{tick:{_digits(xs)}}</text>"
         )
     for tick in ys:
         _, y = place(xs[0], tick)
         drawn += (
-            f"<path class=grid d='M{left} {y}H{right}'/><text class=end x=56 y={y + 4}>"
-            f"{tick:g}</text>"
+            f"<path class=grid d='M{left} {y}H{right}'/><text class=end x=70 y={y + 4}>"
+            f"{tick:{_digits(ys)}}</text>"
         )
     for i, (label, points) in enumerate(series.items()):
         placed = [(*place(x, y), title) for x, y, title in points]
@@ -47,10 +47,11 @@ def chart(series: Mapping[str, Points], x_label: str, y_label: str, lines: bool 
         drawn += f"<g class=c{i % 6}><polyline points='{path}'/>{dots}</g>"
         legend += f"<li><i class=c{i % 6}></i>{escape(label)}</li>"
     return (
-        f"<svg class=chart viewBox='0 0 480 290' role=img aria-label='{escape(y_label)} against "
-        f"{escape(x_label)}'>{drawn}<text class=middle x=262 y=286>{escape(x_label)}</text>"
+        "<div class=drawing><svg class=chart viewBox='0 0 480 290' role=img "
+        f"aria-label='{escape(y_label)} against {escape(x_label)}'>{drawn}"
+        f"<text class=middle x={(left + right) / 2:g} y=286>{escape(x_label)}</text>"
         f"<text class=middle transform='translate(14 131) rotate(-90)'>{escape(y_label)}</text>"
-        f"</svg><ul class=legend>{legend}</ul>"
+        f"</svg><ul class=legend>{legend}</ul></div>"
     )
 
 
@@ -64,9 +65,14 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return [step * i for i in range(first, max(last, first + 1) + 1)]
 
 
+def _digits(ticks: Sequence[float]) -> str:
+    """The format in which all ticks have as many decimals as their distance needs."""
+    return f".{max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))}f"
+
+
 def table(name: str, rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     """A table that scrolls in itself, its first row the header."""
-    head = "".join(f"<th scope=col>{_html(text)}</th>" for text in rows[0])
+    head = "".join(f"<th scope=col>{_breakable(text)}</th>" for text in rows[0])
     body = ""
     for label, *cells in rows[1:]:
         body += f"<tr><th scope=row>{_html(label)}</th>"
@@ -75,6 +81,14 @@ def table(name: str, rows: Sequence[Sequence[str]], kind: str = "numbers") -> st
         f"<div class=scroll tabindex=0 role=region aria-label='{name}'><table class={kind}>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """Short values, each behind its name."""
+    shown = (
+        f"<span>{escape(name)} <b>{escape(value)}</b></span> " for name, value in values.items()
+    )
+    return f"<p class='soft facts'>{''.join(shown)}</p>"
 
 
 def section(ident: str, title: str, body: str) -> str:
@@ -98,3 +112,8 @@ def link(ident: str, text: str) -> Html:
 
 def _html(text: str) -> str:
     return text if isinstance(text, Html) else escape(text)
+
+
+def _breakable(text: str) -> str:
+    """The same, with a place where a checkpoint's name may be on a line of its own."""
+    return _html(text).replace("@", "@<wbr>")

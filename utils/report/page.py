@@ -7,7 +7,6 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -21,24 +20,15 @@ from utils import command
 from utils.bicubic import Convention
 from utils.command import UserError
 from utils.datasets import SCALE, ImageSet, Pair, find
-from utils.files import ROOT, finite, read_json, write_bytes
-from utils.record import ENTRY, PUBLISHED, read_runs
-from utils.report import markup, pictures, speed, summary, training_tables
+from utils.files import ROOT, read_json, write_bytes
+from utils.record import ENTRY, PUBLISHED
+from utils.report import groups, markup, pictures, speed, summary, training_tables
+from utils.report.groups import Group, psnr_of
 from utils.text import number
 
 PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than 5 MB more
 SMALLEST_SHARE = 60_000  # bytes of an image's pictures; where there is less, fewer images appear
 MOST_ROWS = 1000  # images of a set in its table and chart
-
-
-@dataclass(frozen=True)
-class Group:
-    """The runs of one set, and its images, the one of the lowest PSNR first."""
-
-    ident: str
-    name: str
-    runs: list[dict[str, Any]]
-    images: list[dict[str, Any]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,26 +59,26 @@ def write(
         UserError: no runs.
         OSError: the file cannot be written.
     """
-    runs = [run for run in map(finite, read_runs(save_dir)) if _is_whole(run)]
+    runs = groups.read(save_dir)
     if not runs:
         raise UserError(
             f"expected runs of test_demo.py in {save_dir}, found none: run "
             "test_demo.py with this --save_dir first"
         )
     parts = [("runs", "Runs", _overview(runs))]
-    groups, budget = _groups(runs), PICTURE_BYTES
-    for i, group in enumerate(groups):
+    sets_shown, budget = groups.by_set(runs), PICTURE_BYTES
+    for i, group in enumerate(sets_shown):
         pairs = _pairs(group.name, data_dir, sets)
-        articles, notes = _articles(group, pairs, save_dir, budget // (len(groups) - i))
+        articles, notes = _articles(group, pairs, save_dir, budget // (len(sets_shown) - i))
         budget -= sum(map(pictures.size_of, articles.values()))
         parts.append((group.ident, group.name, _figures(group, articles, notes)))
     parts += _published()
     minute = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
     colours = pictures.coloured(np.arange(0, 256, 51).astype(np.uint8)[None])[0]
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         subtitle=escape(
-            f"{len(runs)} run{'s' * (len(runs) > 1)} of test_demo.py in "
-            f"{save_dir.resolve().name}/; page made {minute} UTC"
+            f"{count} of test_demo.py in {save_dir.resolve().name}/; page made {minute} UTC"
         ),
         contents="".join(markup.link(ident, title) for ident, title, _ in parts),
         body="\n".join(body for _, _, body in parts),
@@ -98,42 +88,6 @@ def write(
         write_bytes(output, page.encode(errors="replace"))
     except OSError as error:
         raise OSError(f"cannot write {output}: {error.strerror or error}") from error
-
-
-def _is_whole(run: dict[str, Any]) -> bool:
-    """Whether a run has all that the page shows; JSON of another version may lack some of it."""
-    try:
-        texts = [*summary.row(run), run["model"], run["dataset"], run["lr_source"]]
-        texts += run.get("failed", [])
-        for image in run["images"]:
-            texts += [image["name"], _psnr(image), *(f"{side:d}" for side in image["size"])]
-            texts += [number(image[key], 2) for key in ("psnr_bicubic", "runtime_ms")]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
-    return bool(run["images"]) and all(isinstance(text, str) for text in texts)
-
-
-def _groups(runs: Sequence[dict[str, Any]]) -> list[Group]:
-    """The runs by set; in each the shipped weights and the plain network come first."""
-    groups = []
-    for i, name in enumerate(dict.fromkeys(run["dataset"] for run in runs), 1):
-        own = [run for run in runs if run["dataset"] == name]
-        own.sort(key=lambda run: (run["model"] != ENTRY, run["model"], not summary.is_plain(run)))
-        images = {image["name"]: image for run in reversed(own) for image in run["images"]}
-        groups.append(Group(f"set-{i}", name, own, sorted(images.values(), key=_rank)))
-    return groups
-
-
-def _rank(image: dict[str, Any]) -> tuple[bool, float, str]:
-    """Where an image stands: the lowest PSNR first, what was not measured last."""
-    psnr = math.inf if image["psnr"] is None else image["psnr"]
-    return _psnr(image) == "not measured", psnr, image["name"]
-
-
-def _psnr(image: dict[str, Any]) -> str:
-    if image["psnr"] is None and image["psnr_bicubic"] is not None:  # JSON has no infinity
-        return "infinite"
-    return number(image["psnr"], 2)
 
 
 def _pairs(name: str, data_dir: Path, sets: Sequence[ImageSet]) -> dict[str, Pair]:
@@ -147,28 +101,35 @@ def _pairs(name: str, data_dir: Path, sets: Sequence[ImageSet]) -> dict[str, Pai
 
 def _overview(runs: Sequence[dict[str, Any]]) -> str:
     """The factsheet's table, and what each run ran on."""
-    keys = ("device", "threads", "torch", "numpy", "python", "cuda", "driver", "system", "date")
-    rows = [["", "backend", "commit", *keys]]
-    for run in runs:
-        environment = run["environment"]
-        changed = ", changed" if environment.get("dirty") else ""
-        rows.append(
-            [
-                summary.row(run)[0],
-                f"{run['backend']} {run['precision']}",
-                f"{str(environment.get('commit'))[:7]}{changed}",
-                *(str(environment.get(key) or "none") for key in keys),
-            ]
-        )
+    header, *rows = summary.table(runs)
     failed = [f"{run['dataset']}, {failure}" for run in runs for failure in run.get("failed", [])]
     return (
         "<section id=runs><h2>Runs</h2>"
-        + markup.table("Runs", summary.table(runs))
+        + markup.table("Runs", [("run", *header[1:]), *rows])
         + "<p class=soft>Time: mean over the images, the first, cold one included. Memory: on a "
         "CPU resident at most, the whole process. FLOPs and activations: at 3x256x256.</p>"
         + markup.notes("Images that failed", failed)
-        + f"<h3>Environment</h3>{markup.table('Environment', rows, 'words')}</section>"
+        + f"<h3>Environment</h3>{_environment(runs)}</section>"
     )
+
+
+def _environment(runs: Sequence[dict[str, Any]]) -> str:
+    """What the runs ran on: in a sentence what all share, in a table what differs."""
+    keys = ("device", "threads", "torch", "numpy", "python", "cuda", "driver", "system", "date")
+    columns = {"run": [summary.row(run)[0] for run in runs]}
+    columns["backend"] = [f"{run['backend']} {run['precision']}" for run in runs]
+    environments = [run["environment"] for run in runs]
+    columns["commit"] = [
+        f"{str(e.get('commit'))[:7]}{', changed' if e.get('dirty') else ''}" for e in environments
+    ]
+    for key in keys:
+        columns[key] = [str(e.get(key) or "none") for e in environments]
+    columns["date"] = [date.replace("T", " ").replace("+00:00", " UTC") for date in columns["date"]]
+    shared = {name: cells[0] for name, cells in columns.items() if len(set(cells)) == 1}
+    differing = {name: cells for name, cells in columns.items() if name not in shared}
+    rows = [tuple(differing), *zip(*differing.values(), strict=True)]
+    table = markup.table("Environment", rows, "words") if differing else ""
+    return markup.facts(shared) + table
 
 
 def _label(run: dict[str, Any]) -> str:
@@ -180,7 +141,7 @@ def _scores(group: Group, image: dict[str, Any]) -> dict[str, str]:
     """An image's PSNR by bicubic and in each run of its set."""
     scores = {"bicubic": number(image["psnr_bicubic"], 2)}
     for run in group.runs:
-        own = (_psnr(other) for other in run["images"] if other["name"] == image["name"])
+        own = (psnr_of(other) for other in run["images"] if other["name"] == image["name"])
         scores[_label(run)] = next(own, "")
     return scores
 
@@ -188,11 +149,8 @@ def _scores(group: Group, image: dict[str, Any]) -> dict[str, str]:
 def _figures(group: Group, articles: Mapping[str, str], notes: Sequence[str]) -> str:
     """A set's scores and times, and its pictures, which the names lead to."""
     # A model's name on one line of the header, the rest on the next.
-    labels = (
-        label.replace(", ", ",\n").replace(" ", "\u00a0")
-        for label in _scores(group, group.images[0])
-    )
-    rows: list[Sequence[str]] = [["", "pixels", *labels]]
+    labels = (label.replace(", ", ",\n") for label in _scores(group, group.images[0]))
+    rows: list[Sequence[str]] = [["image", "pixels", *labels]]
     worst = ""
     for i, image in enumerate(group.images[:MOST_ROWS]):
         name, ident = image["name"], f"{group.ident}-{i}"
@@ -200,7 +158,7 @@ def _figures(group: Group, articles: Mapping[str, str], notes: Sequence[str]) ->
         scores = _scores(group, image).values()
         rows.append([markup.link(ident, name) if name in articles else name, size, *scores])
         if i < 5 and image["psnr"] is not None:
-            label = f"{name} {_psnr(image)} dB"
+            label = f"{name} {psnr_of(image)} dB"
             worst += f"<li>{markup.link(ident, label) if name in articles else escape(label)}</li>"
     times = {
         _label(run): [
@@ -210,17 +168,19 @@ def _figures(group: Group, articles: Mapping[str, str], notes: Sequence[str]) ->
         ]
         for run in group.runs
     }
-    several = len(group.runs) > len({run["model"] for run in group.runs})
-    shared = " Backends write the same files: pictures are of whichever ran last." * several
+    first, about = group.runs[0], f"LR: {group.runs[0]['lr_source']}."
+    if len(group.runs) > len({run["model"] for run in group.runs}):
+        about += " Backends write the same files: pictures are of whichever ran last."
+    if worst:
+        worst = f"<h3>Lowest PSNR of {escape(first['model'])}</h3><ul class=chips>{worst}</ul>"
     return (
-        f"<section id={group.ident}><h2>{escape(group.name)}</h2><p class=soft>LR: "
-        f"{escape(group.runs[0]['lr_source'])}.{shared}</p>"
-        + (f"<h3>Lowest PSNR</h3><ul class='chips worst'>{worst}</ul>" if worst else "")
-        + f"<div class=pair><div><h3>PSNR [dB], lowest first, {len(rows) - 1} of "
+        f"<section id={group.ident}><h2>{escape(group.name)}</h2>"
+        f"<p class=soft>{escape(about)}</p>{worst}"
+        f"<div class=pair><div class=listed><h3>PSNR [dB], lowest first, {len(rows) - 1} of "
         f"{len(group.images)} images</h3>{markup.table('PSNR', rows)}"
-        + "</div><div><h3>Runtime of each image</h3>"
+        "</div><div><h3>Runtime of each image</h3>"
         + markup.chart(times, "LR pixels [thousands]", "runtime [ms]")
-        + f"</div></div>{markup.notes('Not shown', notes)}</section>"
+        + f"</div></div>{markup.notes('Pictures that are not shown', notes)}</section>"
         + "\n".join(articles.values())
     )
 
@@ -229,6 +189,8 @@ def _articles(
     group: Group, pairs: Mapping[str, Pair], save_dir: Path, budget: int
 ) -> tuple[dict[str, str], list[str]]:
     """Pictures of each image, by name, of `budget` bytes together; and why others have none."""
+    if not pairs:
+        return {}, ["the originals are not found any more; --data_dir says where to look"]
     articles, notes = {}, []
     convention: Convention = "uint8" if "each pass" in group.runs[0]["lr_source"] else "double"
     shown = group.images[: min(budget // SMALLEST_SHARE, MOST_ROWS)]
@@ -238,9 +200,7 @@ def _articles(
             run["model"]: save_dir / run["model"] / group.name / f"{name}.png" for run in group.runs
         }
         if name not in pairs:
-            notes.append(
-                f"{name}: the original is not found any more; --data_dir says where to look"
-            )
+            notes.append(f"{name}: the original is not found any more")
             continue
         try:
             picture = pictures.read(pairs[name], convention, files)
@@ -274,9 +234,9 @@ def _published() -> list[tuple[str, str, str]]:
             parts.append((ident, title, markup.section(ident, title, body)))
     training = _json(PUBLISHED / f"{ENTRY}_training.json") or {}
     if curve := training_tables.curve(training):
-        chart = markup.chart(curve, "steps [thousands]", "validation PSNR [dB]", lines=True)
+        body = markup.chart(curve, "steps [thousands]", "validation PSNR [dB]", lines=True)
         title = "Training of the shipped weights"
-        parts.append(("training", "Training", markup.section("training", title, chart)))
+        parts.append(("training", "Training", markup.section("training", title, body)))
     return parts
 
 

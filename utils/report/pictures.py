@@ -22,6 +22,7 @@ from utils.datasets import SCALE, Pair, find
 from utils.files import ROOT
 from utils.images import ImageError, read_rgb, write_png
 from utils.record import ENTRY
+from utils.report import markup
 
 MAP_SIDE = 320  # of an error map
 SIDES = (1024, 768, 512, 384, 320, 256, 192, 128, 96, 64)  # of an article's crop, HR pixels
@@ -96,13 +97,12 @@ def article(ident: str, name: str, scores: Mapping[str, str], picture: Picture, 
             f"{rows.start / whole_height:.2%};width:{width / whole_width:.2%};"
             f"height:{height / whole_height:.2%}'></i>"
         )
-    psnr = "; ".join(f"{escape(key)} {value}" for key, value in scores.items())
     views = "".join(
         f"<img alt='{name}, {escape(view)}' data-view='{escape(view)}' "
         f"src='{_jpeg(pixels[rows, columns])}'>"
         for view, pixels in picture.views.items()
     )
-    scale = f"<span class=scale>0 <i></i> {LEVELS} or more of 255</span>"
+    scale = f"<span class=scale>0 <i></i> {LEVELS}+ of 255</span>"
     maps = "".join(
         f"<figure><div class=map><img alt='{name}, error of {escape(view)}' "
         f"src='{_jpeg(_error_map(error, min(side, MAP_SIDE)))}'>{frame}</div><figcaption>"
@@ -111,8 +111,9 @@ def article(ident: str, name: str, scores: Mapping[str, str], picture: Picture, 
         if "HR" in picture.views
     )
     return (
-        f"<article class=picture id={ident}><h3>{name}</h3><p class='soft facts'>{whole_width}x"
-        f"{whole_height} pixels{part}. PSNR [dB]: {psnr}</p><div class=columns><div class=viewer>"
+        f"<article class=picture id={ident}><h3>{name}</h3><p class=soft>{whole_width}x"
+        f"{whole_height} pixels{part}. PSNR [dB]:</p>{markup.facts(scores)}"
+        "<div class=columns><div class=viewer>"
         f"<div class=stage tabindex=0 role=group aria-label='{name}, scrolls when enlarged'>"
         f"<div class='layers fit' style='--w:{width};--h:{height}'>{views}</div></div></div>"
         f"<div class=maps>{maps}</div></div></article>"

@@ -1,0 +1,89 @@
+"""The runs of a folder that the page can show, in its order, and their images, by set."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from utils.datasets import BENCHMARKS, CHALLENGE
+from utils.files import finite
+from utils.record import ENTRY, read_runs
+from utils.report import summary
+from utils.text import number
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one set, and its images, the one of the lowest PSNR first."""
+
+    ident: str
+    name: str
+    runs: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The runs in `folder` that have all that the page shows, in the page's order."""
+    return sorted(filter(_is_whole, map(finite, read_runs(folder))), key=_order)
+
+
+def _is_whole(run: dict[str, Any]) -> bool:
+    """Whether a run has all that the page shows; JSON of another version may lack some of it."""
+    return (
+        _has(run, str, "model", "dataset", "lr_source", "backend", "precision")
+        and _has(run, int | float, "num_parameters", "flops", "activations", "num_conv")
+        and _has(run, int | float | None, "ave_psnr", "ave_runtime_ms", "memory_mib")
+        and _has(run.get("environment"), str, "device_type")
+        and _has({"failed": []} | run, list, "images", "failed")
+        and bool(run["images"])
+        and all(map(_is_whole_image, run["images"]))
+    )
+
+
+def _is_whole_image(image: Any) -> bool:
+    return (
+        _has(image, str, "name")
+        and _has(image, list, "size")
+        and all(isinstance(side, int) for side in image["size"])
+        and _has(image, int | float | None, "psnr", "psnr_bicubic", "runtime_ms")
+    )
+
+
+def _has(record: Any, kind: type | UnionType, *keys: str) -> bool:
+    return isinstance(record, dict) and all(
+        key in record and isinstance(record[key], kind) for key in keys
+    )
+
+
+def _order(run: dict[str, Any]) -> tuple[int, str, bool, str, bool]:
+    """Where a run stands: by set, the challenge's and the benchmarks first; in each the shipped
+    weights and the plain network come first."""
+    known = [*CHALLENGE, *BENCHMARKS]
+    name, model = run["dataset"], run["model"]
+    place = known.index(name) if name in known else len(known)
+    return place, name, model != ENTRY, model, not summary.is_plain(run)
+
+
+def by_set(runs: Sequence[dict[str, Any]]) -> list[Group]:
+    """The runs by set, in their order."""
+    groups = []
+    for i, name in enumerate(dict.fromkeys(run["dataset"] for run in runs), 1):
+        own = [run for run in runs if run["dataset"] == name]
+        images = {image["name"]: image for run in reversed(own) for image in run["images"]}
+        groups.append(Group(f"set-{i}", name, own, sorted(images.values(), key=_rank)))
+    return groups
+
+
+def _rank(image: dict[str, Any]) -> tuple[bool, float, str]:
+    """Where an image stands: the lowest PSNR first, what was not measured last."""
+    psnr = math.inf if image["psnr"] is None else image["psnr"]
+    return psnr_of(image) == "not measured", psnr, image["name"]
+
+
+def psnr_of(image: dict[str, Any]) -> str:
+    """An image's PSNR in words."""
+    if image["psnr"] is None and image["psnr_bicubic"] is not None:  # JSON has no infinity
+        return "infinite"
+    return number(image["psnr"], 2)
