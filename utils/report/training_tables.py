@@ -152,11 +152,23 @@ def shipped(training: Record) -> str:
     """How the shipped weights came about: every number of every stage."""
     if not training:
         return "not trained yet"
-    stages = training["stages"]
-    rows = [["", *(f"{i}. {record['stage']['name']}" for i, record in enumerate(stages, 1))]]
+    lines = [markdown(stages(training)), "", f"sha256 of the file: `{training['sha256']}`"]
+    if training["validation"]:
+        last = training["validation"][-1]
+        lines.append(
+            f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
+            f"{last['val_psnr_y']:.3f} dB on Y."
+        )
+    return "\n".join(lines)
+
+
+def stages(training: Record) -> list[list[str]]:
+    """A column a stage, a row each of its numbers."""
+    records = training["stages"]
+    rows = [["", *(f"{i}. {record['stage']['name']}" for i, record in enumerate(records, 1))]]
     rows += [
-        [name.replace("_", " "), *(str(record["stage"][name]) for record in stages)]
-        for name in stages[0]["stage"]
+        [name.replace("_", " "), *(str(record["stage"][name]) for record in records)]
+        for name in records[0]["stage"]
         if name != "name"
     ]
     for name, describe in (
@@ -166,15 +178,8 @@ def shipped(training: Record) -> str:
         ("minutes", lambda record: f"{sum(w['minutes'] for w in record['history']):.0f}"),
         ("device", devices),
     ):
-        rows.append([name, *(describe(record) for record in stages)])
-    lines = [markdown(rows), "", f"sha256 of the file: `{training['sha256']}`"]
-    if training["validation"]:
-        last = training["validation"][-1]
-        lines.append(
-            f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
-            f"{last['val_psnr_y']:.3f} dB on Y."
-        )
-    return "\n".join(lines)
+        rows.append([name, *(describe(record) for record in records)])
+    return rows
 
 
 def _data(record: Record) -> str:
