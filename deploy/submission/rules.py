@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deploy.submission.factsheet import Team
+from deploy.submission.team import Team
 from utils import efficiency
 from utils.datasets import SCALE, held_out
 from utils.files import read_json, sha256

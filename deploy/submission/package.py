@@ -1,0 +1,117 @@
+"""What is sent: code and results as ZIPs, the factsheet with its sources, the email."""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from deploy.submission.factsheet import sources
+from deploy.submission.rules import Entry
+from deploy.submission.team import TEAM, email
+from deploy.submission.typeset import TEX, pdf
+from utils.datasets import CHALLENGE
+from utils.files import whole_file, write_bytes
+
+Files = Mapping[str, bytes | Path]  # contents, or where they lie, by name
+# What an entry adds to select_model of the organisers' test_demo.py, before its last else.
+BRANCH = """\
+    elif model_id == {id}:
+        from models.{stem} import {network}
+        name, data_range = f"{{model_id:02}}_{network}", 1.0
+        model_path = os.path.join("model_zoo", "{checkpoint}")
+        model = {network}()
+        model.load_state_dict(torch.load(model_path), strict=True)
+"""
+
+
+def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
+    """Write the package, with a sentence on each part.
+
+    Raises:
+        OSError: a file cannot be written.
+        TexError: TeX does not set the factsheet.
+    """
+    tex = sources(entry)
+    if not no_zip:
+        yield _zipped(output / "code.zip", code_files(entry))
+        yield _zipped(output / "factsheet.zip", tex)
+        if results := result_files(entry):
+            yield _zipped(output / "results.zip", results)
+        else:
+            (output / "results.zip").unlink(missing_ok=True)  # of an earlier call
+            yield (
+                "no results.zip: "
+                + (
+                    f"no images of {entry.name} in {entry.results}"
+                    if entry.results
+                    else "give --results SAVE_DIR, of a run of test_demo.py"
+                )
+            )
+    for name, content in tex.items():
+        write_bytes(output / "factsheet" / name, content)
+    write_bytes(output / "email.txt", email(entry.team).encode())
+    yield f"{output / 'email.txt'}: {entry.team.subject}"
+    if missing := entry.team.missing:
+        yield f"asked for in factsheet and email, missing in {TEAM}: {', '.join(missing)}"
+    (output / "factsheet.pdf").unlink(missing_ok=True)
+    if document := pdf(tex):
+        write_bytes(output / "factsheet.pdf", document)
+        yield f"{output / 'factsheet.pdf'}: {_size(output / 'factsheet.pdf')}"
+    else:
+        yield (
+            f"no factsheet.pdf: install {' or '.join(TEX)}, in Debian by apt-get install "
+            "texlive-latex-recommended texlive-pictures"
+        )
+
+
+def code_files(entry: Entry) -> Files:
+    """What is unpacked over a clone of the organisers' template, where each name is new: network,
+    weights and the lines for select_model in its places, and the whole repository in a folder."""
+    network = entry.name.partition("_")[2]
+    branch = BRANCH.format(
+        id=entry.team.id, stem=entry.stem, network=network, checkpoint=entry.checkpoint.name
+    )
+    own = (entry.models[0], entry.own_checkpoints[0])
+    return {
+        f"{entry.stem}_select_model.txt": branch.encode(),
+        **{file: entry.root / file for file in own},
+        **{f"{entry.stem}/{file}": entry.root / file for file in entry.sent},
+    }
+
+
+def result_files(entry: Entry) -> Files:
+    """SR images by their names in the package, the challenge's sets or else all, and the
+    template's results; nothing where there are no images."""
+    if entry.results is None:
+        return {}
+    by_set: dict[str, list[Path]] = {}
+    for path in (entry.results / entry.name).glob("*/*.png"):
+        by_set.setdefault(path.parent.name, []).append(path)
+    if challenge := {name: by_set[name] for name in CHALLENGE if name in by_set}:
+        by_set = challenge
+    files = {
+        f"{entry.name}/{name}/{path.name}": path for name, paths in by_set.items() for path in paths
+    }
+    tables = {name: entry.results / name for name in ("results.json", "results.txt")}
+    return files and files | {name: path for name, path in tables.items() if path.is_file()}
+
+
+def _zipped(path: Path, files: Files) -> str:
+    write_zip(path, files)
+    return f"{path}: {len(files)} files, {_size(path)}"
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.2f} MB"
+
+
+def write_zip(path: Path, files: Files) -> None:
+    """Write files under their names in a ZIP; equal files make equal bytes."""
+    with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name in sorted(files):
+            info = zipfile.ZipInfo(name)  # dated 1980
+            info.create_system = 3  # Unix, on any system
+            info.external_attr = 0o644 << 16
+            compressed = name.endswith(".png")
+            info.compress_type = zipfile.ZIP_STORED if compressed else zipfile.ZIP_DEFLATED
+            content = files[name]
+            archive.writestr(info, content.read_bytes() if isinstance(content, Path) else content)

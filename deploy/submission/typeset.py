@@ -1,0 +1,87 @@
+"""LaTeX: texts and tables as its source, and a source as a PDF where a TeX is installed."""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# Programs with their options; each is run so often that it knows its own references.
+TEX: dict[str, tuple[int, tuple[str, ...]]] = {
+    "pdflatex": (2, ("-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape")),
+    "tectonic": (1, ()),
+    "latexmk": (1, ("-pdf", "-interaction=nonstopmode", "-halt-on-error")),
+}
+# What LaTeX reads as more than the character, or its default font has another sign for.
+ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    **{character: "\\" + character for character in "_%&#${}"},
+    "-": "-{}",
+}
+
+
+class TexError(ValueError):
+    """A factsheet that TeX does not set; the message holds its first complaint."""
+
+
+def escaped(text: str) -> str:
+    """A text as LaTeX that sets it as it is."""
+    return "".join(ESCAPES.get(character, character) for character in " ".join(text.split()))
+
+
+def tabular(rows: Sequence[Sequence[str]], columns: str = "") -> str:
+    """A table, its first row the header; without `columns` the first of them to the left, the
+    others centred."""
+    head, *body = (" & ".join(map(escaped, row)) + r" \\" for row in rows)
+    columns = columns or "l" + "c" * (len(rows[0]) - 1)
+    line = r"\hline\rule{0pt}{2.4ex}%"  # with room below it
+    lines = [rf"\begin{{tabular}}{{{columns}}}", line, head]
+    lines += [line, *body] if body else []
+    return "\n".join([*lines, r"\hline", r"\end{tabular}"])
+
+
+def pdf(sources: Mapping[str, bytes]) -> bytes | None:
+    """Files by their names, factsheet.tex among them, as a PDF; None where no TeX is installed.
+
+    Raises:
+        TexError: TeX does not set it.
+    """
+    program = next((name for name in TEX if shutil.which(name)), None)
+    if program is None:
+        return None
+    runs, options = TEX[program]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in sources.items():
+            Path(folder, name).write_bytes(content)
+        result = Path(folder, "factsheet.pdf")
+        for _ in range(runs):
+            try:
+                done = subprocess.run(
+                    [program, *options, "factsheet.tex"],
+                    cwd=folder,
+                    timeout=300,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                )
+            except subprocess.TimeoutExpired as error:
+                raise TexError(
+                    f"expected {program} to end in {error.timeout:.0f} s, it did "
+                    "not: set factsheet.tex by hand"
+                ) from error
+            if done.returncode or not result.exists():
+                lines = (done.stdout + done.stderr).splitlines()
+                complaint = next(
+                    (line for line in lines if line.startswith(("!", "error"))), "no message"
+                )
+                raise TexError(
+                    f"expected {program} to set the factsheet, got {complaint}: "
+                    "look at factsheet.tex"
+                )
+        return result.read_bytes()
