@@ -198,13 +198,19 @@ def _record(fast: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, T
 def _native(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
     if device.type != "cpu":
         raise BackendError(f"native runs on a CPU, got {device.type}")
-    if precision != "fp32":
-        raise BackendError(f"native computes in fp32, got {precision}")
-    from kernels.native import CompileError, NativeLKDN
+    if precision == "fp16":
+        raise BackendError("native computes in fp32 or bf16, got fp16")
+    from kernels.native import CompileError, NativeLKDN, choose_arithmetic
 
+    arithmetic = choose_arithmetic(precision)
+    if precision == "bf16" and arithmetic == "float32":
+        raise BackendError(
+            "native computes in bf16 on a CPU with AMX or on AMD's with AVX512-BF16, which this "
+            "one is not: give --precision fp32"
+        )
     prepare_cpu()
     try:
-        return NativeLKDN(net)
+        return NativeLKDN(net, arithmetic=arithmetic)
     except CompileError as error:
         raise BackendError(str(error)) from error
 

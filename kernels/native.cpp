@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "native.h"
+#include "native_matrix.h"
 
 namespace {
 
@@ -26,24 +26,31 @@ constexpr int OVERLAP = 5;   // rows and columns that a tile computes in vain, o
 constexpr double UNEVEN = 0.1;  // share of a tile by which a thread is late, on average
 constexpr int MARGIN = 16;   // columns to each side of a strip's own in a ring
 constexpr int ROW = STRIP + 2 * MARGIN;
-constexpr int AHEAD = 8 * PITCH;  // what a group of pixels has fetched of the row after its own
 
 // What the weights are, in order; every matrix (inputs, outputs), padded with zeros.
 struct Block {
-    float refine[3][C][WIDE], refine_bias[3][WIDE];
+    Operand<C, WIDE> refine[3];
+    float refine_bias[3][WIDE];
     float depthwise[3][9][PITCH], depthwise_bias[3][PITCH];
-    float last[C][HALF], last_depthwise[9][HALF], last_bias[HALF];
-    float merge[4][D][PITCH], merge_bias[PITCH], point[C][PITCH], point_bias[PITCH];
+    Operand<C, HALF> last;
+    float last_depthwise[9][HALF], last_bias[HALF];
+    Operand<D, PITCH> merge[4];
+    float merge_bias[PITCH];
+    Operand<C, PITCH> point;
+    float point_bias[PITCH];
     float spread[25][PITCH], spread_bias[PITCH], large[25][PITCH], large_bias[PITCH];
-    float c6[C][PITCH], c6_bias[PITCH], scale[PITCH], shift[PITCH], eps;
-    float fusion[C][PITCH];
+    Operand<C, PITCH> c6;
+    float c6_bias[PITCH], scale[PITCH], shift[PITCH], eps[16];
+    Operand<C, PITCH> fusion;
 };
 struct Weights {
     float first[9 * IMAGE][PITCH], first_bias[PITCH];
     Block blocks[BLOCKS];
     float fusion_bias[PITCH];
-    float smooth[C][PITCH], smooth_depthwise[9][PITCH], smooth_bias[PITCH];
-    float enlarge[3][6][C][OUT], enlarge_bias[OUT];  // for a row of taps, transformed
+    Operand<C, PITCH> smooth;
+    float smooth_depthwise[9][PITCH], smooth_bias[PITCH];
+    Operand<C, OUT> enlarge[3][6];  // for a row of taps, transformed
+    float enlarge_bias[OUT];
 };
 
 struct Image {
@@ -103,9 +110,7 @@ INLINE void shallow(const Weights& w, const Image& image, int y, int x, int coun
 void first(const Weights& w, const Image& image, Tile t, Scratch&) {
     for (int y = t.top; y < t.bottom; ++y) {
         float* out = image.features + (long(y) * image.width + t.left) * PITCH;
-        shallow(w, image, y, t.left, t.right - t.left, [&](int i, int n, Vec value) INLINED {
-            store(out + i * PITCH + n, value);
-        });
+        shallow(w, image, y, t.left, t.right - t.left, into<PITCH>(out));
     }
 }
 
@@ -137,33 +142,26 @@ void distil(const Block& w, const Image& image, Tile t, Distil& s) {
                 float* up = s.up[stage].row(row) + at * PITCH;
                 float* part = (stage == 0 ? s.part1.row(row) : stage == 1 ? s.part2.row(row)
                                : s.part3.row(row)) + at * PART;
-                const long next = stage == 0 ? long(image.width) * PITCH : 0;
-                matrix<WIDE>(count, w.refine_bias[stage], [&](int first, auto add) INLINED {
-                    prefetch<AHEAD>(source + first * PITCH + next);
-                    add(inputs<C>, source + first * PITCH, PITCH, w.refine[stage][0]);
-                }, [&](int i, int n, Vec value) INLINED {
+                const float* below = source + (stage == 0 ? long(image.width) * PITCH : 0);
+                multiply(count, w.refine_bias[stage], [&](int i, int n, Vec value) INLINED {
+                    if (n == 0) prefetch<PITCH>(below + i * PITCH);
                     if (n < PITCH) store(up + i * PITCH + n, value);
                     if (n >= FIRST_PART) store(part + i * PART + n - FIRST_PART, gelu(value));
-                });
+                }, term(source, PITCH, w.refine[stage]));
             } else if (stage == 3) {
-                float* up = s.last.row(row) + at * HALF;
-                matrix<HALF>(count, ZEROS, [&](int first, auto add) INLINED {
-                    add(inputs<C>, source + first * PITCH, PITCH, w.last[0]);
-                }, [&](int i, int n, Vec value) INLINED { store(up + i * HALF + n, value); });
+                multiply(count, ZEROS, into<HALF>(s.last.row(row) + at * HALF),
+                         term(source, PITCH, w.last));
             } else {
                 depthwise<HALF, 3, 1>(
                     count, w.last_depthwise[0], w.last_bias,
                     [&](int i) INLINED { return s.last.row(row + i - 1); },
                     [&](int i, int n, Vec value) INLINED { store(s.part4[i] + n, gelu(value)); });
-                const float *part1 = s.part1.row(row) + OFFSET, *part2 = s.part2.row(row) + OFFSET,
-                            *part3 = s.part3.row(row) + OFFSET;
-                float* out = image.merged + (long(row) * image.width + left) * PITCH;
-                matrix<PITCH>(count, w.merge_bias, [&](int first, auto add) INLINED {
-                    add(inputs<D>, part1 + first * PART, PART, w.merge[0][0]);
-                    add(inputs<D>, part2 + first * PART, PART, w.merge[1][0]);
-                    add(inputs<D>, part3 + first * PART, PART, w.merge[2][0]);
-                    add(inputs<D>, s.part4[first], HALF, w.merge[3][0]);
-                }, [&](int i, int n, Vec value) INLINED { store(out + i * PITCH + n, value); });
+                multiply(count, w.merge_bias,
+                         into<PITCH>(image.merged + (long(row) * image.width + left) * PITCH),
+                         term(s.part1.row(row) + OFFSET, PART, w.merge[0]),
+                         term(s.part2.row(row) + OFFSET, PART, w.merge[1]),
+                         term(s.part3.row(row) + OFFSET, PART, w.merge[2]),
+                         term(s.part4[0], HALF, w.merge[3]));
             }
         }
 }
@@ -181,11 +179,11 @@ void attend(const Weights& weights, int block, const Image& image, Tile t, Atten
         else {
             const float* source = image.merged + (long(y) * image.width + left) * PITCH;
             float* out = s.point.row(y) + (left - t.left) * PITCH;
-            matrix<PITCH>(std::min(image.width, t.right + 8) - left, w.point_bias,
-                          [&](int first, auto add) INLINED {
-                prefetch<AHEAD>(source + (first + image.width) * PITCH);
-                add(inputs<C>, source + first * PITCH, PITCH, w.point[0]);
-            }, [&](int i, int n, Vec value) INLINED { store(out + i * PITCH + n, value); });
+            multiply(std::min(image.width, t.right + 8) - left, w.point_bias,
+                     [&](int i, int n, Vec value) INLINED {
+                if (n == 0) prefetch<PITCH>(source + (i + image.width) * PITCH);
+                store(out + i * PITCH + n, value);
+            }, term(source, PITCH, w.point));
         }
         int row = y - 2;
         if (row < t.top - 6) continue;
@@ -193,11 +191,10 @@ void attend(const Weights& weights, int block, const Image& image, Tile t, Atten
             s.spread.clear(row);
         else {
             const int begin = std::max(0, t.left - 6), at = (begin - t.left) * PITCH;
-            float* out = s.spread.row(row) + at;
             depthwise<PITCH, 5, 1>(
                 std::min(image.width, t.right + 6) - begin, w.spread[0], w.spread_bias,
                 [&](int i) INLINED { return s.point.row(row + i - 2) + at; },
-                [&](int i, int n, Vec value) INLINED { store(out + i * PITCH + n, value); });
+                into<PITCH>(s.spread.row(row) + at));
         }
         row = y - 8;
         if (row < t.top) continue;
@@ -211,17 +208,17 @@ void attend(const Weights& weights, int block, const Image& image, Tile t, Atten
             [&](int i, int n, Vec value) INLINED {
                 store(s.gated[i] + n, value * load(merged + i * PITCH + n));
             });
-        matrix<PITCH>(count, w.c6_bias, [&](int first, auto add) INLINED {
-            prefetch<AHEAD>(features + (first + image.width) * PITCH);
-            if (!is_first) prefetch<AHEAD>(running + (first + image.width) * PITCH);
-            add(inputs<C>, s.gated[first], PITCH, w.c6[0]);
-        }, [&](int i, int n, Vec value) INLINED { store(s.z[i] + n, value); });
+        multiply(count, w.c6_bias, [&](int i, int n, Vec value) INLINED {
+            if (n == 0) prefetch<PITCH>(features + (i + image.width) * PITCH);
+            if (n == 0 && !is_first) prefetch<PITCH>(running + (i + image.width) * PITCH);
+            store(s.z[i] + n, value);
+        }, term(s.gated[0], PITCH, w.c6));
         for (int i = 0; i < count; ++i) {  // c6 is centred: its mean is zero
             Vec squares = {};
             for (int n = 0; n < PITCH; n += LANES) squares += load(s.z[i] + n) * load(s.z[i] + n);
             s.factor[i] = horizontal_sum(squares);
         }
-        for (int i = 0; i < count; ++i) s.factor[i] = 1 / std::sqrt(s.factor[i] / C + w.eps);
+        for (int i = 0; i < count; ++i) s.factor[i] = 1 / std::sqrt(s.factor[i] / C + w.eps[0]);
         for (int i = 0; i < count; ++i) {
             const Vec factor = broadcast(s.factor[i]);
             for (int n = 0; n < PITCH; n += LANES) {
@@ -231,12 +228,10 @@ void attend(const Weights& weights, int block, const Image& image, Tile t, Atten
                 if (!is_last) store(features + i * PITCH + n, z);
             }
         }
-        matrix<PITCH>(count, weights.fusion_bias, [&](int first, auto add) INLINED {
-            add(inputs<C>, s.z[first], PITCH, w.fusion[0]);
-        }, [&](int i, int n, Vec value) INLINED {
+        multiply(count, weights.fusion_bias, [&](int i, int n, Vec value) INLINED {
             if (!is_first) value += load(running + i * PITCH + n) - load(weights.fusion_bias + n);
             store(running + i * PITCH + n, is_last ? gelu(value) : value);
-        });
+        }, term(s.z[0], PITCH, w.fusion));
     }
 }
 
@@ -282,11 +277,11 @@ void enlarge(const Weights& w, const Image& image, Tile t, Enlarge& s) {
             const int left = std::max(0, t.left - 2);
             const float* source = image.running + (long(y) * image.width + left) * PITCH;
             float* out = s.up.row(y) + (left - t.left) * PITCH;
-            matrix<PITCH>(std::min(image.width, t.right + 2) - left, ZEROS,
-                          [&](int first, auto add) INLINED {
-                prefetch<AHEAD>(source + (first + image.width) * PITCH);
-                add(inputs<C>, source + first * PITCH, PITCH, w.smooth[0]);
-            }, [&](int i, int n, Vec value) INLINED { store(out + i * PITCH + n, value); });
+            multiply(std::min(image.width, t.right + 2) - left, ZEROS,
+                     [&](int i, int n, Vec value) INLINED {
+                if (n == 0) prefetch<PITCH>(source + (i + image.width) * PITCH);
+                store(out + i * PITCH + n, value);
+            }, term(source, PITCH, w.smooth));
         }
         int row = y - 1;
         if (row < t.top - 1) continue;
@@ -298,9 +293,7 @@ void enlarge(const Weights& w, const Image& image, Tile t, Enlarge& s) {
             const int wider = std::min(image.width, t.right + 1) - left;
             const int at = (left - t.left) * PITCH;
             float* out = s.total[MARGIN] + at;
-            shallow(w, image, row, left, wider, [&](int i, int n, Vec value) INLINED {
-                store(s.shallow[i] + n, value);
-            });
+            shallow(w, image, row, left, wider, into<PITCH>(s.shallow[0]));
             depthwise<PITCH, 3, 1>(
                 wider, w.smooth_depthwise[0], w.smooth_bias,
                 [&](int i) INLINED { return s.up.row(row + i - 1) + at; },
@@ -312,11 +305,10 @@ void enlarge(const Weights& w, const Image& image, Tile t, Enlarge& s) {
         row = y - 2;
         if (row < t.top) continue;
         for (int i = 0; i < 6; ++i)
-            matrix<OUT>(tiles, ZEROS, [&](int first, auto add) INLINED {
-                for (int tap = 0; tap < 3; ++tap)
-                    add(inputs<C>, s.waves[(row + tap + 2) % 3][i][first], PITCH,
-                        w.enlarge[tap][i][0]);
-            }, [&](int tile, int n, Vec value) INLINED { store(s.products[i][tile] + n, value); });
+            multiply(tiles, ZEROS, into<OUT>(s.products[i][0]),
+                     term(s.waves[(row + 2) % 3][i][0], PITCH, w.enlarge[0][i]),
+                     term(s.waves[row % 3][i][0], PITCH, w.enlarge[1][i]),
+                     term(s.waves[(row + 1) % 3][i][0], PITCH, w.enlarge[2][i]));
         for (int i = 0; i < tiles; ++i)
             output_transform(s.products, i, w.enlarge_bias, s.pixels[4 * i]);
         for (int c = 0; c < IMAGE; ++c)
@@ -354,6 +346,9 @@ std::vector<Tile> cut(int height, int width, int threads) {
 
 extern "C" {
 
+// Whether this process may use what the library was compiled for.
+int lkdn_enable() { return enable_bf16(); }
+
 long lkdn_weights() { return sizeof(Weights) / sizeof(float); }
 long lkdn_scratch() { return sizeof(Scratch) / sizeof(float); }  // floats that a thread needs
 long lkdn_pitch() { return PITCH; }
@@ -372,6 +367,7 @@ void lkdn_run(const float* weights, const float* lr, float* sr, float* maps, flo
 
     auto work = [&](int thread) {
         [[maybe_unused]] Flushed flushed;
+        [[maybe_unused]] Bf16Thread bf16;
         auto& own = *reinterpret_cast<Scratch*>(scratch + thread * lkdn_scratch());
         for (int pass = 0; pass < passes; ++pass) {
             for (int i; (i = next[pass]++) < int(tiles.size());) {

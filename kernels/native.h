@@ -159,6 +159,12 @@ INLINE void matrix(int count, const float* bias, Terms terms, Keep keep) {
         });
 }
 
+// For `keep`: writes a row of pixels.
+template <int WIDTH>
+INLINE auto into(float* row) {
+    return [=](int i, int n, Vec value) INLINED { store(row + i * WIDTH + n, value); };
+}
+
 template <int K>
 constexpr std::integral_constant<int, K> inputs{};
 

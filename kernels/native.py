@@ -46,6 +46,14 @@ WINOGRAD = torch.tensor(
     dtype=torch.float64,
 )
 
+# What matrices are computed in, and what native_bf16.h is compiled with.
+ARITHMETICS: dict[str, dict[str, int]] = {
+    "float32": {},
+    "avx512_bf16": {"BF16": 1},
+    "amx_bf16": {"BF16": 2},
+    "amx_bf16 emulated": {"BF16": 2, "EMULATE_TILES": 1},
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -61,23 +69,30 @@ class NativeLKDN:
     Args:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.
         threads: CPU threads; by default as many as torch uses.
+        arithmetic: of ARITHMETICS; how matrices are multiplied. With bf16 their inputs are rounded
+            to it, and all else, sums of products too, is float32.
 
     Raises:
         CompileError: no C++ compiler, or one that does not know C++20 or this CPU.
     """
 
-    def __init__(self, net: nn.Module, threads: int | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, threads: int | None = None, arithmetic: str = "float32"
+    ) -> None:
         weights = folded(net)
         self.threads = threads or torch.get_num_threads()
         self.channels = weights["fea_conv.weight"].shape[1]
         self.scale = round((len(weights["upsampler.0.bias"]) / self.channels) ** 0.5)
         self.library = load_library(
-            ("native.cpp", "native.h"),
+            ("native.cpp", "native_matrix.h", "native_bf16.h", "native.h"),
             CHANNELS=len(weights["fea_conv.bias"]),
             BLOCKS=len(block_names(weights)),
             IMAGE=self.channels,
             SCALE=self.scale,
+            **ARITHMETICS[arithmetic],
         )
+        if not self.library.lkdn_enable():
+            raise CompileError(f"expected a system that lets programs use {arithmetic}")
         for query in (
             self.library.lkdn_weights,
             self.library.lkdn_scratch,
@@ -86,7 +101,7 @@ class NativeLKDN:
             query.restype = ctypes.c_long
         self.library.lkdn_run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
         self.library.lkdn_run.restype = None
-        self.weights = _packed(weights)
+        self.weights = _packed(weights, "bf16" in arithmetic)
         assert len(self.weights) == self.library.lkdn_weights()
         self.memory = torch.empty(0)
 
@@ -202,7 +217,22 @@ def cpu_features() -> set[str]:
         return set()
 
 
-def _packed(weights: dict[str, Tensor]) -> Tensor:
+def choose_arithmetic(precision: str) -> str:
+    """The fastest of ARITHMETICS that this CPU has for fp32 or bf16.
+
+    Intel's CPUs multiply bf16 vectors at half the speed of float32 ones, so there only the tiles of
+    AMX are worth it; AMD's do it twice as fast.
+    """
+    if precision == "bf16":
+        features = cpu_features()
+        if {"amx_tile", "amx_bf16", "avx512_bf16"} <= features:
+            return "amx_bf16"
+        if "avx512_bf16" in features and "AuthenticAMD" in features:
+            return "avx512_bf16"
+    return "float32"
+
+
+def _packed(weights: dict[str, Tensor], bf16: bool) -> Tensor:
     """All weights in the order and shapes of native.cpp's struct Weights, one float32 vector."""
     channels = len(weights["fea_conv.bias"])
     distilled = channels // 2
@@ -214,23 +244,33 @@ def _packed(weights: dict[str, Tensor]) -> Tensor:
     def add(value: Tensor, columns: int) -> None:
         """(rows, up to columns), padded to the right; a vector is one row."""
         value = value.reshape(-1, value.shape[-1])
-        parts.append(F.pad(value, (0, columns - value.shape[-1])).flatten())
+        parts.append(F.pad(value, (0, columns - value.shape[-1])).flatten().float())
 
-    def matrix(weight: Tensor) -> Tensor:
-        """(O, I, k, k) -> (k*k*I, O)."""
-        return weight.permute(2, 3, 1, 0).flatten(0, 2)
+    def multiply_by(matrices: Tensor, columns: int) -> None:
+        """(.., K, up to columns): an Operand each, in bf16 of pairs of inputs, as native_bf16.h
+        has them."""
+        if not bf16:
+            return add(matrices, columns)
+        inputs, outputs = matrices.shape[-2:]
+        padding = (0, columns - outputs, 0, round_up(inputs, 32) - inputs)
+        pairs = F.pad(matrices, padding).unflatten(-2, (-1, 2)).transpose(-2, -1)
+        parts.append(pairs.bfloat16().contiguous().view(torch.float32).flatten())
+
+    def pointwise(name: str, columns: int) -> None:
+        """(O, I, 1, 1) -> an Operand (I, O)."""
+        multiply_by(weights[f"{name}.weight"].flatten(1).t(), columns)
 
     def depthwise(name: str, columns: int) -> None:
         """(C, 1, k, k) -> (k*k, columns) and the bias behind it."""
         add(weights[f"{name}.weight"].flatten(1).t(), columns)
         add(weights[f"{name}.bias"], columns)
 
-    add(weights["fea_conv.weight"].permute(1, 2, 3, 0).flatten(0, 2), pitch)
+    add(weights["fea_conv.weight"].permute(1, 2, 3, 0), pitch)
     add(weights["fea_conv.bias"], pitch)
     for block in block_names(weights):
         for i in "123":
-            refined, part = (weights[f"{block}.c{i}_{k}.weight"] for k in ("r.pw", "d"))
-            add(torch.cat((matrix(refined), matrix(part)), dim=1), wide)
+            both = (weights[f"{block}.c{i}_{layer}.weight"] for layer in ("r.pw", "d"))
+            multiply_by(torch.cat(list(both)).flatten(1).t(), wide)
         for i in "123":
             bias = weights[f"{block}.c{i}_d.bias"]
             add(F.pad(bias, (channels, 0)), wide)
@@ -238,25 +278,26 @@ def _packed(weights: dict[str, Tensor]) -> Tensor:
             add(weights[f"{block}.c{i}_r.dw.weight"].flatten(1).t(), pitch)
         for i in "123":
             add(weights[f"{block}.c{i}_r.dw.bias"], pitch)
-        add(matrix(weights[f"{block}.c4.pw.weight"]), half)
+        pointwise(f"{block}.c4.pw", half)
         depthwise(f"{block}.c4.dw", half)
-        add(matrix(weights[f"{block}.c5.weight"]), pitch)
+        merge = weights[f"{block}.c5.weight"].flatten(1).t()
+        multiply_by(merge.unflatten(0, (4, distilled)), pitch)
         add(weights[f"{block}.c5.bias"], pitch)
-        add(matrix(weights[f"{block}.atten.pointwise.weight"]), pitch)
+        pointwise(f"{block}.atten.pointwise", pitch)
         add(weights[f"{block}.atten.pointwise.bias"], pitch)
         depthwise(f"{block}.atten.depthwise", pitch)
         depthwise(f"{block}.atten.depthwise_dilated", pitch)
-        add(matrix(weights[f"{block}.c6.weight"]), pitch)
+        pointwise(f"{block}.c6", pitch)
         add(weights[f"{block}.c6.bias"], pitch)
         add(weights[f"{block}.pixel_norm.weight"], pitch)
         add(weights[f"{block}.pixel_norm.bias"], pitch)
-        parts.append(weights[f"{block}.eps"].reshape(1))
-        add(matrix(weights[f"c1.{block}.weight"]), pitch)
+        add(weights[f"{block}.eps"].reshape(1), 16)
+        pointwise(f"c1.{block}", pitch)
     add(weights["c1.bias"], pitch)
-    add(matrix(weights["c2.pw.weight"]), pitch)
+    pointwise("c2.pw", pitch)
     depthwise("c2.dw", pitch)
     outputs = round_up(len(weights["upsampler.0.bias"]), 16)
     rows = torch.einsum("et,oiyt->yeio", WINOGRAD, weights["upsampler.0.weight"])
-    add(rows.flatten(0, 2), outputs)
+    multiply_by(rows, outputs)
     add(weights["upsampler.0.bias"], outputs)
-    return torch.cat(parts).float()
+    return torch.cat(parts)

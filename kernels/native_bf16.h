@@ -1,4 +1,4 @@
-// Matrices in bfloat16, the twins of native_training.h's: what is multiplied, features, weights and
+// Matrices in bfloat16, in place of native_matrix.h's: what is multiplied, features, weights and
 // gradients, is rounded to 8 significant bits, and products are summed in float32. BF16 = 1: by
 // AVX512-BF16. BF16 = 2: by AMX, in tiles of 16 rows of 64 bytes; EMULATE_TILES puts ordinary
 // arithmetic in the place of AMX's instructions, so that any CPU can test the rest.
@@ -22,7 +22,7 @@
 #include <unistd.h>
 #endif
 
-#include "native.h"
+#include "native_matrix.h"
 
 namespace {
 
@@ -97,15 +97,6 @@ struct Operand {
     }
     void put(int k, int n, float weight) { value[k / 2][n] |= nearest(weight) << k % 2 * 16; }
 };
-
-template <int K, int N>
-struct Term {
-    const float* x;
-    long pitch;
-    const Operand<K, N>& w;
-};
-template <int K, int N>
-INLINE Term<K, N> term(const float* x, long pitch, const Operand<K, N>& w) { return {x, pitch, w}; }
 
 // The terms' inputs in pairs of neighbours, one term after the other. Where a term reads what the
 // one before it did, but for a pixel, as the taps of a convolution do, their pairs are the same.
@@ -241,14 +232,14 @@ INLINE void add_outer(int pairs, const uint32_t (&x)[SPAN / 2][up16(K)],
 
 // The instructions. A tile is 16 rows of 16 words.
 #if defined(EMULATE_TILES)
-struct Tile {
+struct EmulatedTile {
     alignas(64) uint32_t word[16][16];
 };
 thread_local struct {
     bool ready;
-    Tile tile[8];
+    EmulatedTile tile[8];
 } tiles;
-INLINE Tile& tile(int number) {
+INLINE EmulatedTile& tile(int number) {
     if (!tiles.ready) __builtin_trap();  // as AMX does
     return tiles.tile[number];
 }
@@ -268,7 +259,7 @@ INLINE void store_tile(void* to, long pitch) {
 }
 INLINE float low(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 INLINE float high(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000); }
-inline void multiply_tiles(Tile& sum, const Tile& a, const Tile& b) {
+inline void multiply_tiles(EmulatedTile& sum, const EmulatedTile& a, const EmulatedTile& b) {
     for (int m = 0; m < 16; ++m) {
         float even[16] = {}, odd[16] = {};
         for (int k = 0; k < 16; ++k)

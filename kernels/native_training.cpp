@@ -223,12 +223,7 @@ struct Patch {
     int height, width;
 };
 
-template <int WIDTH>
-INLINE auto into(float* row) {
-    return [=](int i, int n, Vec value) INLINED { store(row + i * WIDTH + n, value); };
-}
-
-// .. and its gelu.
+// As into(), and each value's gelu.
 template <int WIDTH>
 INLINE auto into_with_gelu(float* row, float* activated) {
     return [=](int i, int n, Vec value) INLINED {

@@ -7,10 +7,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "native.h"
-#if defined(BF16)
-#include "native_bf16.h"
-#endif
+#include "native_matrix.h"
 
 namespace {
 
@@ -90,39 +87,7 @@ INLINE void outer_rows(int count, const float* x, long x_pitch, const float* g, 
     }
 }
 
-#if !defined(BF16)  // else native_bf16.h has these
-
-// A matrix (inputs K, outputs N) that rows of pixels are multiplied by.
-template <int K, int N>
-struct Operand {
-    float value[K][N];
-
-    void set(const float (&from)[K][N]) { std::memcpy(value, from, sizeof value); }
-    // Inputs and outputs in each other's place: from (N or fewer, at least K) columns `first` on.
-    template <int ROWS, int COLUMNS>
-    void set_transposed(const float (&from)[ROWS][COLUMNS], int first_output = 0) {
-        for (int k = 0; k < K; ++k)
-            for (int n = 0; n < ROWS; ++n) value[k][first_output + n] = from[n][k];
-    }
-};
-
-// `count` pixels of N columns: bias + the sum of x (count, K of pitch) times w over the terms;
-// `keep` gets each pixel's vectors as (pixel, column, value).
-template <int K, int N>
-struct Term {
-    const float* x;
-    long pitch;
-    const Operand<K, N>& w;
-};
-template <int K, int N>
-INLINE Term<K, N> term(const float* x, long pitch, const Operand<K, N>& w) { return {x, pitch, w}; }
-
-template <class Keep, int N, int... K>
-INLINE void multiply(int count, const float* bias, Keep keep, Term<K, N>... terms) {
-    matrix<N>(count, bias, [&](int first, auto add) INLINED {
-        (add(inputs<K>, terms.x + first * terms.pitch, terms.pitch, terms.w.value[0]), ...);
-    }, keep);
-}
+#if !defined(BF16)  // else native_bf16.h has it
 
 // sum (K, N) += x (count, K)^T times g (count, N): the gradient of a matrix.
 template <int K, int N>
@@ -135,11 +100,6 @@ INLINE void outer(int count, const float* x, long x_pitch, const float* g, long 
     for (; k + rows <= K; k += rows) outer_rows<rows, N>(count, x + k, x_pitch, g, g_pitch, sum[k]);
     if constexpr (K % rows != 0) outer_rows<K % rows, N>(count, x + k, x_pitch, g, g_pitch, sum[k]);
 }
-
-inline bool enable_bf16() { return true; }
-struct Bf16Thread {
-    Bf16Thread() {}  // so that no compiler finds it unused
-};
 
 #endif
 

@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.native import CompileError, cpu_features, load_library
+from kernels.native import ARITHMETICS, CompileError, load_library
 
-SOURCES = ("native_training.cpp", "native_training.h", "native_bf16.h", "native.h")
-# What matrices are computed in, and what native_bf16.h is compiled with.
-ARITHMETICS: dict[str, dict[str, int]] = {
-    "float32": {},
-    "avx512_bf16": {"BF16": 1},
-    "amx_bf16": {"BF16": 2},
-    "amx_bf16 emulated": {"BF16": 2, "EMULATE_TILES": 1},
-}
+SOURCES = (
+    "native_training.cpp",
+    "native_training.h",
+    "native_matrix.h",
+    "native_bf16.h",
+    "native.h",
+)
 LOSSES = ("l1", "l2", "psnr")  # in the order of the kernels' numbers
 HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
 
@@ -134,21 +133,6 @@ class NativeGradients:
             self.memory = zeros(self.threads * self.library.lkdn_memory(height, width))
         if len(self.gradients) < batch * self.library.lkdn_gradients():
             self.gradients = zeros(batch * self.library.lkdn_gradients())
-
-
-def choose_arithmetic(precision: str) -> str:
-    """The fastest of ARITHMETICS that this CPU has for fp32 or bf16.
-
-    Intel's CPUs multiply bf16 vectors at half the speed of float32 ones, so there only the tiles of
-    AMX are worth it; AMD's do it twice as fast.
-    """
-    if precision == "bf16":
-        features = cpu_features()
-        if {"amx_tile", "amx_bf16", "avx512_bf16"} <= features:
-            return "amx_bf16"
-        if "avx512_bf16" in features and "AuthenticAMD" in features:
-            return "avx512_bf16"
-    return "float32"
 
 
 class NativeOrthogonaliser:

@@ -12,6 +12,8 @@ from torch import Tensor
 from deploy import backends, onnx_export
 from deploy.backends import BackendError, make
 from models.team23_LKDN import LKDN
+from utils import evaluate
+from utils.datasets import find
 
 CPU = torch.device("cpu")
 SIZES = [(1, 1), (1, 40), (7, 13), (64, 64), (65, 31)]
@@ -60,6 +62,23 @@ def test_backend_computes_the_network(name: str, precision: str, net: LKDN) -> N
     before = kept.clone()
     fast(second)
     assert (kept == before).all()  # a later image does not write over an earlier result
+
+
+def test_native_in_bf16_keeps_the_psnr_or_says_why_it_cannot_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploy.bench.worker import shipped
+    from kernels import native
+
+    samples = [evaluate.load(pair) for pair in find("demo", root / "data").pairs[:2]]
+    exact, fast = (
+        evaluate.validate(made("native", shipped(), precision), samples, CPU).psnr_y
+        for precision in ("fp32", "bf16")
+    )
+    assert abs(fast - exact) <= 0.012
+    monkeypatch.setattr(native, "cpu_features", lambda: {"GenuineIntel", "avx512_bf16"})
+    with pytest.raises(BackendError, match="a CPU with AMX or"):
+        make("native", LKDN(4, 1), "bf16")
 
 
 def test_backend_leaves_the_network_alone(net: LKDN) -> None:
@@ -160,6 +179,7 @@ def test_auto_goes_up_to_float32_where_less_is_not_exact(net: LKDN) -> None:
         ("eager", "int8", "a precision of fp32"),
         ("triton", "fp16", "needs a CUDA device"),
         ("onnxruntime", "bf16", "fp32 or fp16"),
+        ("native", "fp16", "fp32 or bf16"),
     ],
 )
 def test_what_cannot_run_is_refused(

@@ -12,11 +12,24 @@ from kernels.native import CompileError, NativeLKDN
 from models.team23_LKDN import LKDN
 
 
-def compiled(net: LKDN, threads: int | None = None) -> NativeLKDN:
-    """The network on the kernels, or a skip where there is no compiler."""
+def compiled(net: LKDN, threads: int | None = None, arithmetic: str = "float32") -> NativeLKDN:
+    """The network on the kernels, or a skip where there is no compiler or no such arithmetic."""
     if not any(map(native.shutil.which, native.COMPILERS)):
         pytest.skip("needs a C++ compiler")
-    return NativeLKDN(net, threads)
+    if "bf16" in arithmetic and arithmetic not in {*native.cpu_features(), "amx_bf16 emulated"}:
+        pytest.skip(f"needs a CPU with {arithmetic}")
+    return NativeLKDN(net, threads, arithmetic)
+
+
+def randomised(shape: tuple[int, int, int, int]) -> LKDN:
+    """A network whose norms do not start at one and zero, which would hide a mistake."""
+    torch.manual_seed(0)
+    net = LKDN(*shape).eval().requires_grad_(False)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.LayerNorm):
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
+    return net
 
 
 # Channels, blocks, scale, image channels: registers filled to the last lane, and not.
@@ -26,13 +39,7 @@ NETWORKS = [(42, 5, 4, 3), (56, 2, 3, 3), (48, 1, 2, 1), (6, 2, 4, 3)]
 @pytest.mark.parametrize("shape", NETWORKS)
 def test_native_computes_the_network(shape: tuple[int, int, int, int]) -> None:
     """One strip and several, one band and several, edges in the middle of a group of pixels."""
-    torch.manual_seed(0)
-    channels, blocks, scale, images = shape
-    net = LKDN(channels, blocks, scale, images).eval().requires_grad_(False)
-    for layer in net.modules():
-        if isinstance(layer, torch.nn.LayerNorm):  # its start, one and zero, would hide a mistake
-            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
+    net, images = randomised(shape), shape[3]
     exact = copy.deepcopy(net).double()
     for threads in (1, 3):
         fast = compiled(net, threads)
@@ -41,6 +48,31 @@ def test_native_computes_the_network(shape: tuple[int, int, int, int]) -> None:
             error = float((fast(x) - exact(x.double())).abs().max())
             # Sums in another order, and a polynomial for erf that is off by 1e-6.
             assert error < 1e-5, (size, threads, error)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "shape"),
+    [
+        ("avx512_bf16", (42, 5, 4, 3)),
+        ("avx512_bf16", (6, 2, 4, 1)),
+        ("amx_bf16", (42, 5, 4, 3)),
+        ("amx_bf16 emulated", (42, 2, 4, 3)),
+        ("amx_bf16 emulated", (56, 1, 3, 3)),
+    ],
+)
+def test_native_in_bf16(
+    arithmetic: str, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "emulated" in arithmetic:
+        monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-O1"))  # compiled sooner
+    net = randomised(shape)
+    exact = copy.deepcopy(net).double()
+    fast = compiled(net, 3, arithmetic)
+    for size in ((1, 1), (7, 13), (40, 61), (3, 130)):
+        x = torch.rand(1, shape[3], *size, generator=torch.Generator().manual_seed(sum(size)))
+        error = float((fast(x) - exact(x.double())).abs().max())
+        # Inputs of products rounded to 8 bits: 6e-3 at most, and torch's own bf16 is off by 7e-3.
+        assert error < 1e-2, (size, error)
 
 
 def test_batch_and_strides_are_followed() -> None:

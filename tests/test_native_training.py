@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import native, native_training
+from kernels import native
 from kernels.native import cpu_features
 from kernels.native_training import NativeGradients, NativeOrthogonaliser
 from models.team23_LKDN import LKDN
@@ -164,15 +164,15 @@ def test_emulated_tiles_on_networks_of_other_sizes(shape: tuple[int, int, int, i
 
 def test_the_fastest_arithmetic_of_a_cpu_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(*features: str) -> str:
-        monkeypatch.setattr(native_training, "cpu_features", lambda: set(features))
-        return native_training.choose_arithmetic("bf16")
+        monkeypatch.setattr(native, "cpu_features", lambda: set(features))
+        return native.choose_arithmetic("bf16")
 
     tiles = ("amx_tile", "amx_bf16", "avx512_bf16")
     assert chosen("GenuineIntel", *tiles) == "amx_bf16"
     assert chosen("GenuineIntel", "avx512_bf16") == "float32"  # half as fast as float32 there
     assert chosen("AuthenticAMD", "avx512_bf16") == "avx512_bf16"
     assert chosen("AuthenticAMD", "avx512f") == chosen() == "float32"
-    assert native_training.choose_arithmetic("fp32") == "float32"
+    assert native.choose_arithmetic("fp32") == "float32"
 
 
 @pytest.fixture()

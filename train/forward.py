@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kernels.native_training import NativeGradients, choose_arithmetic
+from kernels.native import choose_arithmetic
+from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.recipes import Engine, Stage
 from train.reparam import branch_gradients, fused_parameters, plain_like
