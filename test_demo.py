@@ -5,25 +5,48 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from models.team00_RFDN import RFDN
-from models.team23_LKDN import LKDN
 from utils import command, devices, efficiency, record
 from utils.command import UserError
-from utils.datasets import BENCHMARKS, DatasetError, ImageSet, find
+from utils.datasets import BENCHMARKS, CHALLENGE, ImageSet, benchmarks_in, find, is_there
 from utils.files import ROOT
 from utils.measure import LR_SOURCES, Model, Options, measure_set
 from utils.report import comparison, page, summary
-from utils.weights import load_weights
+from utils.weights import call, load_weights, make_network, named_weights
 
-# ID: name of the results, class, file in model_zoo/ if there is one, range of its pixel values.
-MODELS = {0: ("00_RFDN", RFDN, None, 255.0), 23: ("23_LKDN", LKDN, "team23_LKDN.pth", 1.0)}
+
+@dataclass(frozen=True)
+class Entry:
+    """A network that --model_id can choose; its module is imported when it is chosen.
+
+    network: MODULE:CLASS, which is called without arguments. file: its weights in model_zoo/; of a
+    checkpoint with several, FILE:params or FILE:params_ema. data_range: of its pixel values, from
+    0. after_loading: a method to call then, such as repa or switch_to_deploy, of the network or,
+    where that has none, of every layer that has it. shipped: whether `file` comes with this
+    repository; where another is not there, only what the network costs is measured.
+    """
+
+    model_id: int
+    name: str
+    network: str
+    file: str
+    data_range: float = 1.0
+    after_loading: str | None = None
+    shipped: bool = True
+
+
+# Validation sets of the challenge, of which the first that is there is measured.
+DEFAULTS = ("DIV2K_valid", "DIV2K_LSDIR_valid")
+
+MODELS = (
+    Entry(0, "RFDN", "models.team00_RFDN:RFDN", "team00_rfdn.pth", 255.0, shipped=False),
+    Entry(23, "LKDN", "models.team23_LKDN:LKDN", "team23_LKDN.pth"),
+)
 
 
 def select_model(
@@ -38,27 +61,30 @@ def select_model(
     Args:
         model_id: one of MODELS.
         device: where it runs.
-        checkpoint: a file, or "shipped" for the one in model_zoo/; RFDN has none there, and only
-            what it costs is measured then.
+        checkpoint: FILE, FILE:params or the like, or "shipped" for the one in model_zoo/.
         backend, precision: see deploy/backends.py, which only other than the defaults need.
 
     Raises:
-        UserError: no model has this ID, or the backend cannot run here.
+        UserError: no model has this ID, or two have it, or its file cannot be imported, or the
+            backend cannot run here.
         CheckpointError: the file is missing or not this network's.
     """
-    if model_id not in MODELS:
-        raise UserError(f"expected a --model_id of {_models()}, got {model_id}")
-    name, network, shipped, data_range = MODELS[model_id]
-    net: nn.Module = network()
-    file = ROOT / "model_zoo" / shipped if shipped else None
+    entry = _entry(model_id)
+    net, name = make_network(entry.network), f"{model_id:02}_{entry.name}"
+    path, key = named_weights(entry.file if checkpoint == "shipped" else checkpoint)
+    file: Path | None = path
     if checkpoint != "shipped":
-        file = Path(checkpoint)
-        name = f"{name}@{file.stem}"
+        name += f"@{path.stem}" + (f"_{key}" if key else "")
+    else:
+        file = ROOT / "model_zoo" / path
+        file = file if entry.shipped or file.exists() else None
     if file:
-        load_weights(net, file)
+        load_weights(net, file, key)
+    if entry.after_loading:
+        call(net, entry.after_loading)
     net = net.eval().requires_grad_(False).to(device)
     if (backend, precision) == ("eager", "fp32"):
-        return Model(name, net, file, net, data_range=data_range)
+        return Model(name, net, file, net, data_range=entry.data_range)
     if model_id != 23:
         raise UserError(
             f"expected --model_id 23 with --backend and --precision, got {model_id}, "
@@ -69,11 +95,21 @@ def select_model(
     except ImportError as error:
         raise UserError(f"--backend and --precision need deploy/: {error}") from error
     fast = make(backend, net, precision, device)
-    return Model(name, net, file, fast, fast.name, fast.precision, data_range)
+    return Model(name, net, file, fast, fast.name, fast.precision, entry.data_range)
+
+
+def _entry(model_id: int) -> Entry:
+    found = [entry for entry in MODELS if entry.model_id == model_id]
+    if not found:
+        raise UserError(f"expected a --model_id of {_models()}, got {model_id}")
+    if len(found) > 1:
+        names = " and ".join(entry.name for entry in found)
+        raise UserError(f"expected one model of ID {model_id}, got {names}: give MODELS another ID")
+    return found[0]
 
 
 def _models() -> str:
-    return ", ".join(f"{model_id} ({model[0]})" for model_id, model in MODELS.items())
+    return ", ".join(f"{entry.model_id} ({entry.model_id:02}_{entry.name})" for entry in MODELS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -173,22 +209,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--dataset",
         nargs="+",
         metavar="NAME",
-        help="DIV2K_valid, DIV2K_test, LSDIR_DIV2K_test, "
-        + ", ".join(BENCHMARKS)
+        help=", ".join(CHALLENGE + BENCHMARKS)
         + ", benchmarks (all of these that are there), demo, or any folder with HR/ and maybe LR/; "
-        "without it, DIV2K_valid, or the demo photos if that is not under data/",
+        "without it, DIV2K_valid or DIV2K_LSDIR_valid, or the demo photos if neither is in data/",
     )
     add("--save_dir", type=Path, default=ROOT / "results", help="where results go")
-    add("--include_test", action="store_true", help="measure DIV2K_test too")
-    add("--hybrid_test", action="store_true", help="measure LSDIR_DIV2K_test too")
+    add("--include_test", action="store_true", help="measure the test set too")
+    add("--hybrid_test", action="store_true", help="measure LSDIR_DIV2K_test instead of validation")
     add("--ssim", action="store_true", help="compute SSIM, on RGB and on luma")
     add(
         "--checkpoint",
         nargs="+",
         action="extend",
-        metavar="[ID=]FILE",
+        metavar="[ID=]FILE[:KEY]",
         help="weights to use instead of the shipped ones, for which the word shipped stands; with "
-        "several models ID= says whose",
+        "several models ID= says whose; KEY, params or params_ema, which of a file with several",
     )
     add("--device", choices=devices.NAMES, default="auto", help="where to run")
     add(
@@ -236,39 +271,26 @@ def make_save_dir(folder: Path) -> None:
 
 def find_sets(args: argparse.Namespace) -> list[ImageSet]:
     """The sets that were asked for, or the default one, saying which."""
+    if args.data_dir and not args.data_dir.is_dir():
+        raise UserError(f"expected a folder, found none: --data_dir {args.data_dir}")
     data_dir = args.data_dir or ROOT / "data"
-    names = list(args.dataset or ["DIV2K_valid"])
-    names += ["DIV2K_test"] * args.include_test + ["LSDIR_DIV2K_test"] * args.hybrid_test
-    if not args.dataset and not args.data_dir:
-        try:
-            find("DIV2K_valid", data_dir)
-        except DatasetError:
-            print(
-                f"DIV2K_valid is not under {data_dir}: measuring the demo photos instead. "
-                "data/README.md says how to get DIV2K."
-            )
-            names[0] = "demo"
-    sets = []
-    for name in dict.fromkeys(names):
-        if name == "benchmarks":
-            sets += _found_benchmarks(data_dir)
-        else:
-            sets.append(find(name, data_dir))
-    return sets
-
-
-def _found_benchmarks(data_dir: Path) -> list[ImageSet]:
-    found, absent = [], {}
-    for name in BENCHMARKS:
-        try:
-            found.append(find(name, data_dir))
-        except DatasetError as error:
-            absent[name] = str(error)
-    if not found:
-        raise DatasetError("\n".join(absent.values()))
-    if absent:
-        print(f"benchmark sets not in {data_dir}: {', '.join(absent)}")
-    return found
+    challenge = next((name for name in DEFAULTS if is_there(name, data_dir)), DEFAULTS[0])
+    names = list(args.dataset or [challenge] * (not args.hybrid_test))
+    names += [challenge.replace("valid", "test")] * args.include_test
+    names += ["LSDIR_DIV2K_test"] * args.hybrid_test
+    asked = args.dataset or args.data_dir or args.hybrid_test
+    if not asked and not is_there(challenge, data_dir):
+        print(
+            f"{challenge} is not under {data_dir}: measuring the demo photos instead. "
+            "data/README.md says how to get DIV2K."
+        )
+        names[0] = "demo"
+    if "benchmarks" in names:
+        at = names.index("benchmarks")
+        names[at : at + 1] = there = benchmarks_in(data_dir)
+        if absent := [name for name in BENCHMARKS if name not in there]:
+            print(f"benchmark sets not in {data_dir}: {', '.join(absent)}")
+    return [find(name, data_dir) for name in dict.fromkeys(names)]
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.team00_RFDN import RFDN
 from models.team23_LKDN import LKDN
 from utils.bicubic import downscale
+from utils.command import UserError
 from utils.files import ROOT
 from utils.images import mod_crop, read_rgb, to_tensor, to_uint8, write_png
 from utils.metrics import psnr
@@ -134,12 +136,80 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
     assert (tmp_path / STEM / "DIV2K_test" / "0901.png").exists()
 
 
+def test_models_are_imported_when_chosen_and_ids_are_single(
+    tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import test_demo
+    from test_demo import MODELS, Entry, select_model
+
+    cpu = torch.device("cpu")
+    (tmp_path / "broken_net.py").write_text("import absent_dependency")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    broken = Entry(41, "Broken", "broken_net:Net", "none.pth")
+    monkeypatch.setattr(
+        test_demo,
+        "MODELS",
+        (
+            *MODELS,
+            broken,
+            *[Entry(8, name, "models.team00_RFDN:RFDN", "rfdn.pth") for name in "BC"],
+        ),
+    )
+    assert select_model(23, cpu, f"{random_weights}").name == STEM  # whatever the others lack
+    with pytest.raises(UserError, match="No module named 'absent_dependency'"):
+        select_model(41, cpu)
+    with pytest.raises(UserError, match="expected one model of ID 8, got B and C"):
+        select_model(8, cpu)
+
+
+def test_the_baselines_weights_are_used_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import test_demo
+
+    monkeypatch.setattr(test_demo, "ROOT", tmp_path)
+    assert test_demo.select_model(0, torch.device("cpu")).file is None
+    weights = RFDN().state_dict()
+    (tmp_path / "model_zoo").mkdir()
+    torch.save(weights, tmp_path / "model_zoo" / "team00_rfdn.pth")
+    model = test_demo.select_model(0, torch.device("cpu"))
+    assert (model.name, model.file) == ("00_RFDN", tmp_path / "model_zoo" / "team00_rfdn.pth")
+    assert torch.equal(model.net.state_dict()["B1.c5.weight"], weights["B1.c5.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "there", "expected"),
+    [
+        ([], ["DIV2K_valid"], ["DIV2K_valid"]),
+        (["--include_test"], ["DIV2K_valid", "DIV2K_test"], ["DIV2K_valid", "DIV2K_test"]),
+        (["--hybrid_test"], ["DIV2K_valid", "LSDIR_DIV2K_test"], ["LSDIR_DIV2K_test"]),
+        (["--hybrid_test"], ["LSDIR_DIV2K_test"], ["LSDIR_DIV2K_test"]),
+        (
+            ["--include_test"],
+            ["DIV2K_LSDIR_valid", "DIV2K_LSDIR_test"],
+            ["DIV2K_LSDIR_valid", "DIV2K_LSDIR_test"],
+        ),
+        (["--dataset", "benchmarks", "demo"], ["Set14", "B100"], ["Set14", "B100", "demo"]),
+    ],
+)
+def test_the_templates_flags_choose_its_sets(
+    tmp_path: Path, options: list[str], there: list[str], expected: list[str]
+) -> None:
+    from test_demo import find_sets, parse
+
+    for name in there:
+        write_png(tmp_path / f"{name}_HR" / "0801.png", photo(16, 16))
+    sets = find_sets(parse(["--data_dir", str(tmp_path), *options]))
+    assert [image_set.name for image_set in sets] == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--dataset", "Set5"], "Set5/HR"),
         ([], "DIV2K_valid_LR_bicubic/X4"),
-        (["--dataset", "benchmarks"], "Manga109/GTmod4"),
+        (["--dataset", "benchmarks"], "expected one of Set5, Set14"),
+        (["--data_dir", "absent"], "expected a folder, found none: --data_dir absent\n"),
         (["--dataset", "demo", "--model_id", "7"], "expected a --model_id of 0 (00_RFDN)"),
         (["--dataset", "demo", "--checkpoint", "no.pth"], "found no file: no.pth"),
         (

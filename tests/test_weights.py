@@ -13,7 +13,14 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.reparam import training_form
-from utils.weights import CheckpointError, load_weights, read_checkpoint
+from utils.weights import (
+    CheckpointError,
+    NetworkError,
+    call,
+    load_weights,
+    named_weights,
+    read_checkpoint,
+)
 
 
 def net() -> LKDN:
@@ -49,6 +56,38 @@ def test_weights_load_from_where_programs_put_them(
     load_weights(loaded, write(tmp_path / "w.pth", content))
     for name, value in state(expected).items():
         assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_one_of_several_state_dicts_can_be_chosen(tmp_path: Path) -> None:
+    file = write(tmp_path / "w.pth", {"params": state(1), "params_ema": state(2)})
+    for key, seed in (("params", 1), ("params_ema", 2)):
+        path, chosen = named_weights(f"{file}:{key}")
+        assert (path, chosen) == (file, key)
+        loaded = net()
+        load_weights(loaded, path, chosen)
+        assert torch.equal(loaded.state_dict()["c1.weight"], state(seed)["c1.weight"])
+    assert named_weights("C:/w.pth") == (Path("C:/w.pth"), None)
+    with pytest.raises(CheckpointError, match="expected state_dict in .*, got the keys params, "):
+        load_weights(net(), file, "state_dict")
+
+
+class Layer(torch.nn.Module):
+    deployed = 0
+
+    def switch_to_deploy(self) -> None:
+        self.deployed += 1
+
+
+def test_a_step_after_loading_is_the_networks_or_its_layers() -> None:
+    layers = torch.nn.Sequential(Layer(), torch.nn.ReLU(), Layer())
+    call(layers, "switch_to_deploy")
+    assert [layer.deployed for layer in (layers[0], layers[2])] == [1, 1]
+    own = Layer()
+    own.inner = Layer()
+    call(own, "switch_to_deploy")
+    assert own.deployed == 1 and own.inner.deployed == 0  # the network does it for its layers
+    with pytest.raises(NetworkError, match="expected a method repa in ReLU"):
+        call(torch.nn.ReLU(), "repa")
 
 
 def failure(path: Path) -> str:

@@ -92,6 +92,25 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
     raise DatasetError(f"expected images of {name}, found none in any of\n  {places}")
 
 
+def is_there(name: str, data_dir: str | Path) -> bool:
+    """Whether `find` finds this set."""
+    try:
+        find(name, data_dir)
+    except DatasetError:
+        return False
+    return True
+
+
+def benchmarks_in(data_dir: str | Path) -> list[str]:
+    """Those of BENCHMARKS that are there. Raises DatasetError if none is."""
+    if names := [name for name in BENCHMARKS if is_there(name, data_dir)]:
+        return names
+    raise DatasetError(
+        f"expected one of {', '.join(BENCHMARKS)} in {data_dir}, found none: data/README.md says "
+        "in which folders they are found"
+    )
+
+
 def held_out(folders: Sequence[str]) -> str | None:
     """The first of an image's folders that is a validation, test or benchmark set's."""
     return next((f for f in folders if HELD_OUT.search(f) or f in BENCHMARKS), None)

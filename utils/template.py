@@ -92,9 +92,10 @@ def _block(entries: dict[str, dict[str, Any]], modes: list[str], titles: dict[st
         measured = [mode for mode in modes if f"{mode}_memory" in entry]
         if not measured:
             continue
-        runtimes = [entry.get(f"{mode}_ave_runtime") for mode in modes]
+        runtimes: list[float | None] = [entry.get(f"{mode}_ave_runtime") for mode in modes]
         if len(modes) > 1:
-            runtimes.append(None if None in runtimes else sum(runtimes) / len(runtimes))
+            known = [runtime for runtime in runtimes if runtime is not None]
+            runtimes.append(sum(known) / len(known) if len(known) == len(modes) else None)
         rows.append(
             [
                 model,

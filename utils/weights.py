@@ -1,5 +1,6 @@
-"""Checkpoint files into networks: strict, weights only, with errors that name the misfit."""
+"""Networks by name, and checkpoint files into them: strict, weights only, saying what misfits."""
 
+import importlib
 import pickle
 import struct
 from collections.abc import Mapping
@@ -15,6 +16,10 @@ from utils.files import ROOT
 SHIPPED = ROOT / "model_zoo" / "team23_LKDN.pth"
 # Where a state dict may lie in a checkpoint file, the averaged weights first.
 NESTED_UNDER = ("params_ema", "params", "state_dict")
+
+
+class NetworkError(UserError):
+    """A network that cannot be made; the message says why."""
 
 
 class CheckpointError(UserError):
@@ -50,13 +55,59 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def state_dict_of(content: Mapping[str, Any], path: str | Path = "checkpoint") -> dict[str, Tensor]:
-    """The state dict in a checkpoint: bare, or under params_ema, params or state_dict.
+def make_network(name: str) -> nn.Module:
+    """A network by MODULE:CLASS, whose module is imported now; the class takes no arguments.
 
     Raises:
-        CheckpointError: what is there is not a dictionary of tensors.
+        NetworkError: there is no such module or class, or it needs what is not installed.
     """
-    state = next((content[key] for key in NESTED_UNDER if key in content), content)
+    module, _, network = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), network)
+    except (ImportError, AttributeError) as error:
+        raise NetworkError(
+            f"expected the network {name}, but it cannot be imported: {error}; install what it "
+            "needs, or correct its name"
+        ) from error
+    made: nn.Module = make()
+    return made
+
+
+def call(net: nn.Module, method: str) -> None:
+    """Call a method of the network or, where it has none of this name, of every layer with one.
+
+    Raises:
+        NetworkError: nothing in it has such a method.
+    """
+    owners = [m for m in ([net] if hasattr(net, method) else net.modules()) if hasattr(m, method)]
+    if not owners:
+        raise NetworkError(f"expected a method {method} in {type(net).__name__}, got none")
+    for module in owners:
+        getattr(module, method)()
+
+
+def named_weights(text: str) -> tuple[Path, str | None]:
+    """FILE or FILE:KEY, where KEY is one of NESTED_UNDER, as the file and the key."""
+    file, _, key = text.rpartition(":")
+    return (Path(file), key) if file and key in NESTED_UNDER else (Path(text), None)
+
+
+def state_dict_of(
+    content: Mapping[str, Any], path: str | Path = "checkpoint", key: str | None = None
+) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: bare, or under params_ema, params or state_dict, of which
+    `key` says one, and the first that is there is taken without it.
+
+    Raises:
+        CheckpointError: what is there is not a dictionary of tensors, or `key` is not there.
+    """
+    if key and key not in content:
+        raise CheckpointError(
+            f"expected {key} in {path}, got the keys {', '.join(map(str, list(content)[:5]))}: "
+            f"leave out :{key}"
+        )
+    names = [key] if key else NESTED_UNDER
+    state = next((content[name] for name in names if name in content), content)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(
             f"expected a state dict, bare or under {', '.join(NESTED_UNDER)}, in {path}; "
@@ -65,13 +116,13 @@ def state_dict_of(content: Mapping[str, Any], path: str | Path = "checkpoint") -
     return dict(state)
 
 
-def load_weights(net: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint file into `net`, every key and shape as expected.
+def load_weights(net: nn.Module, path: str | Path, key: str | None = None) -> None:
+    """Load a checkpoint file into `net`, every key and shape as expected; `key`: `state_dict_of`.
 
     Raises:
         CheckpointError: unreadable, or other keys, shapes or values than the network's.
     """
-    load_state(net, state_dict_of(read_checkpoint(path), path), path)
+    load_state(net, state_dict_of(read_checkpoint(path), path, key), path)
 
 
 def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

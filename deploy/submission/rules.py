@@ -246,7 +246,7 @@ def _runs_after_clone(entry: Entry) -> Iterator[str]:
     source = entry.text("test_demo.py")
     for needed, is_there in (
         ("a function select_model", re.search(r"^def select_model\(", source, re.M)),
-        (f"an import of models.{entry.stem}", f"models.{entry.stem}" in _imports(source)),
+        (f"an import of models.{entry.stem}", f"models.{entry.stem}" in source),
         (entry.checkpoint.name, entry.checkpoint.name in source),
     ):
         if not is_there:
