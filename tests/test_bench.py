@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deploy.bench import __main__ as bench
-from deploy.bench import large
+from deploy.bench import large, limits, plan
 from deploy.bench.worker import Row
 from models.team23_LKDN import LKDN
 from utils.command import UserError
@@ -81,10 +81,13 @@ def test_every_row_is_timed_and_compared(
     assert {"commit", "threads", "date"} <= set(result["environment"])
     for label in labels:
         assert label in done.stdout
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("7 rows at 2 sizes, 7 forwards each; no benchmark of this machine")
+    assert "left out: triton bf16: triton needs a CUDA device, got cpu" in lines
 
 
 def test_cost_is_that_of_the_paper() -> None:
-    macs, moved = bench.cost(LKDN())
+    macs, moved = limits.cost(LKDN())
     assert macs * 256**2 == 8289189888  # the factsheet's 8.29 G
     # Floats a pixel that convolutions, norms and the shuffle read and write.
     block = 3 * (42 + 21 + 42 + 42 + 42 + 42) + (42 + 21 + 21 + 21) + (84 + 42) + 3 * 84 + 2 * 84
@@ -258,3 +261,19 @@ def test_labels_tell_rows_apart() -> None:
         "eager bf16",
         "Net eager fp32",
     ]
+
+
+def test_the_time_is_that_of_a_benchmark_of_the_same_machine(tmp_path: Path) -> None:
+    file, other = tmp_path / "ladder_cpu.json", tmp_path / "other.json"
+    file.write_text(json.dumps(a_benchmark()))
+    other.write_text(json.dumps({}))
+    files, sizes = [tmp_path / "absent.json", other, file], [(340, 510), (8, 8)]
+    here = {"device": "a chip", "threads": 2}
+    text = plan.describe(["eager fp32", "auto fp32"], sizes, 10, here, files)
+    # 3 + 10 * 2 forwards of 50 and of 10 ms: 1.38 s.
+    assert "2 rows at 2 sizes, 23 forwards each: about 0.0 minutes" in text
+    text = plan.describe(["eager fp32", "auto fp32"], sizes, 3000, here, files)
+    assert f"about 6.0 minutes of forwards by {file}, which has 2 of these 4 pairs" in text
+    unknown = "no benchmark of this machine says how long"
+    assert unknown in plan.describe(["eager fp32"], sizes, 3, here | {"threads": 4}, files)
+    assert unknown in plan.describe(["native fp32"], sizes, 3, here, files)

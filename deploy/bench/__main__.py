@@ -10,29 +10,19 @@ import itertools
 import logging
 import sys
 from dataclasses import asdict
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from deploy import backends
+from deploy.bench import plan
 from deploy.bench.large import measure_tiles
-from deploy.bench.worker import (
-    MeasureDrift,
-    Refused,
-    Row,
-    RunImages,
-    Timing,
-    milliseconds,
-    rival,
-    workers,
-)
+from deploy.bench.limits import cost, measure_ceilings
+from deploy.bench.worker import MeasureDrift, Refused, Row, RunImages, Timing, rival, workers
 from models.team23_LKDN import LKDN
 from utils import command, devices, record
 from utils.command import UserError
@@ -40,8 +30,8 @@ from utils.files import ROOT, write_bytes, write_json
 from utils.report import speed
 
 SIZES = ("256x256", "340x510", "540x960")
-WARM_UP = 3  # forwards before the first that is timed; the triton backend records at the second
-TURN = 1  # .. and before the one that is timed in each turn: caches, clocks and threads wake up
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +52,10 @@ def bench(args: argparse.Namespace) -> int:
     rows = _rows(args, device)
     sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
     result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
+    output = args.output or ROOT / "results" / f"ladder_{device.type}.json"
+    earlier = (output, record.PUBLISHED / f"ladder_{device.type}.json")
+    labels = [row.label for row in rows]
+    logger.info(plan.describe(labels, sizes, args.rounds, result["environment"], earlier))
     try:
         measure(result, rows, sizes, device, args.rounds)
         if args.big:
@@ -71,7 +65,6 @@ def bench(args: argparse.Namespace) -> int:
         code = command.FAILED
     if not result["rows"]:
         return code
-    output = args.output or ROOT / "results" / f"ladder_{device.type}.json"
     write_json(output, result)
     if (drawn := speed.picture(result)) is not None:
         write_bytes(output.with_suffix(".png"), drawn)
@@ -153,9 +146,9 @@ def measure(
     The ratios are to the first row, the plain network. A row that cannot run here is left out,
     and its reason kept under `refused`.
     """
-    result |= {"rounds": rounds, "ceilings": _ceilings(device), "refused": {}}
+    result |= {"rounds": rounds, "ceilings": measure_ceilings(device), "refused": {}}
     result["macs_per_pixel"], result["bytes_per_pixel"] = cost(LKDN())
-    with tqdm(total=len(rows) * len(sizes), unit="row") as bar, workers(rows, device) as pipes:
+    with workers(rows, device) as pipes:
         ready: dict[Row, dict[str, Any]] = {}
         for row, pipe in list(pipes.items()):
             try:
@@ -164,22 +157,29 @@ def measure(
                 answer = Refused("its process died")
             if isinstance(answer, Refused):
                 result["refused"][row.label] = answer.reason
+                logger.info("left out: %s: %s", row.label, answer.reason)
                 del pipes[row]
-                bar.total -= len(sizes)
             else:
                 ready[row] = asdict(row) | {"label": row.label} | asdict(answer)
         if rows[0] not in pipes:
             raise UserError(f"the plain network cannot run: {result['refused'][rows[0].label]}")
-        for size in sizes:
-            for row, figures in _one_size(result, pipes, size, rounds, bar).items():
-                result["rows"].append(ready[row] | figures)
-        for row, pipe in pipes.items():  # last: the float64 network would count as memory
-            if not row.against:
-                bar.set_postfix_str(f"accuracy of {row.label}")
-                drift = _ask(pipe, MeasureDrift())
-                for figures in result["rows"]:
-                    if figures["label"] == row.label:
-                        figures["psnr_drift_db"] = drift
+        with _progress(len(pipes) * plan.megapixels(sizes, rounds)) as bar:
+            for size in sizes:
+                for row, figures in _one_size(result, pipes, size, rounds, bar).items():
+                    result["rows"].append(ready[row] | figures)
+        # Last: the float64 network would count as memory.
+        ours = [row for row in pipes if not row.against]
+        for row in tqdm(ours, "accuracy", unit="row", disable=None):
+            drift = _ask(pipes[row], MeasureDrift())
+            for figures in result["rows"]:
+                if figures["label"] == row.label:
+                    figures["psnr_drift_db"] = drift
+
+
+def _progress(megapixels: float) -> tqdm:
+    """A bar over the LR pixels of all forwards, of whatever row: each round takes as long."""
+    layout = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    return tqdm(total=megapixels, desc="timing", bar_format=layout, disable=None)
 
 
 def _one_size(
@@ -191,14 +191,19 @@ def _one_size(
 ) -> dict[Row, dict[str, Any]]:
     """The figures of each row at one size."""
     height, width = size
-    for row, pipe in pipes.items():
-        bar.set_postfix_str(f"{height}x{width}, {row.label} warms up")
-        _ask(pipe, RunImages(height, width, WARM_UP))
+
+    def run(row: Row, count: int) -> Timing:
+        bar.set_postfix_str(f"{height}x{width}, {row.label}")
+        timing = _ask(pipes[row], RunImages(height, width, count))
+        bar.update(count * height * width / 1e6)
+        return timing
+
+    for row in pipes:
+        run(row, plan.WARM_UP)
     timings: dict[Row, list[Timing]] = {row: [] for row in pipes}
-    for i in range(rounds):
-        bar.set_postfix_str(f"{height}x{width}, round {i + 1} of {rounds}")
-        for row, pipe in pipes.items():
-            timings[row].append(_ask(pipe, RunImages(height, width, 1 + TURN)))
+    for _ in range(rounds):
+        for row in pipes:
+            timings[row].append(run(row, plan.TURN + 1))
     percentiles = {
         row: np.percentile([timing.ms for timing in own], [20, 50, 80]).tolist()
         for row, own in timings.items()
@@ -220,7 +225,6 @@ def _one_size(
                 "tflop_s": 2 * result["macs_per_pixel"] * height * width / p50 / 1e9,
                 "gb_s": result["bytes_per_pixel"] * height * width / p50 / 1e6,
             }
-    bar.update(len(pipes))
     return measured
 
 
@@ -234,54 +238,6 @@ def _ask(pipe: Connection, question: RunImages | MeasureDrift) -> Any:
             "the process of a row died, perhaps for want of memory: give smaller --sizes "
             "or fewer --backends"
         ) from error
-
-
-def cost(net: nn.Module) -> tuple[float, float]:
-    """Multiply-adds, and bytes in float32, of one LR pixel of the plain network.
-
-    The bytes are what its convolutions, norms and the shuffle move if each reads its input and
-    writes its output once: the traffic of a runtime that fuses no two of them.
-    """
-    moved = [0]
-    side = 64
-
-    def count(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        moved[0] += 4 * (sum(i.numel() for i in inputs) + out.numel())
-
-    handles = [m.register_forward_hook(count) for m in net.modules() if not list(m.children())]
-    with torch.inference_mode():
-        net(torch.zeros(1, 3, side, side))
-    for handle in handles:
-        handle.remove()
-    macs = sum(
-        m.weight[0].numel() * m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)
-    )
-    return float(macs), moved[0] / side**2
-
-
-def _ceilings(device: torch.device) -> dict[str, float]:
-    """The machine's own: GB/s of a large copy, reads and writes; TFLOP/s of a large product or
-    3x3 convolution, whichever is faster (torch computes them by different libraries)."""
-    cuda = device.type == "cuda"
-    large = torch.empty(2**28 if cuda else 2**25, device=device)
-    other = torch.empty_like(large)
-    copied = min(milliseconds(other.copy_, large) for _ in range(8))
-    ceilings = {"gb_s": 2 * 4 * large.numel() / copied / 1e6}
-    side, channels, image = (8192, 512, 128) if cuda else (2048, 256, 64)
-    for name, dtype in backends.DTYPES.items():
-        if not cuda and dtype == torch.float16:
-            continue  # emulated on a CPU
-        a = torch.ones(side, side, device=device, dtype=dtype)
-        x = torch.ones(1, channels, image, image, device=device, dtype=dtype)
-        x = x.to(memory_format=torch.channels_last)
-        weight = torch.ones(channels, channels, 3, 3, device=device, dtype=dtype)
-        product = min(milliseconds(lambda a: a @ a, a) for _ in range(6))
-        convolve = partial(F.conv2d, weight=weight, padding=1)
-        convolution = min(milliseconds(convolve, x) for _ in range(6))
-        ceilings[f"tflop_s_{name}"] = (
-            max(2 * side**3 / product, 2 * 9 * channels**2 * image**2 / convolution) / 1e9
-        )
-    return ceilings
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from deploy import backends
 from deploy.backends import BackendError
@@ -91,7 +92,7 @@ def workers(rows: list[Row], device: torch.device) -> Iterator[dict[Row, Connect
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     try:
-        for row in rows:
+        for row in tqdm(rows, "starting", unit="row", disable=None):
             pipes[row], there = context.Pipe()
             process = context.Process(target=_work, args=(row, device, there), daemon=True)
             process.start()
@@ -123,7 +124,7 @@ def _work(row: Row, device: torch.device, pipe: Connection) -> None:
             with torch.inference_mode():
                 backend(torch.rand(1, 3, 64, 72, device=device))
         except (BackendError, RuntimeError) as error:
-            pipe.send(Refused(str(error).splitlines()[0]))
+            pipe.send(Refused(next(iter(str(error).splitlines()), repr(error))))
             return
         ran = f"{backend.name} {backend.precision}"
         pipe.send(Ready(ran, time.perf_counter() - began))
