@@ -74,7 +74,7 @@ def upscale(args: argparse.Namespace) -> int:
     """
     tally = Tally()
     plan = folders.plan(args.inputs, args.output, args.suffix, args.ext, args.recursive)
-    jobs, there = chosen(plan, args.shard, args.skip_existing)
+    jobs, there = select(plan, args.shard, args.skip_existing)
     upscaler = Upscaler(
         args.device,
         args.backend,
@@ -203,7 +203,7 @@ def _shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def chosen(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[list[Job], int]:
+def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[list[Job], int]:
     """The images of this share, and how many of it are left out because their results exist."""
     for path in plan.left_out:
         logger.info("left out, for it is named like a result: %s", path)
@@ -227,7 +227,7 @@ def run(jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar
                 reads.append(Reading(waiting[0], pool.submit(read, waiting.popleft())))
             reading = reads.popleft()
             try:
-                writes.append(_restored(reading, upscaler, pool))
+                writes.append(_restore(reading, upscaler, pool))
             except FAILURES as error:
                 fail(tally, _one_line(reading.job.source, error))
                 bar.update()
@@ -245,7 +245,7 @@ def read(job: Job) -> Photo:
     return decode.read(job.source)
 
 
-def _restored(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:
+def _restore(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:
     """Restore an image and hand it to the threads that write."""
     job, photo = reading.job, reading.photo.result()
     height, width = photo.pixels.shape[:2]
@@ -276,7 +276,7 @@ def check_space(folder: Path, size: int) -> None:
     """OSError unless so many bytes are free, if they are many."""
     if size < LARGE:
         return
-    free = shutil.disk_usage(folders.existing(folder)).free
+    free = shutil.disk_usage(folders.find_existing(folder)).free
     if free < size:
         raise OSError(
             f"expected {size >> 20} MiB free for the result in {folder}, got "

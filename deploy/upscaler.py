@@ -106,7 +106,7 @@ class Upscaler:
         levels = int(np.iinfo(image.dtype).max)
         kind = torch.uint8 if image.dtype == np.uint8 else torch.int32
 
-        def rounded(piece: Tensor) -> Tensor:
+        def run(piece: Tensor) -> Tensor:
             y = self._forward(piece.float() / levels)
             return y.clamp_(0, 1).mul_(levels).round_().to(kind).cpu()
 
@@ -115,7 +115,7 @@ class Upscaler:
         out = np.empty((count, SCALE * height, SCALE * width, channels), image.dtype)
         together = count if self._fits(count * height * width, batch.nbytes + out.nbytes) else 1
         for i in range(0, count, together):
-            self._fill(rounded, batch[i : i + together], out[i : i + together])
+            self._fill(run, batch[i : i + together], out[i : i + together])
         return out if image.ndim == 4 else out[0]
 
     def restore(self, rgb: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -140,7 +140,7 @@ class Upscaler:
         # What the image itself takes has to be there in any case.
         least = (SMALLEST + 2 * CONTEXT) ** 2 * self._cost
         room = max(least, self.memory_bytes - held)
-        return _thriftiest(height, width, tiling.tile_size(room, self._cost))
+        return _best_tile(height, width, tiling.tile_size(room, self._cost))
 
     def _fits(self, pixels: int, held: int) -> bool:
         held = held if self.device.type == "cpu" else 0
@@ -196,14 +196,14 @@ def _default_memory(device: torch.device, cost: int) -> int:
     return min(half, CPU_PIXELS * cost) if device.type == "cpu" else half
 
 
-def _thriftiest(height: int, width: int, largest: int) -> int:
+def _best_tile(height: int, width: int, largest: int) -> int:
     """Of the tile sizes up to the largest, the one with which the least is computed twice."""
 
-    def computed(size: int) -> int:
+    def count_pixels(size: int) -> int:
         seen = size + 2 * CONTEXT
         return len(tiling.tiles(height, width, size)) * min(height, seen) * min(width, seen)
 
-    return min(range(largest, max(SMALLEST, largest // 2) - 1, -1), key=computed)
+    return min(range(largest, max(SMALLEST, largest // 2) - 1, -1), key=count_pixels)
 
 
 def _mean_of_eight(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

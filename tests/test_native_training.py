@@ -19,7 +19,7 @@ from kernels.native_training import NativeGradients, NativeOrthogonaliser
 from models.team23_LKDN import LKDN
 from train.forward import LOSSES
 from train.optim import orthogonalise_all
-from train.reparam import fused_parameters, plain_like, training_form
+from train.reparam import fuse_parameters, plain_like, training_form
 from utils.weights import load_state, read_checkpoint
 
 Run = Callable[..., CompletedProcess[str]]
@@ -65,7 +65,7 @@ def form(request: pytest.FixtureRequest, root: Path) -> Iterator[LKDN]:
     form = training_form(plain)
     with torch.no_grad():
         # What the branches add is taken from the kernels that they are added to.
-        fused = fused_parameters(dict(form.named_parameters()))
+        fused = fuse_parameters(dict(form.named_parameters()))
         own = dict(form.named_parameters())
         for name, value in plain.named_parameters():
             target = own[name.replace("upsampler.0.", "upsampler.conv3.")]
@@ -77,7 +77,7 @@ def gradients(
     form: LKDN, kernels: NativeGradients, lr: Tensor, hr: Tensor, loss: str
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss and the gradients of the branches by the compiled kernels."""
-    plain = fused_parameters(dict(form.named_parameters()))
+    plain = fuse_parameters(dict(form.named_parameters()))
     values = {name: value.detach() for name, value in plain.items()}
     result, by_name = kernels(values, lr, hr, loss, 1 / hr.numel())
     form.zero_grad()

@@ -204,7 +204,7 @@ def test_environment_is_complete_and_holds_no_paths() -> None:
 def test_documents_say_what_the_published_runs_say(name: str) -> None:
     text = (ROOT / name).read_text()
     assert "<!-- generated:" in text
-    assert documents.regenerated(text) == text, "run python -m utils.report.documents --publish"
+    assert documents.fill_in(text) == text, "run python -m utils.report.documents --publish"
 
 
 def test_the_factsheets_row_stands_beside_runs_of_its_own_set_alone() -> None:
@@ -227,7 +227,7 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
     assert "| these weights | 31.500 / 0.9000 |\n" in text and "29.01" not in text
     assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
     assert "PSNR (RGB)           30.00 dB, bicubic 28.00 dB, gain +2.00 dB" in text
-    assert documents.regenerated(text, tmp_path) == text
+    assert documents.fill_in(text, tmp_path) == text
 
     stage = {
         "stage": {"name": "stage1", "steps": 7},

@@ -17,7 +17,7 @@ from train.reparam import (
     RepUpsampler,
     branch_gradients,
     fuse,
-    fused_parameters,
+    fuse_parameters,
     plain_like,
     training_form,
 )
@@ -136,7 +136,7 @@ def test_fuse_in_float32_rounds_once() -> None:
 
 def test_plain_parameters_pass_through_unchanged() -> None:
     state = LKDN(channels=8, blocks=1).state_dict()
-    passed = fused_parameters(state)
+    passed = fuse_parameters(state)
     assert list(passed) == list(state)
     assert all(torch.equal(value, state[name]) for name, value in passed.items())
 
@@ -160,7 +160,7 @@ def test_gradients_through_folded_kernels_equal_those_through_the_branches(
     branches = gradients(form, form, x)
     folded = gradients(
         form,
-        lambda x: functional_call(plain, fused_parameters(dict(form.named_parameters())), (x,)),
+        lambda x: functional_call(plain, fuse_parameters(dict(form.named_parameters())), (x,)),
         x,
     )
     assert set(folded) == set(branches) == {name for name, _ in form.named_parameters()}
@@ -203,7 +203,7 @@ def test_branch_gradients_are_those_of_autograd() -> None:
     for net in (LKDN(), LKDN(8, 2, 3, 1, 2)):
         for form in (training_form(net).double(), copy.deepcopy(net).double()):
             parameters = dict(form.named_parameters())
-            plain = fused_parameters(parameters)
+            plain = fuse_parameters(parameters)
             given = {name: torch.randn_like(value) for name, value in plain.items()}
             expected = torch.autograd.grad(
                 list(plain.values()), list(parameters.values()), [given[name] for name in plain]

@@ -49,7 +49,7 @@ def test_a_trial_says_what_its_run_was_and_scored(uninterrupted: Path, tmp_path:
     assert record["minutes"] == sum(work["minutes"] for work in record["history"]) > 0
 
     publish(tmp_path, "trials", "small", record)
-    table = documents.regenerated(TRIALS, tmp_path)
+    table = documents.fill_in(TRIALS, tmp_path)
     score = f"{record['validation'][-1]['val_psnr_y']:.3f} at 12"
     assert "| small | 12 of 12 | 0 | 4 | 0 | " in table and score in table
     assert "small: python train/train.py --stage 1" in table
@@ -67,7 +67,7 @@ def test_a_diverged_run_is_a_trial_until_it_goes_on(
     record = trial.trial(run, "high", "too high")
     assert record["failed"] == "expected a finite loss"
     publish(tmp_path, "trials", "high", record)
-    assert "diverged; too high" in documents.regenerated(TRIALS, tmp_path)
+    assert "diverged; too high" in documents.fill_in(TRIALS, tmp_path)
     assert train(run, "--resume").returncode == 0
     assert trial.trial(run, "high", "")["failed"] is None
 
@@ -94,11 +94,11 @@ def test_throughput_records_speed_and_failures(
         assert rung["patches_per_s"] == pytest.approx(2 * rung["steps_per_s"])
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)  # the same steps
     publish(tmp_path, "throughput", "cpu", measured)
-    table = documents.regenerated(SPEED, tmp_path)
+    table = documents.fill_in(SPEED, tmp_path)
     assert "2 patches of 32x32 HR" in table and "| + branches folded at each step | " in table
 
     code, measured = measure("b", 1024, 0)
     assert code == 1
     assert "--patch" in measured["rungs"][0]["failed"]
     publish(tmp_path, "throughput", "cpu", measured)
-    assert "failed: expected images of at least 1024" in documents.regenerated(SPEED, tmp_path)
+    assert "failed: expected images of at least 1024" in documents.fill_in(SPEED, tmp_path)

@@ -128,7 +128,7 @@ def test_tiles_in_which_least_is_computed_twice_are_taken() -> None:
             seen = size + 2 * tiling.CONTEXT
             pieces = len(tiling.tiles(height, width, size))
             computed[size] = pieces * min(height, seen) * min(width, seen)
-        best = module._thriftiest(height, width, largest)
+        best = module._best_tile(height, width, largest)
         assert computed[best] == min(computed.values())
 
 

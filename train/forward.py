@@ -12,7 +12,7 @@ from kernels.native import choose_arithmetic
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.recipes import Engine, Stage
-from train.reparam import branch_gradients, fused_parameters, plain_like
+from train.reparam import branch_gradients, fuse_parameters, plain_like
 
 
 def psnr_loss(x: Tensor, target: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _native_gradients(form: LKDN, stage: Stage, engine: Engine) -> Gradients:
     parameters = {name: p.detach() for name, p in own.items()}  # the same memory
 
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
-        plain = fused_parameters(parameters)
+        plain = fuse_parameters(parameters)
         loss, by_name = kernels(plain, lr, hr, stage.loss, len(lr) / (stage.batch * hr.numel()))
         by_name = branch_gradients(parameters, by_name)
         for name, parameter in own.items():
@@ -106,7 +106,7 @@ def make_forward(
     def forward(x: Tensor) -> Tensor:
         kernels: dict[str, Tensor] = dict(form.named_parameters())
         if engine.fold:
-            kernels = fused_parameters(kernels)
+            kernels = fuse_parameters(kernels)
         with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
             return functional_call(network, kernels, (x,))
 

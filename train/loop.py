@@ -21,7 +21,7 @@ from train.forward import Gradients, arithmetic_of, make_gradients
 from train.optim import learning_rate, set_learning_rate, update_ema
 from train.patches import Patches, Sampler, cut_patches
 from train.recipes import Engine, Stage
-from train.reparam import fused_parameters, plain_like
+from train.reparam import fuse_parameters, plain_like
 from utils import devices, evaluate
 from utils.files import finite
 from utils.record import environment
@@ -115,7 +115,7 @@ def train(run: Run, state: checkpoint.State) -> int:
             to_log, to_save = step % run.log_every == 0 or last, step % run.save_every == 0
             # On a CPU a look at each loss costs nothing; on a GPU it stalls the queue of kernels.
             if device.type == "cpu" or to_log or to_save:
-                logged += _checked(unseen, state.step, stage)
+                logged += _check_finite(unseen, state.step, stage)
                 unseen = []
             for optimizer in state.optimizers:
                 optimizer.step()
@@ -138,7 +138,7 @@ def train(run: Run, state: checkpoint.State) -> int:
                 since += time.monotonic() - paused
             if to_save and not last:
                 _save(run, state, work, began)
-        _checked(unseen, state.step - 1, stage)
+        _check_finite(unseen, state.step - 1, stage)
         _save(run, state, work, began)
         return _agree(run.world, STOPPED if stopped() else outcome, 0)
 
@@ -158,7 +158,7 @@ def _gradients(run: Run, state: checkpoint.State, gradients: Gradients, patches:
     return torch.stack((loss, norm))
 
 
-def _checked(unseen: list[Tensor], step: int, stage: Stage) -> list[list[float]]:
+def _check_finite(unseen: list[Tensor], step: int, stage: Stage) -> list[list[float]]:
     """The values of the steps up to `step`, each found finite, or Diverged."""
     values = torch.stack(unseen).tolist() if unseen else []
     for index, (loss, norm) in enumerate(values):
@@ -174,7 +174,7 @@ def _checked(unseen: list[Tensor], step: int, stage: Stage) -> list[list[float]]
 def _validate(run: Run, state: checkpoint.State) -> None:
     """Score what would be exported: the fused average."""
     average = plain_like(state.net).to(run.world.device)
-    average.load_state_dict(fused_parameters(state.ema))
+    average.load_state_dict(fuse_parameters(state.ema))
     average.float()
     line: dict[str, Any] = {}
     for name, samples in run.samples.items():

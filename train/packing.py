@@ -181,10 +181,10 @@ def _digest_of(path: Path) -> str | None:
 
 
 def _digest(hr: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(_described(hr)).hexdigest()
+    return hashlib.sha256(_describe(hr)).hexdigest()
 
 
-def _described(pixels: NDArray[np.uint8]) -> bytes:
+def _describe(pixels: NDArray[np.uint8]) -> bytes:
     """Shape and pixels, to be hashed."""
     return str(pixels.shape).encode() + pixels.tobytes()
 
@@ -217,7 +217,7 @@ def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_p
             lr, hr = loaded
             for part in (lr, hr):
                 file.write(part.tobytes())
-                total.update(_described(part))
+                total.update(_describe(part))
             height, width = lr.shape[:2]
             hr_offset = offset + height * width
             images.append(PackedImage(path.name, height, width, offset, hr_offset, _digest(hr)))

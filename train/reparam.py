@@ -87,7 +87,7 @@ def fuse(net: LKDN) -> LKDN:
     dtype = net.fea_conv.pw.weight.dtype
     parameters = {k: v.detach().double() for k, v in net.state_dict().items()}
     plain = plain_like(net)
-    plain.load_state_dict({k: v.to(dtype) for k, v in fused_parameters(parameters).items()})
+    plain.load_state_dict({k: v.to(dtype) for k, v in fuse_parameters(parameters).items()})
     return plain.to(net.fea_conv.pw.weight.device).train(net.training)
 
 
@@ -105,7 +105,7 @@ def upscale_factor(net: LKDN) -> int:
     return next(m.upscale_factor for m in net.modules() if isinstance(m, nn.PixelShuffle))
 
 
-def fused_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fuse_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of the inference form from those of the training form, differentiably.
 
     Training may run the plain network on these: the same function and the same gradients as the
@@ -129,14 +129,14 @@ def fused_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif parent != "upsampler" or branch == "0":
             plain[name] = value
     if "upsampler.conv3.weight" in form:
-        kernel, bias = _fused_upsampler(form)
+        kernel, bias = _fuse_upsampler(form)
         plain["upsampler.0.weight"], plain["upsampler.0.bias"] = kernel, bias
     return plain
 
 
 def branch_gradients(form: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gradients of the training form's parameters from those of the inference form's: what
-    autograd through `fused_parameters` gives, without its hundreds of small steps.
+    autograd through `fuse_parameters` gives, without its hundreds of small steps.
 
     An RBSB's kernels are sums, so each branch has its kernel's gradient, or the part of it where
     the branch was added. Some of what is returned shares memory.
@@ -153,14 +153,14 @@ def branch_gradients(form: Mapping[str, Tensor], plain: Mapping[str, Tensor]) ->
     branches = {k: v.detach().requires_grad_() for k, v in form.items() if k not in gradients}
     if branches:
         with torch.enable_grad():
-            fused = _fused_upsampler(branches)
+            fused = _fuse_upsampler(branches)
         outer = (plain["upsampler.0.weight"], plain["upsampler.0.bias"])
         inner = torch.autograd.grad(fused, list(branches.values()), outer)
         gradients |= dict(zip(branches, inner, strict=True))
     return gradients
 
 
-def _fused_upsampler(form: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _fuse_upsampler(form: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """One 3x3 for the three branches: kernel (out, C, 3, 3), bias (out,)."""
     branch = {k.removeprefix("upsampler."): v for k, v in form.items() if "upsampler." in k}
     wide = branch["conv3x3.weight"]  # (out, 2C, 3, 3)

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def draw(published: Path = PUBLISHED) -> None:
     """Draw the scores of all trials over the pixels they have seen, beside those of published runs
     on the validation images."""
-    files = sorted((published / "trials").glob("*.json"), key=documents.numbered)
+    files = sorted((published / "trials").glob("*.json"), key=documents.number_and_name)
     runs = [run for run in read_runs(published) if run["dataset"] == VALIDATION]
     lines = {run["checkpoint"]["name"]: run["ave_psnr_y"] for run in runs}
     if picture := curves.picture([read_json(file) for file in files], lines):

@@ -71,7 +71,7 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+def time_run(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
     """What run() returns, and the milliseconds that the device took for it.
 
     CUDA events on a CUDA device, as the challenge has it; the wall clock elsewhere.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.bicubic import Convention, downscale, upscale
 from utils.datasets import SCALE, Pair
-from utils.devices import timed
+from utils.devices import time_run
 from utils.images import ImageError, mod_crop, read_rgb, to_tensor, to_uint8
 from utils.metrics import psnr, ssim, to_y
 
@@ -78,7 +78,7 @@ def restore(
 
     `net` takes and gives RGB in 0..data_range.
 
-    The clock stands around the forward alone, as the challenge's does, see utils.devices.timed;
+    The clock stands around the forward alone, as the challenge's does, see utils.devices.time_run;
     uploading, rounding and downloading are not in it.
 
     Raises:
@@ -87,7 +87,7 @@ def restore(
     x = to_tensor(lr, device)
     if data_range != 1:
         x = x * data_range
-    y, runtime_ms = timed(lambda: net(x), device)
+    y, runtime_ms = time_run(lambda: net(x), device)
     return to_uint8(y / data_range), runtime_ms
 
 

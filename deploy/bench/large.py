@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deploy import backends
-from deploy.bench.worker import shipped
+from deploy.bench.worker import load_shipped
 from deploy.tiling import CONTEXT, restore, tile_size
 from utils import command, devices, efficiency, record
 from utils.datasets import SCALE, find
@@ -107,7 +107,7 @@ def measure_photo(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
         "megapixels": sr.shape[0] * sr.shape[1] / 1e6,
         "said": printed.splitlines()[0],
         **asdict(taken),
-        **compare(shipped(), as_tensor(lr), as_tensor(sr)),
+        **compare(load_shipped(), as_tensor(lr), as_tensor(sr)),
         "windows": WINDOWS,
         "window": WINDOW,
     }
@@ -141,7 +141,7 @@ def measure_tiles(device: torch.device, side: int = SIDE, bound: int = BOUND) ->
     Sampled windows are computed by the plain network from their own surroundings, and compared
     after rounding to 8 bit. The memory is the process's at its peak beyond what it was before.
     """
-    net = shipped()
+    net = load_shipped()
     fast = backends.make("auto", net, device=device)
     net = net.to(device)
     rng = np.random.default_rng(0)

@@ -119,7 +119,7 @@ def _work(row: Row, device: torch.device, pipe: Connection) -> None:
         empty = efficiency.peak_memory_mib(device)
         began = time.perf_counter()
         try:
-            net = rival(row.against) if row.against else shipped()
+            net = rival(row.against) if row.against else load_shipped()
             backend = backends.make(row.backend, net, row.precision, device)
             with torch.inference_mode():
                 backend(torch.rand(1, 3, 64, 72, device=device))
@@ -147,7 +147,7 @@ def _work(row: Row, device: torch.device, pipe: Connection) -> None:
         return
 
 
-def shipped() -> LKDN:
+def load_shipped() -> LKDN:
     """LKDN with the weights in model_zoo/."""
     net = LKDN().eval().requires_grad_(False)
     load_weights(net, SHIPPED)
@@ -184,12 +184,12 @@ def rival(against: str) -> nn.Module:
 def milliseconds(run: Callable[[Tensor], Any], x: Tensor) -> float:
     """Time of run(x) on a device that has nothing else to do."""
     devices.wait(x.device)
-    return devices.timed(lambda: run(x), x.device)[1]
+    return devices.time_run(lambda: run(x), x.device)[1]
 
 
 def _drift(backend: Callable[[Tensor], Tensor], device: torch.device) -> float:
     """Y-PSNR on the demo photos minus that of the plain network in float64, dB."""
-    exact = shipped().double()
+    exact = load_shipped().double()
     samples = [evaluate.load(pair) for pair in find("demo", ROOT / "data").pairs]
     reference = evaluate.validate(lambda x: exact(x.double()), samples, torch.device("cpu"))
     return evaluate.validate(backend, samples, device).psnr_y - reference.psnr_y

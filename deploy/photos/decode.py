@@ -194,7 +194,7 @@ def _deep(file: BinaryIO, bands: str, order: str) -> NDArray[np.uint16]:
     pixels = np.left_shift(high, 8, dtype=np.uint16) | low
     if bands == "RGBa":  # alpha is multiplied into the colours
         colour = pixels[..., :3] / np.maximum(pixels[..., 3:], 1).astype(np.float32)
-        pixels[..., :3] = rounded(colour, pixels.dtype)
+        pixels[..., :3] = round_to(colour, pixels.dtype)
     return pixels
 
 
@@ -281,7 +281,7 @@ def _icc(im: Image.Image, grey: bool) -> bytes | None:
     return icc if icc[16:20] == (b"GRAY" if grey else b"RGB ") else None
 
 
-def rounded(image: NDArray[np.float32], dtype: np.dtype) -> NDArray:
+def round_to(image: NDArray[np.float32], dtype: np.dtype) -> NDArray:
     """0..1 -> all levels of an integer, clamped, then rounded."""
     clamped = image.clip(0, 1)
     clamped *= np.iinfo(dtype).max

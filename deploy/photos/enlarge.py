@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.photos.decode import Photo, rounded
+from deploy.photos.decode import Photo, round_to
 
 
 def enlarge(
@@ -25,22 +25,22 @@ def enlarge(
     """
     alpha, levels = photo.alpha, np.float32(np.iinfo(photo.pixels.dtype).max)
 
-    def enlarged(image: NDArray[np.float32]) -> NDArray:
+    def enlarge_part(image: NDArray[np.float32]) -> NDArray:
         """(H, W, 1 or 3) -> (scale*H, scale*W, 1 or 3), rounded."""
         grey = image.shape[2] == 1
         large = restore(image.repeat(3, 2) if grey else image)
         expected = (scale * image.shape[0], scale * image.shape[1], 3)
         if large.shape != expected:
             raise ValueError(f"expected {expected} from restore, got {large.shape}")
-        return rounded(large.mean(2, keepdims=True) if grey else large, photo.pixels.dtype)
+        return round_to(large.mean(2, keepdims=True) if grey else large, photo.pixels.dtype)
 
     colour = photo.pixels.astype(np.float32) / levels
     if alpha is None:
-        return replace(photo, pixels=enlarged(colour))
-    pixels = enlarged(_spread(colour, alpha > 0))
+        return replace(photo, pixels=enlarge_part(colour))
+    pixels = enlarge_part(_spread(colour, alpha > 0))
     if alpha.min() == alpha.max():
         return replace(photo, pixels=pixels, alpha=np.full(pixels.shape[:2], alpha[0, 0]))
-    large = enlarged(alpha[..., None].astype(np.float32) / levels)[..., 0]
+    large = enlarge_part(alpha[..., None].astype(np.float32) / levels)[..., 0]
     # Nothing more or less opaque than what is around it: no ringing, and opaque stays opaque.
     around = np.ones((3, 3), np.uint8)
     bounds = (cv2.erode(alpha, around), cv2.dilate(alpha, around))

@@ -112,10 +112,10 @@ def _scan(
 ) -> None:
     """Add what is in a folder to the three collections."""
 
-    def failed(error: OSError) -> None:
+    def note(error: OSError) -> None:
         unreadable.append(f"{error.filename}: {error.strerror}")
 
-    for root, folders, files in os.walk(folder, onerror=failed):
+    for root, folders, files in os.walk(folder, onerror=note):
         here = Path(root)
         target = here if output is None else output / here.relative_to(folder)
         beside = _identity(target) == _identity(here)
@@ -192,13 +192,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def existing(folder: Path) -> Path:
+def find_existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     return next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
 
 
 def _check_writable(folder: Path) -> None:
-    place = existing(folder)
+    place = find_existing(folder)
     if not os.path.isdir(place):
         raise UserError(f"expected a folder to write to, got {folder}, but {place} is a file")
     if not os.access(place, os.W_OK | os.X_OK):

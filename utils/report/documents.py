@@ -93,10 +93,10 @@ def regenerate(root: Path = ROOT) -> None:
     for name in DOCUMENTS:
         path = root / name
         if path.exists():
-            write_bytes(path, regenerated(path.read_text(encoding="utf-8"), root).encode())
+            write_bytes(path, fill_in(path.read_text(encoding="utf-8"), root).encode())
 
 
-def regenerated(document: str, root: Path = ROOT) -> str:
+def fill_in(document: str, root: Path = ROOT) -> str:
     """A document with its generated parts as the published runs have them.
 
     Raises:
@@ -131,7 +131,7 @@ def _read(folder: Path) -> Published:
     trials, throughput = (
         [read_json(file) for file in files]
         for files in (
-            sorted((folder / kind).glob("*.json"), key=numbered)
+            sorted((folder / kind).glob("*.json"), key=number_and_name)
             for kind in ("trials", "throughput")
         )
     )
@@ -144,7 +144,7 @@ def _read(folder: Path) -> Published:
     return Published(runs, training, trials, throughput, agreement, by_device, large)
 
 
-def numbered(file: Path) -> tuple[int, str]:
+def number_and_name(file: Path) -> tuple[int, str]:
     """To sort files by the number that their names begin with: 9-psnr before 10-batch-6."""
     number = file.name.partition("-")[0]
     return int(number) if number.isdecimal() else 0, file.name

@@ -75,7 +75,7 @@ def write(
     parts += _published()
     minute = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     count = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
-    colours = pictures.coloured(np.arange(0, 256, 51).astype(np.uint8)[None])[0]
+    colours = pictures.apply_colours(np.arange(0, 256, 51).astype(np.uint8)[None])[0]
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         subtitle=escape(
             f"{count} of test_demo.py in {save_dir.resolve().name}/; page made {minute} UTC"

@@ -135,10 +135,10 @@ def _error_map(error: NDArray[np.float32], side: int) -> NDArray[np.uint8]:
     scale = min(1, side / max(error.shape))
     height, width = (max(1, round(scale * size)) for size in error.shape)
     small = cv2.resize(error, (width, height), interpolation=cv2.INTER_AREA)
-    return coloured((small * 255 / LEVELS).clip(0, 255).astype(np.uint8))
+    return apply_colours((small * 255 / LEVELS).clip(0, 255).astype(np.uint8))
 
 
-def coloured(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def apply_colours(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W) uint8 -> (H, W, 3) uint8, from black over red to yellow."""
     return cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.uint8)
 
