@@ -1,6 +1,7 @@
 """The training loop: patches, forward, loss, backward, step, EMA; scores, log and checkpoints."""
 
 import contextlib
+import enum
 import logging
 import math
 import signal
@@ -28,7 +29,13 @@ from utils.record import environment
 
 logger = logging.getLogger(__name__)
 
-GO_ON, TIME_IS_UP, STOPPED = range(3)  # outcomes of the loop, the more urgent the higher
+
+class Outcome(enum.IntEnum):
+    """Why the loop ends, the more urgent the higher."""
+
+    GO_ON = 0
+    TIME_IS_UP = 1
+    STOPPED = 2
 
 
 class Diverged(FloatingPointError):
@@ -66,7 +73,7 @@ class Run:
     stop_at: float
 
 
-def train(run: Run, state: checkpoint.State) -> int:
+def train(run: Run, state: checkpoint.State) -> Outcome:
     """Train until the stage's last step, a signal, or the time limit; save and log as asked.
 
     `state` is changed in place. Interrupts never bend the schedule: a resumed run takes the same
@@ -88,7 +95,7 @@ def train(run: Run, state: checkpoint.State) -> int:
     # would wait for each other while the kernels' want the cores.
     threads = torch.get_num_threads()
     few = devices.torch_threads(1 if run.engine.kernels == "native" else threads)
-    began, work, outcome = time.monotonic(), _begin_work(run, state), GO_ON
+    began, work, outcome = time.monotonic(), _begin_work(run, state), Outcome.GO_ON
     unseen: list[Tensor] = []  # (loss, gradient norm) of the steps not looked at yet
     logged: list[list[float]] = []
     since = time.monotonic()
@@ -100,10 +107,9 @@ def train(run: Run, state: checkpoint.State) -> int:
         ) as bar,
     ):
         while state.step < stage.steps:
-            late = time.monotonic() > run.stop_at
-            wish = STOPPED if stopped() else TIME_IS_UP if late else GO_ON
-            outcome = _agree(run.world, wish, state.step)
-            if outcome != GO_ON:
+            own = Outcome.TIME_IS_UP if time.monotonic() > run.stop_at else Outcome.GO_ON
+            outcome = _agree(run.world, Outcome.STOPPED if stopped() else own, state.step)
+            if outcome != Outcome.GO_ON:
                 break
             if run.engine.compile == "graphs":
                 torch.compiler.cudagraph_mark_step_begin()
@@ -140,7 +146,7 @@ def train(run: Run, state: checkpoint.State) -> int:
                 _save(run, state, work, began)
         _check_finite(unseen, state.step - 1, stage)
         _save(run, state, work, began)
-        return _agree(run.world, STOPPED if stopped() else outcome, 0)
+        return _agree(run.world, Outcome.STOPPED if stopped() else outcome, 0)
 
 
 def _gradients(run: Run, state: checkpoint.State, gradients: Gradients, patches: Patches) -> Tensor:
@@ -217,15 +223,15 @@ def _save(run: Run, state: checkpoint.State, work: dict[str, Any], began: float)
         checkpoint.save(run.file, state, run.stage, run.seed, run.fingerprint)
 
 
-def _agree(world: World, outcome: int, step: int) -> int:
+def _agree(world: World, outcome: Outcome, step: int) -> Outcome:
     """The most urgent outcome of any process: all must leave the loop at the same step."""
     if world.size == 1:
         return outcome
     if world.device.type == "cuda" and step % 10:  # each answer stalls the queue of kernels
-        return GO_ON
+        return Outcome.GO_ON
     urgency = torch.tensor(outcome, device=world.device)
     dist.all_reduce(urgency, dist.ReduceOp.MAX)
-    return int(urgency)
+    return Outcome(int(urgency))
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from utils.weights import load_state, read_checkpoint, state_dict_of
 logger = logging.getLogger("train")
 
 
-ENDINGS = {loop.TIME_IS_UP: "time is up", loop.STOPPED: "stopped"}
+ENDINGS = {loop.Outcome.TIME_IS_UP: "time is up", loop.Outcome.STOPPED: "stopped"}
 # The first process may pack a large data set for hours while the others wait.
 PATIENCE = timedelta(hours=12)
 
@@ -117,23 +117,23 @@ def work(args: argparse.Namespace, stop_at: float) -> int:
     for number, stage in stages.items():
         state = states.get(number) or initial_state(args, number, stage, engine, world)
         run = loop.Run(
-            stage,
-            engine,
-            args.seed,
-            args.out / f"{stage.name}.pt",
-            sources[number],
-            data.fingerprint,
-            samples,
-            world,
-            args.log_every,
-            args.val_every,
-            args.save_every,
-            stop_at,
+            stage=stage,
+            engine=engine,
+            seed=args.seed,
+            file=args.out / f"{stage.name}.pt",
+            source=sources[number],
+            fingerprint=data.fingerprint,
+            samples=samples,
+            world=world,
+            log_every=args.log_every,
+            val_every=args.val_every,
+            save_every=args.save_every,
+            stop_at=stop_at,
         )
         outcome = train_stage(run, state, args, data)
         done = state.step == stage.steps and number == max(stages)
-        if outcome != loop.GO_ON and not done:
-            return command.FAILED if outcome == loop.STOPPED else command.GOOD
+        if outcome != loop.Outcome.GO_ON and not done:
+            return command.FAILED if outcome == loop.Outcome.STOPPED else command.GOOD
     return command.GOOD
 
 
@@ -158,7 +158,7 @@ def validation_samples(folder: str) -> list[evaluate.Sample]:
 
 def train_stage(
     run: loop.Run, state: checkpoint.State, args: argparse.Namespace, data: Pack
-) -> int:
+) -> loop.Outcome:
     """Train one stage from where it is; the loop's outcome."""
     stage, lead, log_file = run.stage, run.world.rank == 0, args.out / "log.jsonl"
     if run.file.exists():
@@ -179,7 +179,7 @@ def train_stage(
     )
     if state.step == stage.steps:
         logger.info("this stage is finished already: %s", run.file)
-        return loop.GO_ON
+        return loop.Outcome.GO_ON
     try:
         outcome = loop.train(run, state)
     except torch.OutOfMemoryError as error:
