@@ -207,10 +207,10 @@ def run_train(
     kept = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), compiled)
     with tempfile.TemporaryDirectory() as folder:
         data = ["--data", *args.data, "--packed", args.packed, "--out", folder]
-        command = [sys.executable, ROOT / "train" / "train.py", *data, *options]
+        line = [sys.executable, ROOT / "train" / "train.py", *data, *options]
         try:
             done = subprocess.run(
-                list(map(str, command)),
+                list(map(str, line)),
                 capture_output=True,
                 text=True,
                 timeout=None if minutes == math.inf else 60 * minutes,
