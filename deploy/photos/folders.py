@@ -60,7 +60,10 @@ def plan(
     left_out: list[Path] = []
     for given in inputs:
         if os.path.isdir(given):
-            _scan(given, output, suffix, recursive, found, unreadable, left_out)
+            content = _scan(given, output, suffix, recursive)
+            found |= content.targets
+            unreadable += content.unreadable
+            left_out += content.left_out
         elif os.path.lexists(given):
             found[given] = output or given.parent
         else:
@@ -101,19 +104,21 @@ def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
     return list(jobs[index - 1 :: count])
 
 
-def _scan(
-    folder: Path,
-    output: Path | None,
-    suffix: str,
-    recursive: bool,
-    found: dict[Path, Path],
-    unreadable: list[str],
-    left_out: list[Path],
-) -> None:
-    """Add what is in a folder to the three collections."""
+@dataclass(frozen=True)
+class Content:
+    """What is in a folder: its images with the folders of their results, and as in Plan."""
+
+    targets: dict[Path, Path] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+
+
+def _scan(folder: Path, output: Path | None, suffix: str, recursive: bool) -> Content:
+    """Find what is in a folder, and below it if `recursive`."""
+    content = Content()
 
     def note(error: OSError) -> None:
-        unreadable.append(f"{error.filename}: {error.strerror}")
+        content.unreadable.append(f"{error.filename}: {error.strerror}")
 
     for root, folders, files in os.walk(folder, onerror=note):
         here = Path(root)
@@ -131,9 +136,10 @@ def _scan(
             if name[0] == "." or path.suffix.lower() not in EXTENSIONS:
                 continue
             if beside and suffix and path.stem.endswith(f"_{suffix}"):
-                left_out.append(path)
+                content.left_out.append(path)
             elif _may_be_read(path):
-                found[path] = target
+                content.targets[path] = target
+    return content
 
 
 def _is_output(folder: Path, output: Path | None) -> bool:
