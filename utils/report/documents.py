@@ -127,21 +127,20 @@ class Published:
 
 
 def _read(folder: Path) -> Published:
+    def records(names: str) -> list[dict[str, Any]]:
+        return [read_json(file) for file in sorted(folder.glob(names), key=number_and_name)]
+
     training = _training(folder)
-    trials, throughput = (
-        [read_json(file) for file in files]
-        for files in (
-            sorted((folder / kind).glob("*.json"), key=number_and_name)
-            for kind in ("trials", "throughput")
-        )
+    benchmarks = records("ladder_*.json")
+    return Published(
+        runs=[run for run in read_runs(folder) if not _is_stale(run, training)],
+        training=training,
+        trials=records("trials/*.json"),
+        throughput=records("throughput/*.json"),
+        agreement=records("agreement_*.json"),
+        benchmarks={result["environment"]["device_type"]: result for result in benchmarks},
+        large=records("large_*.json"),
     )
-    runs = [run for run in read_runs(folder) if not _is_stale(run, training)]
-    benchmarks, large, agreement = (
-        [read_json(file) for file in sorted(folder.glob(names))]
-        for names in ("ladder_*.json", "large_*.json", "agreement_*.json")
-    )
-    by_device = {result["environment"]["device_type"]: result for result in benchmarks}
-    return Published(runs, training, trials, throughput, agreement, by_device, large)
 
 
 def number_and_name(file: Path) -> tuple[int, str]:
@@ -178,13 +177,11 @@ def _output(published: Published) -> str:
 
 def _scores(published: Published) -> str:
     """The judge's ten seconds: bicubic, these weights, the authors', and how far apart they are."""
-    ours, theirs = (
-        {run["dataset"]: run for run in published.runs if comparison.is_scored(run) and is_it(run)}
-        for is_it in (
-            lambda run: run["model"] == ENTRY and summary.is_plain(run),
-            lambda run: run["checkpoint"]["name"] == AUTHORS_FILE,
-        )
-    )
+    scored = [run for run in published.runs if comparison.is_scored(run)]
+    ours = {
+        run["dataset"]: run for run in scored if run["model"] == ENTRY and summary.is_plain(run)
+    }
+    theirs = {run["dataset"]: run for run in scored if run["checkpoint"]["name"] == AUTHORS_FILE}
     if not ours:
         return "not measured"
     cells = {
