@@ -132,7 +132,7 @@ def restore(
         while pending:
             tile = pending.popleft()
             try:
-                piece, top, left = _see(net, x, tile, size + 2 * context, context)
+                piece, top, left = _run_window(net, x, tile, size + 2 * context, context)
             except torch.OutOfMemoryError:
                 if size <= SMALLEST:
                     raise
@@ -153,11 +153,11 @@ def restore(
     return out
 
 
-def _see(
+def _run_window(
     net: Callable[[Tensor], Tensor], x: Tensor, tile: Tile, seen: int, context: int
 ) -> tuple[Tensor, int, int]:
-    """The network's view of `seen` pixels a side, or all there are, with the tile and its context
-    in it; the LR row and column where it begins."""
+    """Run the network on the window of `seen` pixels a side, or all there are, that holds the tile
+    and its context; the result, and the LR row and column where the window begins."""
     height, width = x.shape[-2:]
     top = max(0, min(tile.top - context, height - seen))
     left = max(0, min(tile.left - context, width - seen))

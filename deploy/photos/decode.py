@@ -162,7 +162,7 @@ def _decode(file: BinaryIO) -> Photo:
             :: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1
         ]
         icc = _icc(im, grey=pixels.shape[2] < 3)
-    colours = pixels.shape[2] - 1 | 1  # 1 of 1 and 2, 3 of 3 and 4
+    colours = 1 if pixels.shape[2] < 3 else 3
     return Photo(
         np.ascontiguousarray(pixels[..., :colours]),
         np.ascontiguousarray(pixels[..., colours]) if colours < pixels.shape[2] else None,
@@ -199,7 +199,11 @@ def _deep(file: BinaryIO, bands: str, order: str) -> NDArray[np.uint16]:
 
 
 def _bytes(file: BinaryIO, rawmode: str) -> NDArray[np.uint8]:
-    """The picture as another rawmode makes it."""
+    """The picture as another rawmode makes it.
+
+    ImageFile._Tile is private to Pillow, which has no public way to choose a rawmode: the tests of
+    16-bit pictures are to pass before requirements.txt or constraints.txt names another version.
+    """
     with _open(file) as im:
         im.tile = [
             ImageFile._Tile(

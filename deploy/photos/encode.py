@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffTags
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import TiffImagePlugin as tiff
 
 from deploy.photos.decode import EXIF_IFD, GPS_IFD, Photo, exif_text
 from utils.files import write_bytes
@@ -121,7 +121,7 @@ def _tiff(pixels: NDArray, photo: Photo) -> bytes:
     steps = pixels.astype(pixels.dtype.newbyteorder("<"))
     steps[:, 1:] -= pixels[:, :-1]  # predictor 2
     data = zlib.compress(steps.tobytes(), 3)
-    ifd = ImageFileDirectory_v2()
+    ifd = tiff.ImageFileDirectory_v2()
     if photo.exif:
         exif = Image.Exif()
         exif.load(photo.exif)
@@ -130,25 +130,25 @@ def _tiff(pixels: NDArray, photo: Photo) -> bytes:
             ifd[tag] = {k: exif_text(v) for k, v in inner.items()} or exif_text(exif[tag])
     bits = 8 * pixels.dtype.itemsize
     tags = {
-        256: width,
-        257: height,
-        258: (bits,) * channels,
-        259: 8,
-        262: 1 if channels < 3 else 2,
-        273: 0,
-        277: channels,
-        278: height,
-        279: len(data),
-        284: 1,
-        317: 2,
+        tiff.IMAGEWIDTH: width,
+        tiff.IMAGELENGTH: height,
+        tiff.BITSPERSAMPLE: (bits,) * channels,
+        tiff.COMPRESSION: 8,  # Deflate
+        tiff.PHOTOMETRIC_INTERPRETATION: 1 if channels < 3 else 2,  # black is zero, or RGB
+        tiff.STRIPOFFSETS: 0,
+        tiff.SAMPLESPERPIXEL: channels,
+        tiff.ROWSPERSTRIP: height,
+        tiff.STRIPBYTECOUNTS: len(data),
+        tiff.PLANAR_CONFIGURATION: 1,  # interleaved
+        tiff.PREDICTOR: 2,
     }
     if photo.alpha is not None:
-        tags[338] = 2  # not multiplied into the colours
+        tags[tiff.EXTRASAMPLES] = 2  # not multiplied into the colours
     for tag, value in tags.items():
         ifd[tag] = value
     if photo.icc:
-        ifd.tagtype[34675] = TiffTags.UNDEFINED
-        ifd[34675] = photo.icc
+        ifd.tagtype[tiff.ICCPROFILE] = TiffTags.UNDEFINED
+        ifd[tiff.ICCPROFILE] = photo.icc
     buffer = io.BytesIO()
     ifd.save(buffer)  # which makes of the strip's offset, 0, the place behind itself
     return buffer.getvalue() + data
