@@ -3,57 +3,20 @@
 import argparse
 import logging
 import re
-import shutil
 import sys
-import time
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from deploy import backends
-from deploy.photos import decode, encode, folders
-from deploy.photos.decode import Photo
-from deploy.photos.enlarge import enlarge
+from deploy.photos import folders
 from deploy.photos.folders import Job, Plan
+from deploy.pipeline import Tally, fail, run
 from deploy.upscaler import SCALE, Upscaler
 from utils import command, devices
-from utils.images import BAD_IMAGE, ImageError
-
-WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for
-LARGE = 64 << 20  # bytes of a result, uncompressed, from which on the disk is looked at first
-FAILURES = (*BAD_IMAGE, ValueError, OSError)  # of one image; the others go on
 
 logger = logging.getLogger("upscale")
-
-
-@dataclass
-class Tally:
-    """What became of the images so far; `failed` has a line each."""
-
-    written: list[Path] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """An image that is being read."""
-
-    job: Job
-    photo: Future[Photo]
-
-
-@dataclass(frozen=True)
-class Writing:
-    """A result of so many bytes that is being written."""
-
-    job: Job
-    done: Future[None]
-    size: int
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,13 +39,13 @@ def upscale(args: argparse.Namespace) -> int:
     plan = folders.plan(args.inputs, args.output, args.suffix, args.ext, args.recursive)
     jobs, there = select(plan, args.shard, args.skip_existing)
     upscaler = Upscaler(
-        args.device,
-        args.backend,
-        args.precision,
-        args.checkpoint,
-        args.tile or None,
-        args.memory and args.memory << 20,
-        args.self_ensemble,
+        device=args.device,
+        backend=args.backend,
+        precision=args.precision,
+        checkpoint=args.checkpoint,
+        tile=args.tile or None,
+        memory_bytes=None if args.memory is None else args.memory << 20,
+        self_ensemble=args.self_ensemble,
     )
     print(
         f"LKDN x{SCALE} on {upscaler.device}, {upscaler.backend.name} "
@@ -90,7 +53,8 @@ def upscale(args: argparse.Namespace) -> int:
         flush=True,
     )
     logger.info("memory bound: %d MiB", upscaler.memory_bytes >> 20)
-    upscaler.progress = alone = len(jobs) == 1
+    alone = len(jobs) == 1
+    upscaler.progress = alone  # within the image, where there are no others to count
     try:
         with logging_redirect_tqdm(), tqdm(total=len(jobs), unit="image", disable=alone) as bar:
             for problem in plan.unreadable:
@@ -103,7 +67,7 @@ def upscale(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return command.FAILED
-    encoding = sys.stdout.encoding or "utf-8"  # which may lack what stands in a file's name
+    encoding = sys.stdout.encoding or "utf-8"  # it may lack characters of a file's name
     print(summary(tally, there, args.output).encode(encoding, "backslashreplace").decode(encoding))
     return command.FAILED if tally.failed else command.GOOD
 
@@ -212,102 +176,6 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
         return jobs, 0
     new = [job for job in jobs if job.problem or not job.target.exists()]
     return new, len(jobs) - len(new)
-
-
-def run(jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar: tqdm) -> None:
-    """Restore image by image, while threads read the next ones and write the last ones.
-
-    Whatever ends it, images that are being written then are written whole, and counted.
-    """
-    waiting, reads, writes = deque(jobs), deque[Reading](), deque[Writing]()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        while waiting or reads:
-            while waiting and len(reads) < threads:
-                reads.append(Reading(waiting[0], pool.submit(read, waiting.popleft())))
-            reading = reads.popleft()
-            try:
-                writes.append(_restore(reading, upscaler, pool))
-            except FAILURES as error:
-                fail(tally, _one_line(reading.job.source, error))
-                bar.update()
-            _settle(writes, threads, tally, bar)
-        _settle(writes, 0, tally, bar)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        _settle(deque(w for w in writes if not w.done.cancelled()), 0, tally, bar)
-
-
-def read(job: Job) -> Photo:
-    """The image of a job, or ImageError."""
-    if job.problem:
-        raise ImageError(job.problem)
-    return decode.read(job.source)
-
-
-def _restore(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:
-    """Restore an image and hand it to the threads that write."""
-    job, photo = reading.job, reading.photo.result()
-    height, width = photo.pixels.shape[:2]
-    check_space(job.target.parent, SCALE**2 * photo.pixels.nbytes)
-    began = time.perf_counter()
-    enlarged = enlarge_photo(photo, upscaler)
-    logger.info(
-        "%s: %dx%d, %.2f s, to %s",
-        job.source,
-        width,
-        height,
-        time.perf_counter() - began,
-        job.target,
-    )
-    if enlarged.note:
-        logger.warning("%s: %s", job.source, enlarged.note)
-    return Writing(job, pool.submit(encode.write, job.target, enlarged), enlarged.pixels.nbytes)
-
-
-def enlarge_photo(photo: Photo, upscaler: Upscaler) -> Photo:
-    """The photo four times as large; without alpha no copy of it in float32 is made."""
-    if photo.alpha is None:
-        return replace(photo, pixels=upscaler(photo.pixels))
-    return enlarge(photo, upscaler.restore, SCALE)
-
-
-def check_space(folder: Path, size: int) -> None:
-    """OSError unless so many bytes are free, if they are many."""
-    if size < LARGE:
-        return
-    free = shutil.disk_usage(folders.find_existing(folder)).free
-    if free < size:
-        raise OSError(
-            f"expected {size >> 20} MiB free for the result in {folder}, got "
-            f"{free >> 20}: make room, or give another -o"
-        )
-
-
-def _settle(writes: deque[Writing], most: int, tally: Tally, bar: tqdm) -> None:
-    """Wait until at most so many results, and no more than WAITING bytes, are to be written."""
-    while len(writes) > most or sum(w.size for w in writes) > WAITING:
-        job = writes[0].job
-        try:
-            writes[0].done.result()
-        except FAILURES as error:
-            fail(tally, _one_line(job.source, error))
-        else:
-            tally.written.append(job.target)
-        writes.popleft()
-        bar.update()
-
-
-def fail(tally: Tally, problem: str) -> None:
-    """Note and log that an image could not be made."""
-    tally.failed.append(problem)
-    logger.error("failed: %s", problem)
-
-
-def _one_line(source: Path, error: BaseException) -> str:
-    """One line that names the file once."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return f"{source}: {message.removesuffix(f': {source}')}"
 
 
 def summary(tally: Tally, there: int, output: Path | None) -> str:

@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 from test_photos import mutated, small_files
 
 import upscale
+from deploy import pipeline
 from deploy.photos import decode, folders
 from models.team23_LKDN import LKDN
 from utils.images import ImageError
@@ -269,8 +270,8 @@ def test_what_cannot_be_stored_is_said_before_it_is_made(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
-    monkeypatch.setattr(upscale, "LARGE", 1)
-    monkeypatch.setattr(upscale.shutil, "disk_usage", lambda _: type("usage", (), {"free": 5}))
+    monkeypatch.setattr(pipeline, "LARGE", 1)
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: type("usage", (), {"free": 5}))
     assert run("a.png", "-o", "new/out") == 1
     assert "a.png: expected 0 MiB free for the result in new/out, got 0" in capsys.readouterr().out
     assert names(tmp_path) == ["a.png"]
@@ -337,7 +338,7 @@ def test_wrong_usage_is_one_sentence_and_exit_2(
 def test_names_that_cannot_be_printed(
     run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upscale, "_one_line", lambda source, error: "\udcff.png: broken")
+    monkeypatch.setattr(pipeline, "_one_line", lambda source, error: "\udcff.png: broken")
     (tmp_path / "a.png").touch()
     assert run("a.png") == 1
     assert "  \\udcff.png: broken" in capsys.readouterr().out

@@ -115,9 +115,7 @@ def measure_photo(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
 
 def _upscale(arguments: list[str], answer: Connection) -> None:
     """Run upscale.py in this process; answer what it took and printed."""
-    import deploy.photos.decode
-    import deploy.photos.encode
-    import deploy.upscaler  # noqa: F401  # all that the command imports
+    import deploy.pipeline  # noqa: F401  # all that the command imports
 
     efficiency.reset_peak_memory(CPU)
     before, began = efficiency.peak_memory_mib(CPU) or 0.0, time.perf_counter()

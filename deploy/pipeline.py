@@ -1,0 +1,146 @@
+"""Photos through the network one by one, while threads read the next ones and write the last."""
+
+import logging
+import shutil
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from deploy.photos import decode, encode, folders
+from deploy.photos.decode import Photo
+from deploy.photos.enlarge import enlarge
+from deploy.photos.folders import Job
+from deploy.upscaler import SCALE, Upscaler
+from utils.images import BAD_IMAGE, ImageError
+
+WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for
+LARGE = 64 << 20  # bytes of a result, uncompressed, from which on the disk is looked at first
+FAILURES = (*BAD_IMAGE, ValueError, OSError)  # of one image; the others go on
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """What became of the images so far; `failed` has a line each."""
+
+    written: list[Path] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An image that is being read."""
+
+    job: Job
+    photo: Future[Photo]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A result of so many bytes that is being written."""
+
+    job: Job
+    done: Future[None]
+    size: int
+
+
+def run(jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar: tqdm) -> None:
+    """Restore image by image, while threads read the next ones and write the last ones.
+
+    Whatever ends it, images that are being written then are written whole, and counted.
+    """
+    waiting, reads, writes = deque(jobs), deque[Reading](), deque[Writing]()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        while waiting or reads:
+            while waiting and len(reads) < threads:
+                reads.append(Reading(waiting[0], pool.submit(read, waiting.popleft())))
+            reading = reads.popleft()
+            try:
+                writes.append(_restore(reading, upscaler, pool))
+            except FAILURES as error:
+                fail(tally, _one_line(reading.job.source, error))
+                bar.update()
+            _settle(writes, threads, tally, bar)
+        _settle(writes, 0, tally, bar)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _settle(deque(w for w in writes if not w.done.cancelled()), 0, tally, bar)
+
+
+def read(job: Job) -> Photo:
+    """The image of a job, or ImageError."""
+    if job.problem:
+        raise ImageError(job.problem)
+    return decode.read(job.source)
+
+
+def _restore(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:
+    """Restore an image and hand it to the threads that write."""
+    job, photo = reading.job, reading.photo.result()
+    height, width = photo.pixels.shape[:2]
+    check_space(job.target.parent, SCALE**2 * photo.pixels.nbytes)
+    began = time.perf_counter()
+    enlarged = enlarge_photo(photo, upscaler)
+    logger.info(
+        "%s: %dx%d, %.2f s, to %s",
+        job.source,
+        width,
+        height,
+        time.perf_counter() - began,
+        job.target,
+    )
+    if enlarged.note:
+        logger.warning("%s: %s", job.source, enlarged.note)
+    return Writing(job, pool.submit(encode.write, job.target, enlarged), enlarged.pixels.nbytes)
+
+
+def enlarge_photo(photo: Photo, upscaler: Upscaler) -> Photo:
+    """The photo four times as large; without alpha no copy of it in float32 is made."""
+    if photo.alpha is None:
+        return replace(photo, pixels=upscaler(photo.pixels))
+    return enlarge(photo, upscaler.restore, SCALE)
+
+
+def check_space(folder: Path, size: int) -> None:
+    """OSError unless so many bytes are free, if they are many."""
+    if size < LARGE:
+        return
+    free = shutil.disk_usage(folders.find_existing(folder)).free
+    if free < size:
+        raise OSError(
+            f"expected {size >> 20} MiB free for the result in {folder}, got "
+            f"{free >> 20}: make room, or give another -o"
+        )
+
+
+def _settle(writes: deque[Writing], most: int, tally: Tally, bar: tqdm) -> None:
+    """Wait until at most so many results, and no more than WAITING bytes, are to be written."""
+    while len(writes) > most or sum(w.size for w in writes) > WAITING:
+        job = writes[0].job
+        try:
+            writes[0].done.result()
+        except FAILURES as error:
+            fail(tally, _one_line(job.source, error))
+        else:
+            tally.written.append(job.target)
+        writes.popleft()
+        bar.update()
+
+
+def fail(tally: Tally, problem: str) -> None:
+    """Note and log that an image could not be made."""
+    tally.failed.append(problem)
+    logger.error("failed: %s", problem)
+
+
+def _one_line(source: Path, error: BaseException) -> str:
+    """One line that names the file once."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return f"{source}: {message.removesuffix(f': {source}')}"
