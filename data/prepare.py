@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,63 +16,14 @@ if __name__ == "__main__":
 from train.packing import pack
 from utils import command
 from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find
+from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
 from utils.images import ImageError, find_images
 
-URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 # What folders of the benchmark sets are called in lower case, but for an ending.
 ENDING = re.compile(r"_[hl]r.*$", re.IGNORECASE)
 SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One of DIV2K's zip files. Its images go to `folder`; a `sha256` of None is not verified."""
-
-    name: str
-    folder: str
-    images: int
-    size: int
-    sha256: str | None
-
-
-# Sizes and checksums as published by tensorflow_datasets (datasets/div2k/checksums.tsv); the
-# download itself was not run here.
-DIV2K = {
-    "DIV2K_valid": (
-        Archive(
-            "DIV2K_valid_HR.zip",
-            "DIV2K_valid_HR",
-            100,
-            448993893,
-            "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc",
-        ),
-        Archive(
-            "DIV2K_valid_LR_bicubic_X4.zip",
-            "DIV2K_valid_LR_bicubic/X4",
-            100,
-            31505881,
-            "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553",
-        ),
-    ),
-    "DIV2K_train": (
-        Archive(
-            "DIV2K_train_HR.zip",
-            "DIV2K_train_HR",
-            800,
-            3530603713,
-            "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
-        ),
-        Archive(
-            "DIV2K_train_LR_bicubic_X4.zip",
-            "DIV2K_train_LR_bicubic/X4",
-            800,
-            246914039,
-            "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a",
-        ),
-    ),
-}
 
 
 def main(argv: list[str] | None = None) -> int:
