@@ -96,8 +96,9 @@ def _block(
         part = _conv(graph, _op(graph, "Gelu", part), layer, "")
         merged = _op(graph, "Add", merged, part) if merged else part
     attention = _conv(graph, merged, weights, f"{block}.atten.pointwise")
-    attention = _conv(graph, attention, weights, f"{block}.atten.depthwise", channels)
-    attention = _conv(graph, attention, weights, f"{block}.atten.depthwise_dilated", channels, 3)
+    attention = _conv(graph, attention, weights, f"{block}.atten.depthwise", groups=channels)
+    dilated = f"{block}.atten.depthwise_dilated"
+    attention = _conv(graph, attention, weights, dilated, groups=channels, dilation=3)
     gated = _op(graph, "Mul", _to_single(graph, merged), _to_single(graph, attention))
     z = _conv(graph, gated, weights, f"{block}.c6", single=True)  # of mean zero
     axis = _add(graph, np.array([1], np.int64))
@@ -113,7 +114,7 @@ def _block(
 
 def _blueprint(graph: _Graph, x: str, weights: dict[str, Tensor], name: str) -> str:
     x = _conv(graph, x, weights, f"{name}.pw")
-    return _conv(graph, x, weights, f"{name}.dw", len(weights[f"{name}.dw.bias"]))
+    return _conv(graph, x, weights, f"{name}.dw", groups=len(weights[f"{name}.dw.bias"]))
 
 
 def _conv(
@@ -121,6 +122,7 @@ def _conv(
     x: str,
     weights: dict[str, Tensor],
     name: str,
+    *,
     groups: int = 1,
     dilation: int = 1,
     single: bool = False,

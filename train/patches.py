@@ -179,16 +179,10 @@ def sample(
     else:
         image, top, left = _draw_by_detail(source, source.cells, generator, batch, part)
     width, lr_offset, hr_offset, _ = source.table[image].T
-    lr = _crop(source.pixels, lr_offset, width, top, left, source.patch, transforms)
-    hr = _crop(
-        source.pixels,
-        hr_offset,
-        width * SCALE,
-        top * SCALE,
-        left * SCALE,
-        source.patch * SCALE,
-        transforms,
-    )
+    lr_start = lr_offset + top * width + left
+    hr_start = hr_offset + SCALE * (top * SCALE * width + left)
+    lr = _crop(source.pixels, lr_start, width, source.patch, transforms)
+    hr = _crop(source.pixels, hr_start, SCALE * width, SCALE * source.patch, transforms)
     return lr, hr
 
 
@@ -242,23 +236,21 @@ def cut_patches(
 
 def _crop(
     pixels: Tensor,
-    offset: NDArray[np.int64],
-    stride: NDArray[np.int64],
-    top: NDArray[np.int64],
-    left: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    strides: NDArray[np.int64],
     size: int,
     transforms: NDArray[np.int64],
 ) -> Tensor:
-    """Gather (B, 3, size, size) from flat pixels; all arguments but `size` are one a patch."""
+    """Gather (B, 3, size, size) from flat pixels: for each patch its first pixel, the pixels from
+    one row to the next, and its turn."""
     side = torch.arange(size, device=pixels.device)
-    table = np.stack((offset + top * stride + left, stride, transforms))
-    where = torch.from_numpy(table)
+    where = torch.from_numpy(np.stack((starts, strides, transforms)))
     if pixels.is_cuda:  # from pinned memory the copy does not wait for the GPU
         where = where.pin_memory().to(pixels.device, non_blocking=True)
-    start, stride_, transform = where[:, :, None]  # (B, 1) each
+    start, stride, transform = where[:, :, None]  # (B, 1) each
     down = torch.where(transform & 1 > 0, size - 1 - side, side)  # (B, size): vertical flip
     across = torch.where(transform & 2 > 0, size - 1 - side, side)  # horizontal flip
-    rows, columns = down * stride_, across  # what a step down and a step right add
+    rows, columns = down * stride, across  # what a step down and a step right add
     turned = transform & 4 > 0  # transposed: with the flips, the quarter turns
     step_down = torch.where(turned, columns, rows)
     step_right = torch.where(turned, rows, columns)

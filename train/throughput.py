@@ -115,10 +115,10 @@ def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows in `file` if they were measured under the same conditions, date and commit apart,
     so that they may be measured in several calls."""
 
-    def conditions(record: dict[str, Any]) -> dict[str, Any]:
+    def conditions(measured: dict[str, Any]) -> dict[str, Any]:
         changing = ("date", "commit", "dirty")
-        environment = {k: v for k, v in record["environment"].items() if k not in changing}
-        return {**record, "rungs": None, "environment": environment}
+        environment = {k: v for k, v in measured["environment"].items() if k not in changing}
+        return {**measured, "rungs": None, "environment": environment}
 
     try:
         earlier = read_json(file)

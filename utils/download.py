@@ -114,7 +114,8 @@ def transfer(url: str, part: Path, size: int, bar: tqdm, start: int) -> None:
                 part.unlink(missing_ok=True)
                 raise ConnectionError("the file has changed since its first part")
         write_bytes(_note(part), stamp.encode())
-        bar.n = bar.last_print_n = start + at
+        bar.n = start + at
+        bar.last_print_n = bar.n
         with part.open("ab" if at else "wb") as file:
             while chunk := response.read1(min(CHUNK, size - at)):
                 file.write(chunk)

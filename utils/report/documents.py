@@ -60,9 +60,10 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
     contents: dict[Path, Any] = {}
     for file in files:
         try:
-            run = contents[file] = read_json(file)
+            run = read_json(file)
         except (OSError, ValueError) as error:
             raise UserError(f"expected the JSON of a run, got {file}: {error}") from error
+        contents[file] = run
         if speed.is_whole(run) or speed.is_large(run):
             continue
         if not is_run(run):
@@ -145,8 +146,8 @@ def _read(folder: Path) -> Published:
 
 def number_and_name(file: Path) -> tuple[int, str]:
     """To sort files by the number that their names begin with: 9-psnr before 10-batch-6."""
-    number = file.name.partition("-")[0]
-    return int(number) if number.isdecimal() else 0, file.name
+    head = file.name.partition("-")[0]
+    return int(head) if head.isdecimal() else 0, file.name
 
 
 def _training(folder: Path) -> dict[str, Any]:

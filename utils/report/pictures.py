@@ -60,9 +60,10 @@ def read(pair: Pair, convention: Convention, restored_files: Mapping[str, Path])
     errors = {}
     for model, path in restored_files.items():
         if path.is_file():
-            restored = views[f"SR {model}"] = read_rgb(path)
+            restored = read_rgb(path)
             if restored.shape != reference.shape:
                 raise ImageError(f"what {model} restored is not of {SCALE} times the LR size")
+            views[f"SR {model}"] = restored
             error = np.subtract(restored, reference, dtype=np.float32)
             errors[f"SR {model}"] = np.abs(error).mean(2)
     if not errors:

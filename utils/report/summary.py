@@ -84,7 +84,7 @@ def table(runs: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def factsheet_rows(runs: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The factsheet's row, where its set was measured: beside other images it says nothing."""
-    return [FACTSHEET_ROW for _ in {run["dataset"] for run in runs} & {FACTSHEET_SET}]
+    return [FACTSHEET_ROW] if any(run["dataset"] == FACTSHEET_SET for run in runs) else []
 
 
 def is_plain(run: dict[str, Any]) -> bool:
