@@ -13,6 +13,7 @@ import torch
 import warm_python
 from numpy.typing import NDArray
 
+import upscale
 from models.team23_LKDN import LKDN
 
 pytest_plugins = ("mirror",)
@@ -101,6 +102,25 @@ def random_weights(random_net: LKDN, tmp_path_factory: pytest.TempPathFactory) -
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python ARGUMENTS` in folder `cwd`; a keyword is an environment variable."""
     return warm_python.python
+
+
+@pytest.fixture()
+def enlarge(
+    random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """main() in this process, in tmp_path, with random weights on the plain backend."""
+    monkeypatch.chdir(tmp_path)
+
+    def main(*arguments: object) -> int:
+        options = ["--checkpoint", random_weights] if "--checkpoint" not in arguments else []
+        options += ["--device", "cpu"] if "--device" not in arguments else []
+        options += ["--backend", "eager"] if "--backend" not in arguments else []
+        try:
+            return upscale.main([str(argument) for argument in (*arguments, *options)])
+        except SystemExit as stopped:  # argparse
+            return int(str(stopped.code))
+
+    return main
 
 
 @pytest.fixture(scope="session")

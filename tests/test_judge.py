@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from image_files import photo
+from warm_python import python
 
 from models.team00_RFDN import RFDN
 from models.team23_LKDN import LKDN
@@ -26,23 +27,8 @@ SCRIPT = str(ROOT / "test_demo.py")
 STEM = "23_LKDN@random"
 
 
-def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth colourful image, so that bicubic and SR are neither perfect nor hopeless."""
-    noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3))
-    return cv2.resize(noise.astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
-
-
 def judge(cwd: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    import os
-
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=300,
-    )
+    done = python(cwd, SCRIPT, *arguments, **environment)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

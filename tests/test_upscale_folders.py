@@ -1,0 +1,218 @@
+"""upscale.py on folders: broken files in them, names that clash, disks and rights."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import mutated, names, opened, photo, small_files
+from PIL import Image
+
+from deploy import pipeline
+from deploy.photos import decode, folders
+from utils.images import ImageError
+
+
+def test_broken_files_are_named_and_the_others_made(
+    enlarge: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    for i in range(30):
+        where = folder / "sub" if i % 3 == 0 else folder
+        Image.fromarray(photo(8, 9 + i % 4, i)).save(where / f"{i:02}.png")
+    whole = io.BytesIO()
+    Image.fromarray(photo(64, 64)).save(whole, "PNG")
+    (folder / "cut.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "empty.webp").touch()
+    (folder / ".hidden.png").touch()
+    (folder / "notes.txt").touch()
+    (folder / ".thumbs").mkdir()
+    (folder / ".thumbs" / "01.png").touch()
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "sub" / "up").symlink_to(folder)
+    (folder / "sub" / "folder.png").symlink_to(folder)
+    (folder / "sub" / "gone.tif").symlink_to("nowhere.tif")
+    os.mkfifo(folder / "pipe.png")
+
+    assert enlarge("in", "-o", "in/out", "--recursive", "--jobs", 3) == 1
+
+    assert names(folder / "out") == sorted(
+        f"{'sub/' if i % 3 == 0 else ''}{i:02}_x4.png" for i in range(30)
+    )
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "LKDN x4 on cpu, eager fp32, weights random.pth"
+    assert lines[0] == "30 of 36 images written to in/out, 6 failed:"
+    bad = ["cut.png", "empty.webp", "loop.png", "sub/folder.png", "sub/gone.tif", "text.jpg"]
+    for line, name in zip(lines[1:], bad, strict=True):
+        assert line.startswith(f"  in/{name}: ") and line.count(name) == 1
+
+    assert enlarge("in", "-o", "in/out", "--recursive", "--skip_existing") == 1
+    assert "0 of 6 images written, 30 were there, 6 failed:" in capsys.readouterr().out
+
+
+def test_results_of_an_earlier_run_are_no_inputs(
+    enlarge: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
+    assert enlarge(".") == enlarge(".", "--verbose") == 0
+    assert "left out, for it is named like a result: a_x4.png" in caplog.text
+    assert names(tmp_path) == ["a.png", "a_x4.png"]
+    assert enlarge(".", "-o", "out") == 0  # elsewhere they are images like others
+    assert names(tmp_path / "out") == ["a_x4.png", "a_x4_x4.png"]
+    assert enlarge("a_x4.png") == 0 and (tmp_path / "a_x4_x4.png").exists()
+    assert enlarge(".", "--skip_existing") == 0
+    assert "0 of 0 images written, 1 were there" in capsys.readouterr().out
+
+
+def test_results_of_one_name_are_both_kept(enlarge: Callable, tmp_path: Path) -> None:
+    for i, name in enumerate(("a.jpg", "a.png", "b.png", "one/c.png", "two/c.png", "a_png.png")):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(8, 4 + i)).save(tmp_path / "in" / name)
+    assert enlarge("in/one", "in", "in/two/c.png", "in/a.jpg", "-o", "out") == 0
+    widths = {name: opened(tmp_path / "out" / name).width // 4 for name in names(tmp_path / "out")}
+    assert widths == {
+        "a_jpg_x4.png": 4,
+        "a_png_x4.png": 5,
+        "b_x4.png": 6,
+        "c_png_x4.png": 7,
+        "c_png_x4_2.png": 8,
+        "a_png_x4_2.png": 9,
+    }
+
+
+def test_inputs_are_never_written_over(
+    enlarge: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("a.png", "a_x4.png", "b.jpg"):
+        Image.fromarray(photo(8, 9)).save(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    assert enlarge("a.png", "a_x4.png") == 1  # the result of the first would be the second
+    assert (
+        "1 of 2 images written to a_x4_x4.png, 1 failed:\n  a.png: the result would overwrite "
+        "an input" in capsys.readouterr().out
+    )
+    for arguments in (
+        ["a.png", "--suffix", ""],
+        ["b.jpg", "-o", "b.jpg"],
+        ["b.jpg", "--ext", "auto", "--suffix", "", "-o", "link"],
+    ):
+        assert enlarge(*arguments) == 1
+        assert "0 of 1 images written, 1 failed:" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_shards_are_disjoint_and_complete(enlarge: Callable, tmp_path: Path) -> None:
+    for i in range(7):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(photo(4, 5, i)).save(tmp_path / "in" / f"{i}.png")
+    assert (
+        enlarge("in", "-o", "1", "--shard", "1/2")
+        == enlarge("in", "-o", "2", "--shard", "2/2")
+        == 0
+    )
+    assert names(tmp_path / "1") == [f"{i}_x4.png" for i in (0, 2, 4, 6)]
+    assert names(tmp_path / "2") == [f"{i}_x4.png" for i in (1, 3, 5)]
+    assert enlarge("in", "-o", "3", "--shard", "9/9") == 0 and not (tmp_path / "3").exists()
+
+
+def test_what_cannot_be_stored_is_said_before_it_is_made(
+    enlarge: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
+    monkeypatch.setattr(pipeline, "LARGE", 1)
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: type("usage", (), {"free": 5}))
+    assert enlarge("a.png", "-o", "new/out") == 1
+    assert "a.png: expected 0 MiB free for the result in new/out, got 0" in capsys.readouterr().out
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure(
+    enlarge: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "in" / "locked").mkdir(parents=True)
+    Image.fromarray(photo(8, 9)).save(tmp_path / "in" / "a.png")
+    scandir = os.scandir
+
+    def locked(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert enlarge("in", "-o", "out", "--recursive") == 1
+    assert "  in/locked: Permission denied" in capsys.readouterr().out
+    assert names(tmp_path / "out") == ["a_x4.png"]
+
+
+def test_names_that_cannot_be_printed(
+    enlarge: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "_one_line", lambda source, error: "\udcff.png: broken")
+    (tmp_path / "a.png").touch()
+    assert enlarge("a.png") == 1
+    assert "  \\udcff.png: broken" in capsys.readouterr().out
+
+
+def test_an_output_that_may_not_be_written(
+    enlarge: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: False)
+    assert enlarge("a.png") == 2
+    assert "expected a folder that can be written, got ." in capsys.readouterr().err
+
+
+def test_damaged_files_give_whole_results_or_one_line(
+    tmp_path: Path, enlarge: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    """LKDN_FUZZ=500 for as many files."""
+    rng = np.random.default_rng(7)
+    files = [(name, data) for name, data in small_files().items() if not name.endswith(".gif")]
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for i in range(int(os.environ.get("LKDN_FUZZ", "60"))):
+        kind, data = files[i % len(files)]
+        path = tmp_path / "in" / f"{i:03}_{kind}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(mutated(data, rng))
+        try:
+            height, width = decode.read(path).pixels.shape[:2]
+        except ImageError:
+            sizes[path.name] = None
+        else:
+            sizes[path.name] = (4 * width, 4 * height)
+            if height * width > 2000:  # a whole picture as its header has it, which takes long
+                path.unlink()
+                del sizes[path.name]
+    capsys.readouterr()
+    assert enlarge("in", "-o", "out") == 1
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    good = {name: size for name, size in sizes.items() if size}
+    assert names(tmp_path / "out") == sorted(f"{Path(name).stem}_x4.png" for name in good)
+    for name, size in good.items():
+        assert opened(tmp_path / "out" / f"{Path(name).stem}_x4.png").size == size
+    failed = [line for line in printed.out.splitlines() if line.startswith("  ")]
+    assert sorted(Path(line.split(":")[0].strip()).name for line in failed) == sorted(
+        set(sizes) - set(good)
+    )
+    assert good and failed
