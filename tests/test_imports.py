@@ -1,6 +1,7 @@
 """Who may import whom, read from the source of every file."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -64,6 +65,7 @@ def imported(tree: ast.AST, late: bool = True) -> Iterator[str]:
         yield from (name if name in MODULES else name.split(".")[0] for name in names)
 
 
+@functools.cache
 def read(file: str) -> ast.AST:
     return ast.parse((ROOT / file).read_text(encoding="utf-8"))
 

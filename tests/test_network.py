@@ -149,12 +149,12 @@ def test_default_weights_differ_between_instances_and_leave_the_norm_at_one() ->
 
 def test_copy_is_independent_and_equal() -> None:
     net = random_weights(LKDN(channels=8, blocks=2))
-    twin = copy.deepcopy(net)
+    changed = copy.deepcopy(net)
     x = torch.rand(1, 3, 5, 5)
     with torch.no_grad():
         before = net(x)
-        twin.c1.weight.zero_()
-        assert torch.equal(net(x), before) and not torch.equal(twin(x), before)
+        changed.c1.weight.zero_()
+        assert torch.equal(net(x), before) and not torch.equal(changed(x), before)
 
 
 @pytest.mark.parametrize(
