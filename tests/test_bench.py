@@ -1,7 +1,7 @@
 """The benchmark: its command, its record, its tables, and the large image."""
 
 import json
-from collections.abc import Callable
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +29,23 @@ def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture()
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are forks of a process with torch in memory, not each a fresh one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deploy.bench.worker"])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
+@pytest.mark.usefixtures("forked_workers")
 def test_every_row_is_timed_and_compared(
-    tmp_path: Path, python: Callable, root: Path, rival: Path
+    tmp_path: Path, rival: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    done = python(
-        root,
-        "-m",
-        "deploy.bench",
-        "--sizes",
-        "24x31",
-        "16x16",
-        "--rounds",
-        2,
-        "--backends",
-        "channels_last",
-        "triton",
-        "--precisions",
-        "fp32",
-        "bf16",
-        "--device",
-        "cpu",
-        "--against",
-        f"{rival}:Rival",
-        "-o",
-        tmp_path / "ladder.json",
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    result = json.loads((tmp_path / "ladder.json").read_text())
-    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    options = "--sizes 24x31 16x16 --rounds 2 --backends channels_last triton --device cpu"
+    against = ("--precisions", "fp32", "bf16", "--against", f"{rival}:Rival")
+    assert bench.main([*options.split(), *against, "-o", str(tmp_path / "bench.json")]) == 0
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert speed.is_whole(result)
     labels = [
         "eager fp32, torch as it comes",
@@ -79,9 +68,9 @@ def test_every_row_is_timed_and_compared(
     exact, half = (abs(row["psnr_drift_db"]) for row in result["rows"][:2]), result["rows"][2]
     assert max(exact) < 1e-3 and 1e-4 < abs(half["psnr_drift_db"]) < 0.2
     assert {"commit", "threads", "date"} <= set(result["environment"])
-    for label in labels:
-        assert label in done.stdout
-    lines = done.stderr.splitlines()
+    printed = capsys.readouterr()
+    assert all(label in printed.out for label in labels)
+    lines = printed.err.splitlines()
     assert lines[0].startswith("7 rows at 2 sizes, 7 forwards each; no benchmark of this machine")
     assert "left out: triton bf16: triton needs a CUDA device, got cpu" in lines
 
@@ -135,27 +124,9 @@ def test_interrupted_it_keeps_the_sizes_that_are_done(
         return one_size(result, pipes, size, *rest)
 
     monkeypatch.setattr(bench, "_one_size", stop)
-    file = tmp_path / "ladder.json"
-    assert (
-        bench.main(
-            [
-                "--sizes",
-                "8x8",
-                "9x9",
-                "--rounds",
-                "1",
-                "--backends",
-                "eager",
-                "--precisions",
-                "fp32",
-                "--device",
-                "cpu",
-                "-o",
-                str(file),
-            ]
-        )
-        == 1
-    )
+    file = tmp_path / "bench.json"
+    options = "--sizes 8x8 9x9 --rounds 1 --backends eager --precisions fp32 --device cpu"
+    assert bench.main([*options.split(), "-o", str(file)]) == 1
     result = json.loads(file.read_text())
     assert [row["height"] for row in result["rows"]] == [8, 8]
     assert not speed.is_whole(result)
