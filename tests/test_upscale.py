@@ -155,8 +155,9 @@ INTERRUPTED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 import upscale
+from deploy import pipeline
 
-enlarge_photo, calls = upscale.enlarge_photo, []
+enlarge_photo, calls = pipeline.enlarge_photo, []
 
 def interrupted(*arguments):
     calls.append(arguments)
@@ -164,7 +165,7 @@ def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
     return enlarge_photo(*arguments)
 
-upscale.enlarge_photo = interrupted
+pipeline.enlarge_photo = interrupted
 sys.exit(upscale.main(sys.argv[1:]))
 """
 
