@@ -242,9 +242,9 @@ def test_the_time_is_that_of_a_benchmark_of_the_same_machine(tmp_path: Path) -> 
     here = {"device": "a chip", "threads": 2}
     text = plan.describe(["eager fp32", "auto fp32"], sizes, 10, here, files)
     # 3 + 10 * 2 forwards of 50 and of 10 ms: 1.38 s.
-    assert "2 rows at 2 sizes, 23 forwards each: about 0.0 minutes" in text
+    assert "2 rows at 2 sizes, 23 forwards each: about 1 s" in text
     text = plan.describe(["eager fp32", "auto fp32"], sizes, 3000, here, files)
-    assert f"about 6.0 minutes of forwards by {file}, which has 2 of these 4 pairs" in text
+    assert f"about 6 minutes of forwards by {file}, which has 2 of these 4 pairs" in text
     unknown = "no benchmark of this machine says how long"
     assert unknown in plan.describe(["eager fp32"], sizes, 3, here | {"threads": 4}, files)
     assert unknown in plan.describe(["native fp32"], sizes, 3, here, files)

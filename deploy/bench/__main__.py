@@ -178,7 +178,7 @@ def measure(
 
 def _progress(megapixels: float) -> tqdm:
     """A bar over the LR pixels of all forwards, of whatever row: each round takes as long."""
-    layout = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     return tqdm(total=megapixels, desc="timing", bar_format=layout, disable=None)
 
 

@@ -37,8 +37,10 @@ def describe(
         medians = _medians(file, environment)
         known = [medians[pair] for pair in product(labels, sizes) if pair in medians]
         if known:
+            seconds = count * sum(known) / 1000
+            time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
             return (
-                f"{text}: about {count * sum(known) / 60_000:.1f} minutes of forwards by {file}, "
+                f"{text}: about {time} of forwards by {file}, "
                 f"which has {len(known)} of these {len(labels) * len(sizes)} pairs; to start each "
                 "row and to measure its accuracy comes on top"
             )
