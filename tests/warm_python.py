@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 
 PACKAGES = ("cv2", "matplotlib.pyplot", "torch._dynamo")  # they bring numpy and all of torch
-TIMEOUT_S = 400
+TIMEOUT_S = 1200
 
 
 def python(cwd: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +67,7 @@ def _serve() -> None:
 def _run(arguments: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: str) -> int:
     """What python does of `arguments`; its exit code."""
     signal.alarm(TIMEOUT_S)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is off
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
