@@ -7,14 +7,15 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-# Batch, channels, height, width; kernel size; dilation. The interpreter is slow: a large image is
-# checked with few channels.
+# Batch, channels, height, width; kernel size; dilation. The interpreter is slow: long rows are
+# checked with few channels and rows, whole images on a GPU.
 CASES = [
     *(((1, 42, 1, 1), size, dilation) for size, dilation in ((3, 1), (5, 1), (5, 3))),
     *(((2, 21, 7, 13), size, dilation) for size, dilation in ((3, 1), (5, 1), (5, 3))),
-    ((1, 2, 64, 64), 3, 1),
-    ((1, 5, 65, 127), 5, 3),
+    ((1, 2, 5, 64), 3, 1),
+    ((1, 5, 14, 127), 5, 3),
 ]
+LARGE = [((1, 2, 64, 64), 3, 1), ((1, 5, 65, 127), 5, 3)]
 
 SCRIPT = """
 import sys
@@ -58,4 +59,4 @@ def test_values_and_gradients_in_the_interpreter(run_triton: Callable) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_values_and_gradients_on_the_gpu(run_triton: Callable) -> None:
-    run_triton(SCRIPT.format(cases=CASES), "cuda")
+    run_triton(SCRIPT.format(cases=CASES + LARGE), "cuda")
