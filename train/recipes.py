@@ -100,7 +100,9 @@ RECIPES = {
     # For one large GPU in minutes. Not run yet: no GPU was at hand.
     "fast": Recipe(
         {
-            1: replace(TRIED, steps=60_000, batch=192, warmup=500, precision="bf16"),
+            1: replace(
+                TRIED, steps=60_000, batch=192, warmup=500, weight_decay=0.02, precision="bf16"
+            ),
             2: Stage(
                 "stage2",
                 steps=4_000,
@@ -118,20 +120,24 @@ RECIPES = {
     ),
     # For two CPU cores in less than half an hour.
     "cpu": Recipe({1: TRIED}, Engine(kernels="native")),
-    # For two CPU cores in nights: as long as one likes, then cooled down on large patches. At a
-    # held rate 24 small patches a step stop to gain at 75 million LR pixels. Not tried at length.
+    # For two CPU cores in nights: as long as one likes, then cooled down. Kernels that decay are
+    # what a later fall of the rate brings most from, see the trials.
     "long": Recipe(
         {
-            1: replace(TRIED, steps=1_450_000, schedule="inverse_sqrt", precision="bf16"),
+            1: replace(
+                TRIED, steps=1_450_000, schedule="inverse_sqrt", weight_decay=0.02, precision="bf16"
+            ),
             2: replace(
                 TRIED,
                 name="stage2",
-                steps=25_000,
-                batch=4,
-                patch=480,
-                lr=1e-2,
+                steps=6_000,
+                batch=12,
+                patch=192,
+                lr=5e-3,
                 schedule="cosine",
                 warmup=0,
+                weight_decay=0.02,
+                precision="bf16",
             ),
         },
         Engine(kernels="native"),
