@@ -90,6 +90,8 @@ def make(
 
 def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
     x = torch.rand(1, 3, 48, 56, generator=torch.Generator().manual_seed(0)).to(device)
+    first = AUTO[device.type][0]
+    reasons: dict[str, str] = {}
     with torch.inference_mode():
         expected = net(x)
         for name in AUTO[device.type]:
@@ -98,13 +100,20 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                     backend = Backend(name, tried, _MAKERS[name](net, tried, device))
                     error = float((backend(x) - expected).abs().max())
                 except BackendError as reason:
-                    logger.info("%s in %s: %s", name, tried, reason)
-                    continue
-                if error <= TOLERANCE:
-                    return backend
-                logger.info(
-                    "%s in %s is off by %.1e, more than %.0e", name, tried, error, TOLERANCE
-                )
+                    reasons[name] = str(reason)
+                else:
+                    if error <= TOLERANCE:
+                        if name != first:
+                            logger.warning(
+                                "running on %s in %s, not on the faster %s: %s",
+                                name,
+                                tried,
+                                first,
+                                reasons[first],
+                            )
+                        return backend
+                    reasons[name] = f"it is off by {error:.1e}, more than {TOLERANCE:.0e}"
+                logger.info("%s in %s: %s", name, tried, reasons[name])
     raise BackendError(f"expected a backend within {TOLERANCE} of the plain network, got none")
 
 
@@ -200,7 +209,8 @@ def _native(net: nn.Module, precision: str, device: torch.device) -> Callable[[T
         raise BackendError(f"native runs on a CPU, got {device.type}")
     if precision == "fp16":
         raise BackendError("native computes in fp32 or bf16, got fp16")
-    from kernels.native import CompileError, NativeLKDN, choose_arithmetic
+    from kernels.native import NativeLKDN
+    from kernels.native_library import CompileError, choose_arithmetic
 
     arithmetic = choose_arithmetic(precision)
     if precision == "bf16" and arithmetic == "float32":

@@ -4,33 +4,13 @@ The tests compare it with the network itself.
 """
 
 import ctypes
-import functools
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.fold import block_names, folded, round_up
-
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = (
-    "-O3",
-    "-std=c++20",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-)
+from kernels.native_library import ARITHMETICS, CompileError, load_library
 
 # What makes six factors of three taps, for F(4, 3): Lavin and Gray, "Fast Algorithms for
 # Convolutional Neural Networks", 2016.
@@ -45,20 +25,6 @@ WINOGRAD = torch.tensor(
     ],
     dtype=torch.float64,
 )
-
-# What matrices are computed in, and what native_bf16.h is compiled with.
-ARITHMETICS: dict[str, dict[str, int]] = {
-    "float32": {},
-    "avx512_bf16": {"BF16": 1},
-    "amx_bf16": {"BF16": 2},
-    "amx_bf16 emulated": {"BF16": 2, "EMULATE_TILES": 1},
-}
-
-logger = logging.getLogger(__name__)
-
-
-class CompileError(RuntimeError):
-    """The kernels cannot be compiled here; the message says why."""
 
 
 class NativeLKDN:
@@ -84,7 +50,7 @@ class NativeLKDN:
         self.channels = weights["fea_conv.weight"].shape[1]
         self.scale = round((len(weights["upsampler.0.bias"]) / self.channels) ** 0.5)
         self.library = load_library(
-            ("native.cpp", "native_matrix.h", "native_bf16.h", "native.h"),
+            "native.cpp",
             CHANNELS=len(weights["fea_conv.bias"]),
             BLOCKS=len(block_names(weights)),
             IMAGE=self.channels,
@@ -128,108 +94,6 @@ class NativeLKDN:
                 self.threads,
             )
         return y
-
-
-def load_library(sources: tuple[str, ...], **defined: int) -> ctypes.CDLL:
-    """A source of this folder as a library, compiled for this CPU unless an earlier process did so
-    on the same machine.
-
-    Args:
-        sources: the file to compile, and the files that it includes.
-        defined: macros and their values.
-
-    Raises:
-        CompileError: no C++ compiler, or one that does not know C++20 or this CPU.
-    """
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
-    if compiler is None:
-        raise CompileError("expected a C++ compiler for the CPU kernels, got none: install g++")
-    arm_mac = platform.system() == "Darwin" and platform.machine() == "arm64"
-    command = [
-        compiler,
-        *FLAGS,
-        "-mcpu=native" if arm_mac else "-march=native",
-        *(f"-D{name}={value}" for name, value in defined.items()),
-    ]
-    files = [Path(__file__).with_name(source) for source in sources]
-    try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-        texts = [file.read_text(encoding="utf-8") for file in files]
-        identity = "\0".join([*command, version, _cpu(), *texts])
-        name = f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
-        path = _folder() / name
-        if not path.exists():
-            _compile(command, files[0], path)
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise CompileError(f"expected to compile and load the CPU kernels, got: {error}") from error
-
-
-def _compile(command: list[str], source: Path, library: Path) -> None:
-    logger.info("compiling the CPU kernels, once on this machine")
-    handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
-    os.close(handle)
-    try:
-        subprocess.run(
-            [*command, str(source), "-o", temporary], check=True, capture_output=True, text=True
-        )
-        os.replace(temporary, library)
-    except subprocess.CalledProcessError as error:
-        said = [line for line in error.stderr.splitlines() if "error" in line] or ["nothing said"]
-        raise CompileError(f"{command[0]} cannot compile {source.name}: {said[0]}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _folder() -> Path:
-    """Where compiled kernels are kept: the user's cache, or a new folder if that is not writable.
-    Never one that others may write to, for what lies there is run."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lkdn"
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(cache, os.W_OK):
-            return cache
-    except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
-        pass
-    return _own_folder()
-
-
-@functools.cache
-def _own_folder() -> Path:
-    """A new folder that this process alone uses."""
-    return Path(tempfile.mkdtemp(prefix="lkdn-"))
-
-
-def _cpu() -> str:
-    """What this CPU can do: a home may be shared by machines that differ."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        return next((x for x in lines if x.lower().startswith(("flags", "features"))), "")
-    return platform.processor()
-
-
-def cpu_features() -> set[str]:
-    """Linux' names of what this CPU can do, and who made it; nothing on other systems."""
-    try:
-        return set(Path("/proc/cpuinfo").read_text().split("\n\n")[0].split())
-    except OSError:
-        return set()
-
-
-def choose_arithmetic(precision: str) -> str:
-    """The fastest of ARITHMETICS that this CPU has for fp32 or bf16.
-
-    Intel's CPUs multiply bf16 vectors at half the speed of float32 ones, so there only the tiles of
-    AMX are worth it; AMD's do it twice as fast.
-    """
-    if precision == "bf16":
-        features = cpu_features()
-        if {"amx_tile", "amx_bf16", "avx512_bf16"} <= features:
-            return "amx_bf16"
-        if "avx512_bf16" in features and "AuthenticAMD" in features:
-            return "avx512_bf16"
-    return "float32"
 
 
 def _packed(weights: dict[str, Tensor], bf16: bool) -> Tensor:

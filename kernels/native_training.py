@@ -7,17 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.native import ARITHMETICS, CompileError, load_library
+from kernels.native_library import ARITHMETICS, CompileError, load_library
 
-SOURCES = (
-    "native_training.cpp",
-    "native_training.h",
-    "native_matrix.h",
-    "native_bf16.h",
-    "native.h",
-)
-LOSSES = ("l1", "l2", "psnr")  # in the order of the kernels' numbers
 HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
+LOSSES = ("l1", "l2", "psnr")  # in the order of the kernels' numbers
 
 
 class NativeGradients:
@@ -33,7 +26,7 @@ class NativeGradients:
         threads: CPU threads; by default as many as torch uses.
 
     Raises:
-        kernels.native.CompileError: see kernels.native.load_library.
+        kernels.native_library.CompileError: see kernels.native_library.load_library.
     """
 
     def __init__(
@@ -50,7 +43,7 @@ class NativeGradients:
         self.channels = inputs // self.copies
         self.scale = round((shapes["upsampler.0.weight"][0] / self.channels) ** 0.5)
         self.library = load_library(
-            SOURCES,
+            "native_training.cpp",
             CHANNELS=channels,
             BLOCKS=len(norms),
             IMAGE=self.channels,
@@ -142,15 +135,13 @@ class NativeOrthogonaliser:
         threads: CPU threads; by default as many as torch uses.
 
     Raises:
-        kernels.native.CompileError: see kernels.native.load_library.
+        kernels.native_library.CompileError: see kernels.native_library.load_library.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or torch.get_num_threads()
         # The layers' header wants a network's dimensions, which do not matter here.
-        self.library = load_library(
-            ("native_muon.cpp", *SOURCES[1:]), CHANNELS=16, BLOCKS=1, IMAGE=1, SCALE=1
-        )
+        self.library = load_library("native_muon.cpp", CHANNELS=16, BLOCKS=1, IMAGE=1, SCALE=1)
         pointer, whole = ctypes.c_void_p, ctypes.c_int
         self.library.lkdn_orthogonalise.argtypes = [pointer] * 3 + [whole] * 2
         self.library.lkdn_orthogonalise.restype = None
@@ -171,8 +162,9 @@ class NativeOrthogonaliser:
 
 
 def zeros(floats: int) -> Tensor:
-    """A float32 vector of zeros, in huge pages where the system has them: a patch takes 50 MB, and
-    finding the ordinary pages of that takes time."""
+    """A float32 vector of zeros, in memory that goes back to the system when it is freed, and in
+    huge pages where there are some: it is tens of MB, and finding their ordinary pages takes
+    time."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(floats)
     memory = mmap.mmap(-1, 4 * floats + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

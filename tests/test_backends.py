@@ -68,7 +68,7 @@ def test_native_in_bf16_keeps_the_psnr_or_says_why_it_cannot_run(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deploy.bench.worker import shipped
-    from kernels import native
+    from kernels import native_library
 
     samples = [evaluate.load(pair) for pair in find("demo", root / "data").pairs[:2]]
     exact, fast = (
@@ -76,7 +76,7 @@ def test_native_in_bf16_keeps_the_psnr_or_says_why_it_cannot_run(
         for precision in ("fp32", "bf16")
     )
     assert abs(fast - exact) <= 0.012
-    monkeypatch.setattr(native, "cpu_features", lambda: {"GenuineIntel", "avx512_bf16"})
+    monkeypatch.setattr(native_library, "cpu_features", lambda: {"GenuineIntel", "avx512_bf16"})
     with pytest.raises(BackendError, match="a CPU with AMX or"):
         make("native", LKDN(4, 1), "bf16")
 
@@ -128,10 +128,10 @@ def test_a_hundred_sizes_compile_once(
 def test_native_compiles_once_for_a_hundred_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kernels import native
+    from kernels import native_library
 
     compiled: list[None] = []
-    monkeypatch.setattr(native, "_compile", counting(native._compile, compiled))
+    monkeypatch.setattr(native_library, "_compile", counting(native_library._compile, compiled))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     small = LKDN(4, 1).eval().requires_grad_(False)
     fast = made("native", small, "fp32")
@@ -149,7 +149,7 @@ def counting(build: Callable, calls: list[None]) -> Callable:
 
 
 def test_auto_takes_the_first_that_runs_and_is_exact(
-    net: LKDN, monkeypatch: pytest.MonkeyPatch
+    net: LKDN, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def absent(*_: object) -> Callable:
         raise BackendError("not here")
@@ -162,6 +162,9 @@ def test_auto_takes_the_first_that_runs_and_is_exact(
     monkeypatch.setitem(backends._MAKERS, "onnxruntime", wrong)
     fast = make("auto", net)
     assert (fast.name, fast.precision) == ("channels_last", "fp32")
+    (said,) = caplog.records
+    assert said.levelname == "WARNING"
+    assert said.message == "running on channels_last in fp32, not on the faster native: not here"
     monkeypatch.setattr(backends, "AUTO", {"cpu": ("openvino", "onnxruntime")})
     with pytest.raises(BackendError, match="within 0.002"):
         make("auto", net)

@@ -1,22 +1,27 @@
 """The compiled CPU kernels against the plain network in float64, however an image is cut."""
 
 import copy
+import ctypes
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from kernels import native
-from kernels.native import CompileError, NativeLKDN
+from kernels import native_library
+from kernels.native import NativeLKDN
+from kernels.native_library import CompileError
 from models.team23_LKDN import LKDN
 
 
 def compiled(net: LKDN, threads: int | None = None, arithmetic: str = "float32") -> NativeLKDN:
     """The network on the kernels, or a skip where there is no compiler or no such arithmetic."""
-    if not any(map(native.shutil.which, native.COMPILERS)):
+    if not any(map(native_library.shutil.which, native_library.COMPILERS)):
         pytest.skip("needs a C++ compiler")
-    if "bf16" in arithmetic and arithmetic not in {*native.cpu_features(), "amx_bf16 emulated"}:
+    if "bf16" in arithmetic and arithmetic not in {
+        *native_library.cpu_features(),
+        "amx_bf16 emulated",
+    }:
         pytest.skip(f"needs a CPU with {arithmetic}")
     return NativeLKDN(net, threads, arithmetic)
 
@@ -64,7 +69,9 @@ def test_native_in_bf16(
     arithmetic: str, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "emulated" in arithmetic:
-        monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-O1"))  # compiled sooner
+        monkeypatch.setattr(
+            native_library, "FLAGS", (*native_library.FLAGS, "-O1")
+        )  # compiled sooner
     net = randomised(shape)
     exact = copy.deepcopy(net).double()
     fast = compiled(net, 3, arithmetic)
@@ -95,22 +102,115 @@ def test_memory_of_an_earlier_image_does_not_show() -> None:
     assert (fast(x) == expected).all()
 
 
-def test_compiled_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture()
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled kernels are kept, not there yet; all else of them would lie in `temporary`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    net = LKDN(4, 1)
-    compiled(net)
-    (library,) = (tmp_path / "lkdn").iterdir()
-    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
-    compiled(net)
-    assert (tmp_path / "lkdn").stat().st_mode & 0o022 == 0  # what lies there is run
-    monkeypatch.setattr(native, "_cpu", lambda: "another machine")
-    with pytest.raises(pytest.fail.Exception, match="again"):
-        compiled(net)
-    assert list((tmp_path / "lkdn").iterdir()) == [library]
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(native_library.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(native_library, "FLAGS", (*native_library.FLAGS, "-O0"))
+    monkeypatch.setattr(native_library, "_unkept", {})
+    return tmp_path / "lkdn"
 
 
-def test_why_it_cannot_be_compiled_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture()
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The libraries that were compiled, or were to be."""
+    done: list[Path] = []
+    compile_ = native_library._compile
+
+    def count(command: list[str], source: Path, library: Path) -> ctypes.CDLL:
+        done.append(library)
+        return compile_(command, source, library)
+
+    monkeypatch.setattr(native_library, "_compile", count)
+    return done
+
+
+def test_compiled_once_a_machine(
+    cache: Path, compilations: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled(LKDN(4, 1))
+    compiled(LKDN(4, 1))
+    (library,) = compilations
+    assert sorted(cache.iterdir()) == [library.with_suffix(".sha256"), library]
+    for path in (cache, *cache.iterdir()):
+        assert path.stat().st_mode & 0o022 == 0  # what lies there is run
+    monkeypatch.setattr(native_library, "_cpu", lambda: "another machine")
+    compiled(LKDN(4, 1))
+    assert len(set(compilations)) == 2
+
+
+def test_a_damaged_library_is_compiled_anew(cache: Path, compilations: list[Path]) -> None:
+    compiled(LKDN(4, 1))
+    (library,) = compilations
+    whole = library.read_bytes()
+    damages = {
+        "cut off": whole[: len(whole) // 2],
+        "cut off in its header": whole[:100],
+        "overwritten": whole[:4096] + bytes(len(whole) - 4096),
+    }
+    for damage in damages.values():
+        library.unlink()  # which is mapped
+        library.write_bytes(damage)
+        x = torch.rand(1, 3, 5, 6)
+        assert compiled(LKDN(4, 1))(x).isfinite().all()
+    library.with_suffix(".sha256").write_bytes(b"\xff")
+    compiled(LKDN(4, 1))
+    assert compilations == [library] * 5
+    assert sorted(cache.iterdir()) == [library.with_suffix(".sha256"), library]
+
+
+def test_a_library_that_cannot_be_loaded_is_compiled_once_more(
+    cache: Path, compilations: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = ctypes.CDLL
+    refused: list[str] = []
+
+    def refuse_the_first(path: str) -> ctypes.CDLL:
+        if not refused:
+            refused.append(path)
+            raise OSError("failed to map segment")
+        return load(path)
+
+    monkeypatch.setattr(native_library.ctypes, "CDLL", refuse_the_first)
+    compiled(LKDN(4, 1))
+    compiled(LKDN(4, 1))  # this process has it already
+    assert len(compilations) == 2 and compilations[0].parent == cache
+    assert not cache.exists() and not list((cache.parent / "temporary").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs owners and modes")
+@pytest.mark.parametrize("kind", ["writable", "link", "another's", "file"])
+def test_a_folder_that_others_may_write_to_is_not_used(
+    kind: str,
+    cache: Path,
+    compilations: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = cache.parent / "own"
+    own.mkdir()
+    if kind == "link":
+        cache.symlink_to(own)
+    elif kind == "file":
+        cache.write_text("")
+    else:
+        cache.mkdir()
+    if kind == "writable":
+        cache.chmod(0o770)
+    if kind == "another's":
+        monkeypatch.setattr(native_library.os, "geteuid", lambda: cache.stat().st_uid + 1)
+    compiled(LKDN(4, 1))
+    assert [library for library in compilations if library.is_relative_to(cache)] == []
+    assert len(compilations) == 1 and not list((cache.parent / "temporary").iterdir())
+    assert kind == "file" or not list(cache.iterdir())
+    assert kind == "file" or "this user, alone may write to" in caplog.text
+
+
+def test_why_it_cannot_be_compiled_is_said(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CompileError, match="got none: install"):
         NativeLKDN(LKDN(4, 1))
@@ -119,15 +219,4 @@ def test_why_it_cannot_be_compiled_is_said(tmp_path: Path, monkeypatch: pytest.M
     broken.chmod(0o755)
     with pytest.raises(CompileError, match="error: C\\+\\+20 is unknown"):
         NativeLKDN(LKDN(4, 1))
-    assert not list((tmp_path / "lkdn").iterdir())
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs a folder that cannot be made")
-def test_cache_that_cannot_be_had_is_done_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path))
-    compiled(LKDN(4, 1))
-    assert len(list(tmp_path.glob("lkdn-*/*.so"))) == 1
+    assert not cache.exists() and not list((tmp_path / "temporary").iterdir())

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import native
-from kernels.native import cpu_features
+from kernels import native_library
+from kernels.native_library import cpu_features
 from kernels.native_training import NativeGradients, NativeOrthogonaliser
 from models.team23_LKDN import LKDN
 from train.forward import LOSSES
@@ -26,7 +26,7 @@ Run = Callable[..., CompletedProcess[str]]
 SIZES = ((1, 1), (1, 7), (5, 3), (17, 31), (48, 48))
 
 pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler"
+    not any(map(shutil.which, native_library.COMPILERS)), reason="needs a C++ compiler"
 )
 
 
@@ -163,21 +163,21 @@ def test_emulated_tiles_on_networks_of_other_sizes(shape: tuple[int, int, int, i
 
 def test_the_fastest_arithmetic_of_a_cpu_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(*features: str) -> str:
-        monkeypatch.setattr(native, "cpu_features", lambda: set(features))
-        return native.choose_arithmetic("bf16")
+        monkeypatch.setattr(native_library, "cpu_features", lambda: set(features))
+        return native_library.choose_arithmetic("bf16")
 
     tiles = ("amx_tile", "amx_bf16", "avx512_bf16")
     assert chosen("GenuineIntel", *tiles) == "amx_bf16"
     assert chosen("GenuineIntel", "avx512_bf16") == "float32"  # half as fast as float32 there
     assert chosen("AuthenticAMD", "avx512_bf16") == "avx512_bf16"
     assert chosen("AuthenticAMD", "avx512f") == chosen() == "float32"
-    assert native.choose_arithmetic("fp32") == "float32"
+    assert native_library.choose_arithmetic("fp32") == "float32"
 
 
 @pytest.fixture()
 def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the compiler's time for kernels that are not run for long."""
-    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-O1"))
+    monkeypatch.setattr(native_library, "FLAGS", (*native_library.FLAGS, "-O1"))
 
 
 # Channels, blocks, scale, image channels: registers filled to the last lane, and not.
@@ -198,9 +198,9 @@ def test_networks_of_other_sizes(shape: tuple[int, int, int, int]) -> None:
 def test_a_cpu_with_narrower_registers(
     flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if native.platform.machine() not in ("x86_64", "AMD64"):
+    if native_library.platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("flags of x86-64")
-    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *flags))
+    monkeypatch.setattr(native_library, "FLAGS", (*native_library.FLAGS, *flags))
     torch.manual_seed(2)
     form = randomised(LKDN(42, 1))
     lr, hr = patches(form, 1, 6, 11)
@@ -311,7 +311,7 @@ def test_a_home_that_cannot_be_written_to_is_done_without(
 ) -> None:
     (tmp_path / "file").write_text("")
     quick = tmp_path / "quick"  # a compiler that spares itself the optimisation
-    compiler = next(filter(None, map(shutil.which, native.COMPILERS)))
+    compiler = next(filter(None, map(shutil.which, native_library.COMPILERS)))
     quick.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
     quick.chmod(0o755)
     monkeypatch.setenv("CXX", str(quick))
@@ -327,7 +327,7 @@ def test_no_read_or_write_outside_of_memory_and_nothing_undefined(
     root: Path, tmp_path: Path
 ) -> None:
     """Both libraries' entry points under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    compiler = next(filter(None, map(shutil.which, native.COMPILERS)))
+    compiler = next(filter(None, map(shutil.which, native_library.COMPILERS)))
     command = [
         compiler,
         "-std=c++20",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels import native_library
 from utils.weights import read_checkpoint
 
 Train = Callable[..., CompletedProcess[str]]
@@ -128,7 +128,9 @@ def test_run_killed_again_and_again_ends_bit_for_bit_equal(
     assert_equal_runs(place / "killed", uninterrupted, logged)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, native.COMPILERS)), reason="needs a C++ compiler")
+@pytest.mark.skipif(
+    not any(map(shutil.which, native_library.COMPILERS)), reason="needs a C++ compiler"
+)
 def test_run_on_compiled_kernels_killed_twice_ends_bit_for_bit_equal(
     place: Path, train: Train, accident: Accident, logged: Logged
 ) -> None:

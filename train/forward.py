@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kernels.native import choose_arithmetic
+from kernels.native_library import choose_arithmetic
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.recipes import Engine, Stage
@@ -39,7 +39,7 @@ def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engin
     gradients in the parameters of `form`.
 
     Raises:
-        kernels.native.CompileError: the engine's kernels cannot be compiled.
+        kernels.native_library.CompileError: the engine's kernels cannot be compiled.
     """
     if engine.kernels == "native":
         return _native_gradients(form, stage, engine)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from kernels.native import CompileError, cpu_features
+from kernels.native_library import CompileError, cpu_features
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.forward import arithmetic_of
