@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -272,14 +273,22 @@ def _openvino(net: nn.Module, precision: str, device: torch.device) -> Callable[
     compiled = core.compile_model(
         core.read_model(onnx_graph.build(net).SerializeToString()),
         "CPU",
-        {"INFERENCE_PRECISION_HINT": kind, "INFERENCE_NUM_THREADS": torch.get_num_threads()},
+        {
+            "INFERENCE_PRECISION_HINT": kind,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # A cache that would grow by 2 MiB with each image size; oneDNN's, which is bounded,
+            # holds what takes long to make.
+            "CPU_RUNTIME_CACHE_CAPACITY": "0",
+        },
     )
     prepare_cpu()  # OpenVINO maps and clears its memory anew for each image otherwise
     request = compiled.create_infer_request()
+    lock = threading.Lock()
 
     def run(x: Tensor) -> Tensor:
-        request.infer({"lr": openvino.Tensor(x.contiguous().numpy(), shared_memory=True)})
-        return torch.from_numpy(request.get_output_tensor(0).data.copy())
+        with lock:
+            request.infer({"lr": openvino.Tensor(x.contiguous().numpy(), shared_memory=True)})
+            return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
     return run
 

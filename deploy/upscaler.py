@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 class Upscaler:
     """LKDN with its weights on a backend: `upscaler(image)` is the image of 4 times the size.
 
-    Restores in tiles what does not fit, equal to the whole to the last bits. Not for several
-    threads at once.
+    Restores in tiles what does not fit, equal to the whole to the last bits. Threads may share one
+    on eager, native, onnxruntime or openvino. After a fork go on with native alone: the others'
+    threads are missing there, and a forked process would wait for them.
 
     Args:
         device: auto, cpu, cuda or mps.

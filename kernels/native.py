@@ -4,6 +4,10 @@ The tests compare it with the network itself.
 """
 
 import ctypes
+import mmap
+import os
+import threading
+import weakref
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +29,14 @@ WINOGRAD = torch.tensor(
     ],
     dtype=torch.float64,
 )
+HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
 
 
 class NativeLKDN:
     """LKDN's inference form on compiled kernels: x (B, 3, H, W) -> (B, 3, 4H, 4W), float32, CPU.
 
-    Keeps the memory that the largest image so far took; not for several threads at once.
+    Keeps the memory that the largest image so far took. Threads that share it take turns, and a
+    forked process may go on with it.
 
     Args:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.
@@ -70,6 +76,8 @@ class NativeLKDN:
         self.weights = _packed(weights, "bf16" in arithmetic)
         assert len(self.weights) == self.library.lkdn_weights()
         self.memory = torch.empty(0)
+        self.lock = threading.Lock()
+        _networks.add(self)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -79,21 +87,50 @@ class NativeLKDN:
         y = x.new_empty(batch, channels, self.scale * height, self.scale * width)
         maps = 3 * height * width * self.library.lkdn_pitch()
         needed = maps + self.threads * self.library.lkdn_scratch()
-        if len(self.memory) < needed:
-            self.memory = torch.empty(0)  # freed before more is taken
-            self.memory = torch.empty(needed)
-        for image, out in zip(x, y, strict=True):
-            self.library.lkdn_run(
-                self.weights.data_ptr(),
-                image.data_ptr(),
-                out.data_ptr(),
-                self.memory.data_ptr(),
-                self.memory[maps:].data_ptr(),
-                height,
-                width,
-                self.threads,
-            )
+        with self.lock:
+            if len(self.memory) < needed:
+                self.memory = torch.empty(0)  # freed before more is taken
+                self.memory = zeros(needed)
+            for image, out in zip(x, y, strict=True):
+                self.library.lkdn_run(
+                    self.weights.data_ptr(),
+                    image.data_ptr(),
+                    out.data_ptr(),
+                    self.memory.data_ptr(),
+                    self.memory[maps:].data_ptr(),
+                    height,
+                    width,
+                    self.threads,
+                )
         return y
+
+
+_networks: weakref.WeakSet[NativeLKDN] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked process has none of torch's threads, for which it would wait forever, nor the one
+    that may hold a lock. The kernels start threads of their own for each image."""
+    torch.set_num_threads(1)
+    for network in _networks:
+        network.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def zeros(floats: int) -> Tensor:
+    """A float32 vector of zeros, in memory that goes back to the system when it is freed, and in
+    huge pages where there are some: it is tens of MB, and finding their ordinary pages takes
+    time."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(floats)
+    memory = mmap.mmap(-1, 4 * floats + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.float32)  # which keeps the memory
+    first = -whole.data_ptr() % HUGE_PAGE // 4
+    return whole[first : first + floats]
 
 
 def _packed(weights: dict[str, Tensor], bf16: bool) -> Tensor:

@@ -1,15 +1,14 @@
 """LKDN's loss and gradients on a CPU: native_training.cpp, compiled for the machine at hand."""
 
 import ctypes
-import mmap
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from kernels.native import zeros
 from kernels.native_library import ARITHMETICS, CompileError, load_library
 
-HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
 LOSSES = ("l1", "l2", "psnr")  # in the order of the kernels' numbers
 
 
@@ -159,16 +158,3 @@ class NativeOrthogonaliser:
         )
         parts = flat.split([m.numel() for m in matrices])
         return [part.view(m.shape) for part, m in zip(parts, matrices, strict=True)]
-
-
-def zeros(floats: int) -> Tensor:
-    """A float32 vector of zeros, in memory that goes back to the system when it is freed, and in
-    huge pages where there are some: it is tens of MB, and finding their ordinary pages takes
-    time."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(floats)
-    memory = mmap.mmap(-1, 4 * floats + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.float32)  # which keeps the memory
-    first = -whole.data_ptr() % HUGE_PAGE // 4
-    return whole[first : first + floats]

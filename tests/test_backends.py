@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,15 @@ def test_a_hundred_sizes_compile_once(
     for x in hundred_sizes():
         assert (fast(x) - small(x)).abs().max() < 2e-5
     assert len(built) == 1
+
+
+def test_openvino_threads_take_turns() -> None:
+    fast = made("openvino", LKDN(4, 1).eval().requires_grad_(False), "fp32")
+    images = torch.rand(1, 3, 9, 20), torch.rand(1, 3, 30, 40)
+    expected = [fast(x) for x in images]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda i: fast(images[i % 2]), range(120)))
+    assert [i for i, y in enumerate(results) if not torch.equal(y, expected[i % 2])] == []
 
 
 def test_native_compiles_once_for_a_hundred_sizes(

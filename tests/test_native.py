@@ -2,7 +2,9 @@
 
 import copy
 import ctypes
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from kernels import native_library
 from kernels.native import NativeLKDN
 from kernels.native_library import CompileError
 from models.team23_LKDN import LKDN
+from utils import efficiency
+from utils.devices import prepare_cpu, torch_threads
 
 
 def compiled(net: LKDN, threads: int | None = None, arithmetic: str = "float32") -> NativeLKDN:
@@ -100,6 +104,61 @@ def test_memory_of_an_earlier_image_does_not_show() -> None:
     expected = fast(x)
     fast.memory.fill_(float("nan"))
     assert (fast(x) == expected).all()
+
+
+def test_threads_take_turns() -> None:
+    torch.manual_seed(0)
+    fast = compiled(LKDN(6, 1).eval().requires_grad_(False), 2)
+    images = torch.rand(1, 3, 9, 20), torch.rand(1, 3, 70, 40)
+    expected = [fast(x) for x in images]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda i: fast(images[i % 2]), range(120)))
+    assert [i for i, y in enumerate(results) if not torch.equal(y, expected[i % 2])] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_goes_on() -> None:
+    fast = compiled(LKDN(6, 1).eval().requires_grad_(False), 2)
+    x = torch.rand(1, 3, 150, 150)  # padded by several threads of torch
+
+    def run() -> None:
+        assert torch.equal(fast(x), expected)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    with torch_threads(2):
+        expected = fast(x)
+        with fast.lock:  # as while another thread runs an image
+            child.start()
+    child.join(60)
+    child.kill()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_memory_is_that_of_the_largest_image() -> None:
+    """Sizes that differ a little, as the pages of a book do."""
+    sizes = [(120 + i, 170 + i) for i in range(60)]
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        many, one = pool.map(peak_mib, (sizes, sizes[-1:]))
+    assert many is not None and one is not None and many < 1.2 * one
+
+
+def peak_mib(sizes: list[tuple[int, int]]) -> float | None:
+    """What images of these sizes take at most, in a process of its own."""
+    prepare_cpu()
+    torch.set_num_threads(1)
+    # Not enlarged: the results are the caller's, and would count.
+    fast = compiled(LKDN(42, 1, 1).eval().requires_grad_(False), 1)
+    fast(torch.rand(1, 3, 8, 8))
+    efficiency.reset_peak_memory(torch.device("cpu"))
+    before = efficiency.peak_memory_mib(torch.device("cpu"))
+    for size in sizes:
+        fast(torch.rand(1, 3, *size))
+    after = efficiency.peak_memory_mib(torch.device("cpu"))
+    return None if before is None or after is None else after - before
 
 
 @pytest.fixture()
