@@ -5,40 +5,21 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from utils import command, devices, efficiency, record
+from utils import command, devices, efficiency, evaluate, record
 from utils.command import UserError
 from utils.datasets import BENCHMARKS, CHALLENGE, ImageSet, benchmarks_in, find, is_there
 from utils.files import ROOT
-from utils.measure import LR_SOURCES, Model, Options, measure_set
+from utils.measure import LR_SOURCES, Model, Options, measure_set, memory_alone
+from utils.networks import Entry, call, entry_of, listed, make_network
 from utils.report import comparison, page, summary
-from utils.weights import call, load_weights, make_network, named_weights
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A network that --model_id can choose; its module is imported when it is chosen.
-
-    network: MODULE:CLASS, which is called without arguments. file: its weights in model_zoo/; of a
-    checkpoint with several, FILE:params or FILE:params_ema. data_range: of its pixel values, from
-    0. after_loading: a method to call then, such as repa or switch_to_deploy, of the network or,
-    where that has none, of every layer that has it. shipped: whether `file` comes with this
-    repository; where another is not there, only what the network costs is measured.
-    """
-
-    model_id: int
-    name: str
-    network: str
-    file: str
-    data_range: float = 1.0
-    after_loading: str | None = None
-    shipped: bool = True
-
+from utils.weights import load_weights, named_weights
 
 # Validation sets of the challenge, of which the first that is there is measured.
 DEFAULTS = ("DIV2K_valid", "DIV2K_LSDIR_valid")
@@ -69,8 +50,8 @@ def select_model(
             backend cannot run here.
         CheckpointError: the file is missing or not this network's.
     """
-    entry = _entry(model_id)
-    net, name = make_network(entry.network), f"{model_id:02}_{entry.name}"
+    entry = entry_of(MODELS, model_id)
+    net, name = make_network(entry.network), entry.label
     path, key = named_weights(entry.file if checkpoint == "shipped" else checkpoint)
     file: Path | None = path
     if checkpoint != "shipped":
@@ -98,20 +79,6 @@ def select_model(
     return Model(name, net, file, fast, fast.name, fast.precision, entry.data_range)
 
 
-def _entry(model_id: int) -> Entry:
-    found = [entry for entry in MODELS if entry.model_id == model_id]
-    if not found:
-        raise UserError(f"expected a --model_id of {_models()}, got {model_id}")
-    if len(found) > 1:
-        names = " and ".join(entry.name for entry in found)
-        raise UserError(f"expected one model of ID {model_id}, got {names}: give MODELS another ID")
-    return found[0]
-
-
-def _models() -> str:
-    return ", ".join(f"{entry.model_id} ({entry.model_id:02}_{entry.name})" for entry in MODELS)
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     args = parse(argv)
@@ -131,11 +98,19 @@ def judge(args: argparse.Namespace) -> int:
         OSError: results cannot be written.
     """
     device = devices.select_device(args.device)
-    sets = find_sets(args)
+    sets = [] if args.memory_of else find_sets(args)
+    choices = chosen(args.model_id, args.checkpoint)
     models = [
         select_model(model_id, device, checkpoint, args.backend, args.precision)
-        for model_id, checkpoint in chosen(args.model_id, args.checkpoint)
+        for model_id, checkpoint in choices
     ]
+    if args.memory_of:
+        width, height = args.memory_of
+        lr = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for model in models:
+            evaluate.restore(model.run, lr, device, model.data_range)
+        print(efficiency.peak_memory_mib(device))
+        return command.GOOD
     if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
         raise UserError(
             "expected checkpoints and sets of different names, got two of one "
@@ -148,7 +123,9 @@ def judge(args: argparse.Namespace) -> int:
     try:
         for image_set in sets:
             measured = measure_set(models, image_set, device, options)
-            for model, run in zip(models, measured, strict=True):
+            for choice, model, run in zip(choices, models, measured, strict=True):
+                if device.type != "cuda" and run["images"]:
+                    run |= memory_alone(run, again(choice, model, device))
                 if model.name not in counts:
                     # After the timing: it would warm the device up for the cold first image.
                     counts[model.name] = asdict(efficiency.count(model.net))
@@ -172,6 +149,14 @@ def judge(args: argparse.Namespace) -> int:
     if failures:
         print(f"\n{len(failures)} images failed:", *failures, sep="\n  ", file=sys.stderr)
     return command.FAILED if failures else command.GOOD
+
+
+def again(choice: tuple[int, str], model: Model, device: torch.device) -> list[str]:
+    """This command for one of its models alone."""
+    model_id, checkpoint = choice
+    options = ["--model_id", f"{model_id}", "--checkpoint", f"{model_id}={checkpoint}"]
+    options += ["--backend", model.backend, "--precision", model.precision]
+    return [sys.executable, __file__, *options, "--device", device.type]
 
 
 def chosen(model_ids: Sequence[int], checkpoints: Sequence[str] | None) -> list[tuple[int, str]]:
@@ -202,7 +187,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[23],
         metavar="ID",
-        help=f"{_models()}; several take turns image by image and are compared",
+        help=f"{listed(MODELS)}; several take turns image by image and are compared",
     )
     add("--data_dir", type=Path, help="where named sets lie; without it, data/")
     add(
@@ -248,6 +233,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="double",
         help="how LR is made where there is no file: rounded once, or after each 8-bit pass",
     )
+    add(
+        "--memory_of",
+        type=_size,
+        metavar="WxH",
+        help="only print the MiB that restoring one LR image of this size needs",
+    )
     add("--no_images", action="store_true", help="do not write the restored images")
     add(
         "--report",
@@ -259,6 +250,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.repeat < 1:
         parser.error(f"expected --repeat of at least 1, got {args.repeat}")
     return args
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height, of 128x96."""
+    if not (size := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise argparse.ArgumentTypeError(f"expected a size such as 128x96, got {text}")
+    return int(size[1]), int(size[2])
 
 
 def make_save_dir(folder: Path) -> None:

@@ -13,14 +13,8 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.reparam import training_form
-from utils.weights import (
-    CheckpointError,
-    NetworkError,
-    call,
-    load_weights,
-    named_weights,
-    read_checkpoint,
-)
+from utils.networks import NetworkError, call
+from utils.weights import CheckpointError, load_weights, named_weights, read_checkpoint
 
 
 def net() -> LKDN:

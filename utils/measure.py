@@ -1,6 +1,8 @@
 """Measure networks on a set, image by image in turns: one record a network."""
 
 import logging
+import math
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from utils import efficiency, evaluate, record
 from utils.bicubic import Convention
-from utils.datasets import BENCHMARKS, ImageSet, Pair
+from utils.datasets import BENCHMARKS, SCALE, ImageSet, Pair
 from utils.files import sha256
 from utils.images import BAD_IMAGE, write_png
 
@@ -58,7 +60,7 @@ class Options:
 @dataclass
 class _Tally:
     """What one network has done: a record an image, what failed, the LR images for further passes
-    and their times, the peak memory where networks take turns."""
+    and their times, the peak memory on CUDA."""
 
     model: Model
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -74,10 +76,13 @@ def measure_set(
     """Restore, time and score a set; for each network the run's record but for its counters.
 
     Several networks take turns image by image, so that what disturbs the machine disturbs all.
+    Memory is measured on CUDA alone; on a CPU, where it would be that of all that the process did
+    before, see `memory_alone`.
     """
     tallies = [_Tally(model) for model in models]
     runs = [_conditions(model, image_set, device, options) for model in models]
-    efficiency.reset_peak_memory(device)
+    if device.type == "cuda":
+        efficiency.reset_peak_memory(device)
     with ExitStack() as stack:
         for run in runs:
             file = options.save_dir / f"{record.run_stem(run)}.log"
@@ -97,7 +102,7 @@ def measure_set(
         for _ in range(options.repeat - 1):
             for tally, times in zip(tallies, _times(tallies, device, bar), strict=True):
                 tally.passes.append(times)
-        if len(tallies) == 1:
+        if len(tallies) == 1 and device.type == "cuda":
             tallies[0].memory_mib = efficiency.peak_memory_mib(device)
         for tally, run in zip(tallies, runs, strict=True):
             if tally.model.run is not tally.model.net:
@@ -146,10 +151,11 @@ def _first_pass(
     for tally in tallies:
         model, sample = tally.model, loaded
         try:
-            if len(tallies) > 1:
+            turns = len(tallies) > 1 and device.type == "cuda"
+            if turns:
                 efficiency.reset_peak_memory(device, free=False)
             sr, runtime_ms = evaluate.restore(model.run, sample.lr, device, model.data_range)
-            if len(tallies) > 1:
+            if turns:
                 peaks = (tally.memory_mib, efficiency.peak_memory_mib(device))
                 tally.memory_mib = max((peak for peak in peaks if peak is not None), default=None)
             if model.file is None:
@@ -206,6 +212,32 @@ def _results(tally: _Tally, options: Options) -> dict[str, Any]:
         "images": tally.images,
         "failed": tally.failed,
     }
+
+
+def memory_alone(
+    run: dict[str, Any], command: Sequence[str | Path]
+) -> dict[str, float | str | None]:
+    """The memory of a run on a CPU, for its record: what a process of its own needs at most.
+
+    Whatever this process did before, it has memory from it still, and would count it.
+
+    Args:
+        run: its largest image is restored.
+        command: a program that, given --memory_of WxH behind, prints the MiB that it needed for an
+            LR image of this size.
+    """
+    width, height = max((image["size"] for image in run["images"]), key=math.prod)
+    size = f"{width // SCALE}x{height // SCALE}"
+    done = subprocess.run(
+        [*map(str, command), "--memory_of", size], capture_output=True, text=True, check=False
+    )
+    try:
+        memory_mib = float(done.stdout)
+    except ValueError:  # where the system does not tell it, or memory ran out
+        reason = (done.stderr or done.stdout).strip().splitlines() or [f"exit {done.returncode}"]
+        logger.warning("the memory of %s was not measured: %s", run["model"], reason[-1])
+        return {"memory_mib": None}
+    return {"memory_mib": memory_mib, "memory_of": f"a process of its own that restores {size}"}
 
 
 def lr_source(pairs: Sequence[Pair], convention: str) -> str:

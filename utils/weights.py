@@ -1,6 +1,5 @@
-"""Networks by name, and checkpoint files into them: strict, weights only, saying what misfits."""
+"""Checkpoint files into networks: strict, weights only, with errors that name the misfit."""
 
-import importlib
 import pickle
 import struct
 from collections.abc import Mapping
@@ -16,10 +15,6 @@ from utils.files import ROOT
 SHIPPED = ROOT / "model_zoo" / "team23_LKDN.pth"
 # Where a state dict may lie in a checkpoint file, the averaged weights first.
 NESTED_UNDER = ("params_ema", "params", "state_dict")
-
-
-class NetworkError(UserError):
-    """A network that cannot be made; the message says why."""
 
 
 class CheckpointError(UserError):
@@ -53,37 +48,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"expected a dictionary in {path}, got {type(content).__name__}")
     return content
-
-
-def make_network(name: str) -> nn.Module:
-    """A network by MODULE:CLASS, whose module is imported now; the class takes no arguments.
-
-    Raises:
-        NetworkError: there is no such module or class, or it needs what is not installed.
-    """
-    module, _, network = name.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), network)
-    except (ImportError, AttributeError) as error:
-        raise NetworkError(
-            f"expected the network {name}, but it cannot be imported: {error}; install what it "
-            "needs, or correct its name"
-        ) from error
-    made: nn.Module = make()
-    return made
-
-
-def call(net: nn.Module, method: str) -> None:
-    """Call a method of the network or, where it has none of this name, of every layer with one.
-
-    Raises:
-        NetworkError: nothing in it has such a method.
-    """
-    owners = [m for m in ([net] if hasattr(net, method) else net.modules()) if hasattr(m, method)]
-    if not owners:
-        raise NetworkError(f"expected a method {method} in {type(net).__name__}, got none")
-    for module in owners:
-        getattr(module, method)()
 
 
 def named_weights(text: str) -> tuple[Path, str | None]:

@@ -51,6 +51,7 @@ def text(run: dict[str, Any], path: Path | str) -> str:
         )
     if run["ave_ssim"] is not None:
         lines.append(f"SSIM (RGB)           {run['ave_ssim']:.4f}")
+    process = run.get("memory_of", "the whole process")
     warm = "not measured (give --repeat 2)"
     if run["median_runtime_ms"] is not None:
         warm = (
@@ -63,7 +64,7 @@ def text(run: dict[str, Any], path: Path | str) -> str:
         f"Runtime, warm median {warm}",
         *_plain(run),
         f"Memory               {number(run['memory_mib'], 2)} MiB, "
-        + ("allocated on the GPU at most" if cuda else "resident at most, the whole process"),
+        + ("allocated on the GPU at most" if cuda else f"resident at most, {process}"),
         f"#Params              {run['num_parameters'] / 1e6:.4f} M ({run['num_parameters']})",
         f"FLOPs, 2023          {run['flops'] / 1e9:.4f} G at 3x256x256 ({run['flops_counter']})",
         f"FLOPs, 2024 to 2026  {_fvcore_g(run)} at 3x256x256 (fvcore's total)",
