@@ -46,6 +46,9 @@ def interrupt_twice(*_):
 def terminate(*_):
     os.kill(os.getpid(), signal.SIGTERM)
 
+def hang_up(*_):
+    os.kill(os.getpid(), signal.SIGHUP)
+
 def pass_time(*_):
     clock = time.monotonic
     time.monotonic = lambda: clock() + 3600
@@ -70,7 +73,8 @@ elif moment == "killed in the middle of a log line":
 else:  # between the optimiser's step and the average's
     at_call(train.loop, "update_ema", {
         "killed between weights and average": kill, "interrupted": interrupt,
-        "interrupted twice": interrupt_twice, "terminated": terminate, "late": pass_time,
+        "interrupted twice": interrupt_twice, "terminated": terminate, "hung up": hang_up,
+        "late": pass_time,
     }[moment])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -120,12 +124,15 @@ def test_run_killed_again_and_again_ends_bit_for_bit_equal(
     for moment, count in accidents:
         done = train(*arguments, script=accident(moment, count))
         assert done.returncode == -signal.SIGKILL, done.stderr
+        left = list((place / "killed").glob(".*.tmp"))  # until the next run
+        assert bool(left) == ("rename" in moment)
     # Otherwise the accidents did not hit what they were meant to.
     assert not (place / "killed" / "log.jsonl").read_text().endswith("\n")
     assert read_checkpoint(place / "killed" / "stage1.pt")["step"] in (3, 6, 9)
     done = train(*arguments)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(place / "killed", uninterrupted, logged)
+    assert not list((place / "killed").glob(".*.tmp"))
 
 
 @pytest.mark.skipif(
@@ -180,7 +187,10 @@ def test_run_stopped_by_signals_and_by_time_ends_bit_for_bit_equal(
     done = train(*arguments, script=accident("terminated", 3))
     assert done.returncode == 1
     assert saved_step() == 5
-    done = train(*arguments, "--max_minutes", 30, script=accident("late", 2))
+    done = train(*arguments, script=accident("hung up", 1))
+    assert done.returncode == 1 and "--resume" in done.stderr
+    assert saved_step() == 6
+    done = train(*arguments, "--max_minutes", 30, script=accident("late", 1))
     assert done.returncode == 0 and "--resume" in done.stderr
     assert saved_step() == 7
     done = train(*arguments)
@@ -192,8 +202,10 @@ def test_finished_run_is_left_as_it_is(
     place: Path, train: Train, uninterrupted: Path, logged: Logged
 ) -> None:
     shutil.copytree(uninterrupted, place / "finished")
+    (place / "finished" / "curves.png").unlink()  # as if it had been killed at its very end
     assert train("finished", "--resume", "--val", "held out").returncode == 0
     assert_equal_runs(place / "finished", uninterrupted, logged)
+    assert (place / "finished" / "curves.png").exists()
 
 
 def test_run_whose_rate_does_not_depend_on_its_end_can_be_lengthened(

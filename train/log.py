@@ -35,8 +35,8 @@ def trim(path: Path, stage: str, step: int) -> None:
 
 
 def plot(path: Path, picture: Path) -> None:
-    """Draw loss and validation PSNR of a log.jsonl over the steps, one colour a stage; without
-    matplotlib, say so."""
+    """Draw loss and validation PSNR of a log.jsonl over the steps, one colour a stage; say so where
+    matplotlib is missing or the picture cannot be written."""
     try:
         from matplotlib.figure import Figure  # half a second: only for the picture
     except ImportError:
@@ -72,5 +72,8 @@ def plot(path: Path, picture: Path) -> None:
         axes.grid(alpha=0.3)
         if lines:
             axes.legend()
-    with whole_file(picture) as file:
-        figure.savefig(file, format="png")
+    try:
+        with whole_file(picture) as file:
+            figure.savefig(file, format="png")
+    except OSError as error:  # the weights are saved: that is what counts
+        logger.warning("no %s: %s", picture, error.strerror)

@@ -236,7 +236,8 @@ def _agree(world: World, outcome: Outcome, step: int) -> Outcome:
 
 @contextlib.contextmanager
 def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the loop after the step in progress; a second Ctrl-C at once."""
+    """Ctrl-C, SIGTERM and the end of the terminal (SIGHUP, unless nohup is there) end the loop
+    after the step in progress; a second Ctrl-C at once."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -245,7 +246,10 @@ def _stop_flag() -> Iterator[Callable[[], bool]]:
         received.append(number)
         logger.warning("stopping after this step; Ctrl-C again stops at once")
 
-    before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {n: signal.signal(n, receive) for n in numbers}
     try:
         yield lambda: bool(received)
     finally:

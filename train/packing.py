@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from utils.bicubic import downscale
 from utils.datasets import SCALE, held_out
-from utils.files import read_json, whole_file, write_bytes
+from utils.files import read_json, remove_leftovers, whole_file, write_bytes
 from utils.images import ImageError, find_images, mod_crop, read_rgb
 
 logger = logging.getLogger(__name__)
@@ -206,9 +205,8 @@ def _stamp(pair: tuple[Path, Path | None]) -> list[list[str | int]]:
 def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_path: Path) -> None:
     """Write pixels, then the index: a pack with an index is whole."""
     images, skipped, offset, total = [], [], 0, hashlib.sha256()
-    for leftover in pixels_path.parent.glob(f".{pixels_path.name}.*.tmp"):
-        if leftover.stat().st_mtime < time.time() - 3600:  # of a process that was killed
-            leftover.unlink()
+    for path in (pixels_path, index_path):
+        remove_leftovers(path, age_s=3600)
     with whole_file(pixels_path) as file:
         for path, loaded in tqdm(_load_all(pairs), "pack", len(pairs), unit="image"):
             if isinstance(loaded, str):

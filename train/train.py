@@ -28,7 +28,7 @@ from train.reparam import training_form
 from utils import command, devices, evaluate
 from utils.command import UserError
 from utils.datasets import SCALE, find
-from utils.files import ROOT, sha256
+from utils.files import ROOT, remove_leftovers, sha256
 from utils.images import ImageError
 from utils.weights import load_state, read_checkpoint, state_dict_of
 
@@ -160,13 +160,14 @@ def train_stage(
     run: loop.Run, state: checkpoint.State, args: argparse.Namespace, data: Pack
 ) -> loop.Outcome:
     """Train one stage from where it is; the loop's outcome."""
-    stage, lead, log_file = run.stage, run.world.rank == 0, args.out / "log.jsonl"
+    stage, lead = run.stage, run.world.rank == 0
+    log_file, curves = args.out / "log.jsonl", args.out / "curves.png"
     if run.file.exists():
         checkpoint.resume(run.file, state, stage, run.seed, run.fingerprint)
         logger.info("continuing at step %d of %d", state.step, stage.steps)
     if lead:
-        for leftover in args.out.glob(f".{run.file.name}.*.tmp"):  # of a run killed while saving
-            leftover.unlink()
+        for file in (run.file, curves, log_file):
+            remove_leftovers(file)
         log.trim(log_file, stage.name, state.step)
         checkpoint.note_data(args.out, stage, args.data, args.first, data)
     logger.info(
@@ -179,6 +180,8 @@ def train_stage(
     )
     if state.step == stage.steps:
         logger.info("this stage is finished already: %s", run.file)
+        if lead and not curves.exists():  # it was killed at its very end
+            log.plot(log_file, curves)
         return loop.Outcome.GO_ON
     try:
         outcome = loop.train(run, state)
@@ -191,7 +194,7 @@ def train_stage(
             log.append(log_file, {"stage": stage.name, "step": state.step, "failed": str(error)})
         raise
     if lead:
-        log.plot(log_file, args.out / "curves.png")
+        log.plot(log_file, curves)
         done = state.step == stage.steps
         why = "finished" if done else ENDINGS[outcome]
         logger.info(

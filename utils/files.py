@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +23,57 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file under a temporary name beside `path`, renamed into place at the end; after an
-    exception nothing remains of it, and `path` is what it was."""
+    exception nothing remains of it, and `path` is what it was. After the end the file outlives a
+    power cut: its content is on the disk before its name is, and its name before this returns.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    made = _make_folder(path.parent)
+    temporary = path.with_name(f"{_leftover_stem(path)}{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file
-        temporary.replace(path)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    for folder in (path.parent, *made):
+        _sync_folder(folder)
+
+
+def remove_leftovers(path: str | Path, age_s: float = 0) -> None:
+    """Remove what `whole_file(path)` left behind where its process was killed, at least `age_s`
+    seconds ago: a younger file may be one that another process is writing."""
+    path = Path(path)
+    for leftover in path.parent.glob(f"{_leftover_stem(path)}*.tmp"):
+        if leftover.stat().st_mtime <= time.time() - age_s:
+            leftover.unlink()
+
+
+def _leftover_stem(path: Path) -> str:
+    """How temporary names of a file begin, hidden and short: its own may be as long as the file
+    system allows."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}."
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder where it is missing; the folders in which there is a new one, innermost
+    first."""
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return [f.parent for f in missing]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, on systems where a folder can be opened."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: str | Path) -> str:

@@ -1,0 +1,79 @@
+"""Files that appear whole or not at all, and stay."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from utils.files import remove_leftovers, whole_file, write_bytes
+
+Steps = list[tuple[str, str]]
+
+
+@pytest.fixture()
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """What is synced, with the bytes that lie under the name then, and what is renamed."""
+    done: Steps = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_sync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append(("sync folder", path.name) if folder else ("sync", path.read_text()))
+        fsync(descriptor)
+
+    def record_replace(source: Path, target: Path) -> None:
+        done.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    return done
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc")
+
+
+@needs_proc
+def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
+    tmp_path: Path, steps: Steps
+) -> None:
+    write_bytes(tmp_path / "here.txt", b"whole")
+    assert steps == [("sync", "whole"), ("rename", "here.txt"), ("sync folder", tmp_path.name)]
+
+
+@needs_proc
+def test_new_folders_are_on_the_disk_too(tmp_path: Path, steps: Steps) -> None:
+    write_bytes(tmp_path / "a" / "b" / "here.txt", b"whole")
+    assert steps[2:] == [("sync folder", name) for name in ("b", "a", tmp_path.name)]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "here.txt"
+    write_bytes(path, b"old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
+        file.write(b"new")
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["here.txt"] and path.read_bytes() == b"old"
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    path = tmp_path / ("n" * (longest - 4) + ".png")
+    write_bytes(path, b"whole")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_leftovers_of_a_file_are_removed_and_no_others(tmp_path: Path) -> None:
+    for name in ("mine.txt", "another.txt"):
+        if not (child := os.fork()):
+            with whole_file(tmp_path / name):
+                os._exit(0)  # as a kill does: nothing is cleaned up
+        os.waitpid(child, 0)
+    write_bytes(tmp_path / "mine.txt", b"whole")
+    assert len(list(tmp_path.glob(".*.tmp"))) == 2
+    remove_leftovers(tmp_path / "mine.txt", age_s=60)
+    assert len(list(tmp_path.glob(".*.tmp"))) == 2
+    remove_leftovers(tmp_path / "mine.txt")
+    assert len(list(tmp_path.glob(".*.tmp"))) == 1 and (tmp_path / "mine.txt").exists()
