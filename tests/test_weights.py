@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import random
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -39,9 +41,26 @@ def write(path: Path, content: object) -> Path:
         ({"params": state(1)}, 1),
         ({"state_dict": state(1), "epoch": 3}, 1),
         ({"params": state(1), "params_ema": state(2)}, 2),
+        ({"params": state(1), "params_ema": None}, 1),
+        ({"model": state(1), "epoch": 1}, 1),
+        ({f"module.{k}": v for k, v in state(1).items()}, 1),
+        ({"state_dict": {f"net._orig_mod.{k}": v for k, v in state(1).items()}}, 1),
+        ({k: v.double() for k, v in state(1).items()}, 1),
         ({"params": state(1), "params_ema": state(2), "step": 5, "history": [{"a": "b"}]}, 2),
     ],
-    ids=["bare", "ordered", "params", "state_dict", "average first", "training state"],
+    ids=[
+        "bare",
+        "ordered",
+        "params",
+        "state_dict",
+        "average first",
+        "no average",
+        "model",
+        "prefix",
+        "prefixes",
+        "double",
+        "training state",
+    ],
 )
 def test_weights_load_from_where_programs_put_them(
     tmp_path: Path, content: object, expected: int
@@ -128,20 +147,94 @@ def test_content_without_a_state_dict_is_an_error(tmp_path: Path, content: objec
     failure(write(tmp_path / "w.pth", content))
 
 
-@pytest.mark.parametrize("name", ["empty", "text", "html", "pointer", "png", "zip"])
-def test_file_that_is_no_checkpoint_is_an_error(tmp_path: Path, name: str) -> None:
-    path = tmp_path / f"{name}.pth"
-    path.write_bytes(
-        {
-            "empty": b"",
-            "text": b"hello\n",
-            "html": b"<!DOCTYPE html>\n<html></html>\n",
-            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-            "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
-            "zip": b"PK\x03\x04" + bytes(100),
-        }[name]
-    )
-    failure(path)
+class Wrapped(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.BatchNorm2d(3)
+
+
+def test_names_that_the_network_has_itself_and_its_counters_are_kept(tmp_path: Path) -> None:
+    file = write(tmp_path / "w.pth", Wrapped().state_dict() | {"model.bias": torch.ones(3)})
+    loaded = Wrapped()
+    load_weights(loaded, file)
+    assert torch.equal(loaded.model.bias, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"hello\n", "damaged"),
+        (b"\n<!DOCTYPE html>\n<html></html>\n", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "a picture"),
+        (b"PK\x03\x04" + bytes(100), "a damaged archive"),
+    ],
+    ids=["empty", "text", "html", "pointer", "png", "zip"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_file_that_is_no_checkpoint_is_named(
+    tmp_path: Path, content: bytes, message: str, suffix: str
+) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    assert message in failure(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_programs_and_pickled_models_are_named_without_bad_advice(tmp_path: Path) -> None:
+    torch.save(net(), tmp_path / "model.pth")
+    torch.jit.trace(net(), torch.zeros(1, 3, 4, 4)).save(tmp_path / "traced.pth")
+    assert "state_dict()" in (message := failure(tmp_path / "model.pth"))
+    assert "weights_only" not in message and message.isprintable()
+    assert "a TorchScript program" in failure(tmp_path / "traced.pth")
+
+
+def test_every_changed_byte_is_noticed_or_means_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path / "w.pth", state(1))
+    good, rng = file.read_bytes(), random.Random(3)
+    noticed = 0
+    for at in rng.sample(range(len(good)), 60):
+        file.write_bytes(good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1 :])
+        loaded = net()
+        try:
+            load_weights(loaded, file)
+        except CheckpointError:
+            noticed += 1
+        else:  # in the padding between parts, or a date
+            assert all(torch.equal(v, state(1)[k]) for k, v in loaded.state_dict().items())
+    assert noticed > 10
+
+
+def test_archives_that_declare_more_than_they_hold_are_not_unpacked(tmp_path: Path) -> None:
+    file = write(tmp_path / "w.pth", state(1))
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(tmp_path / "c.pth", "w", 8) as target:
+        for part in source.infolist():
+            target.writestr(part.filename, source.read(part))
+    assert "a compressed archive" in failure(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(4, dtype=torch.bool),
+        torch.zeros(4, dtype=torch.int8),
+        torch.zeros(4, dtype=torch.complex64),
+        torch.zeros(4).to_sparse(),
+        torch.zeros(4, device="meta"),
+    ],
+    ids=["bool", "int8", "complex", "sparse", "meta"],
+)
+def test_tensors_of_other_kinds_are_named(tmp_path: Path, value: Tensor) -> None:
+    message = failure(write(tmp_path / "w.pth", state(1) | {"c1.bias": value}))
+    assert "not dense floating-point numbers: c1.bias" in message
+
+
+def test_names_are_made_fit_to_be_printed(tmp_path: Path) -> None:
+    weights: dict[Any, Tensor] = state(1) | {"\x1b[2J" + "n" * 5_000_000: torch.zeros(1)}
+    message = failure(write(tmp_path / "w.pth", weights))
+    assert message.isprintable() and len(message) < 500 and r"\x1b[2Jnnn" in message
+    failure(write(tmp_path / "w.pth", state(1) | {7: torch.zeros(1)}))
 
 
 def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:

@@ -13,7 +13,20 @@ from train.packing import Pack
 from train.recipes import ENDLESS, Stage
 from utils.datasets import SCALE
 from utils.files import read_json, write_bytes, write_json
-from utils.weights import CheckpointError, load_state, read_checkpoint
+from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of
+
+# The kind of each field of a training state, those that older ones lack left out.
+FIELDS: dict[str, type] = {
+    "params": dict,
+    "params_ema": dict,
+    "optimizers": list,
+    "step": int,
+    "stage": dict,
+    "seed": int,
+    "data": str,
+    "history": list,
+}
+LATER_FIELDS: dict[str, type] = {"before": list, "init": dict}
 
 
 @dataclass
@@ -121,10 +134,7 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     Raises:
         CheckpointError: unreadable, or of a run with another stage, seed or data.
     """
-    saved = read_checkpoint(path)
-    needed = ("params", "params_ema", "optimizers", "step", "stage", "seed", "data", "history")
-    if missing := [key for key in needed if key not in saved]:
-        raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
+    saved = _read_state(path)
     now = {**asdict(stage), "seed": seed, "data": fingerprint}
     then = {**_complete(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
     if stage.schedule in ENDLESS and stage.steps >= saved["step"]:
@@ -135,14 +145,61 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
             f"expected to continue the run of {path}, got other settings ({'; '.join(differing)}): "
             "give the same options as before, or another --out"
         )
-    load_state(state.net, saved["params_ema"], path)  # which checks it
+    load_state(state.net, state_dict_of(saved, path, "params_ema"), path)  # which checks it
     for name, value in state.net.state_dict().items():
         state.ema[name].copy_(value)
-    load_state(state.net, saved["params"], path)
+    load_state(state.net, state_dict_of(saved, path, "params"), path)
+    if len(saved["optimizers"]) != len(state.optimizers):
+        raise CheckpointError(
+            f"expected {len(state.optimizers)} optimisers in {path}, got {len(saved['optimizers'])}"
+        )
     for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
+        _load_optimizer(optimizer, content, path)
+    state.step, state.history = saved["step"], saved["history"]
+    state.before, state.init = saved.get("before", []), saved.get("init")
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """A training state, each field there and of its kind. Raises CheckpointError."""
+    saved = read_checkpoint(path)
+    if missing := [key for key in FIELDS if key not in saved]:
+        raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
+    later = {k: v for k, v in LATER_FIELDS.items() if saved.get(k) is not None}
+    for key, kind in (FIELDS | later).items():
+        if not isinstance(saved[key], kind) or isinstance(saved[key], bool):
+            got = type(saved[key]).__name__
+            raise CheckpointError(f"expected {key} of type {kind.__name__} in {path}, got {got}")
+    records = [*saved["history"], *(saved.get("before") or []), *saved["optimizers"]]
+    numbers = saved["stage"].values()
+    if (
+        saved["step"] < 0
+        or not all(isinstance(record, dict) for record in records)
+        or not all(isinstance(number, int | float | str) for number in numbers)
+    ):
+        raise CheckpointError(
+            f"expected records, numbers and steps from 0 up in {path}, got something else: it is "
+            "damaged"
+        )
+    return saved
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], path: Path) -> None:
+    """Load an optimiser's state, which must fit its parameters. Raises CheckpointError."""
+    try:
         for group in content["param_groups"]:  # a kernel for this device, not for that one
             if "fused" in group:
                 group["fused"] = optimizer.defaults["fused"]
         optimizer.load_state_dict(content)
-    state.step, state.history = saved["step"], saved["history"]
-    state.before, state.init = saved.get("before", []), saved.get("init")
+        misfits = [
+            f"{key} {tuple(value.shape)}, expected {tuple(parameter.shape)}"
+            for parameter, values in optimizer.state.items()
+            for key, value in values.items()
+            if value.shape not in (parameter.shape, torch.Size(()))
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"expected the state of {type(optimizer).__name__} in {path}, got something else "
+            f"({type(error).__name__}): it is damaged"
+        ) from error
+    if misfits:
+        raise CheckpointError(f"{path} does not fit {type(optimizer).__name__}: {misfits[0]}")

@@ -27,3 +27,10 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, its first row the header."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def printable(value: object, most: int = 60) -> str:
+    """Text from a file for a terminal: one line, without control characters, cut to `most`."""
+    text = str(value)
+    cut = text[:most] + "…" if len(text) > most else text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)

@@ -1,20 +1,36 @@
 """Checkpoint files into networks: strict, weights only, with errors that name the misfit."""
 
-import pickle
+import itertools
+import logging
 import struct
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from utils.command import UserError
 from utils.files import ROOT
+from utils.text import printable
 
 SHIPPED = ROOT / "model_zoo" / "team23_LKDN.pth"
 # Where a state dict may lie in a checkpoint file, the averaged weights first.
-NESTED_UNDER = ("params_ema", "params", "state_dict")
+NESTED_UNDER = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+# What wrappers put before every name: DataParallel, torch.compile, and programs of others.
+PREFIXES = ("module.", "_orig_mod.", "net.", "model.")
+LARGEST = 1 << 30  # bytes of all tensors; a training state of this network has 2.4 million
+LARGEST_PICKLE = 16 << 20  # bytes of what describes them
+# What files begin with that are saved under a checkpoint's name.
+FOREIGN = {
+    b"version https://git-lfs": "a Git LFS pointer: run git lfs pull",
+    b"<": "a web page: download the file itself",
+    b"\x89PNG": "a picture",
+    b"\x89HDF": "an HDF5 file",
+}
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
@@ -24,30 +40,76 @@ class CheckpointError(UserError):
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file onto the CPU without running any code in it.
 
+    A file that torch.save writes is an archive with a checksum of each part, and these are
+    compared: of a single changed byte most would load as other numbers.
+
     Raises:
-        CheckpointError: missing, unreadable, or no dictionary.
+        CheckpointError: missing, unreadable, damaged, too large, or no dictionary.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            _check_kind(file)
+            # From the open file, not the path: for some suffixes torch calls other libraries.
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"expected a checkpoint, found no file: {path}") from error
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        struct.error,
-        pickle.UnpicklingError,
-    ) as error:  # as damage has it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"expected a PyTorch checkpoint, got {path}: {reason}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"expected a PyTorch checkpoint, got {error}: {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"expected a checkpoint, got {error.strerror}: {path}") from error
+    # Damage and foreign objects make torch raise nearly anything, in words that advise to run the
+    # code in the file.
+    except Exception as error:
+        raise CheckpointError(
+            "expected a PyTorch checkpoint of tensors, got a damaged file or one with other "
+            f"objects in it, as a whole pickled model has ({type(error).__name__}); save the "
+            f"model's state_dict(): {path}"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"expected a dictionary in {path}, got {type(content).__name__}")
     return content
+
+
+def _check_kind(file: BinaryIO) -> None:
+    """Look at a file before torch does, and go back to its beginning.
+
+    Raises:
+        CheckpointError: it is known to be something else, damaged or too large.
+    """
+    head = file.read(32)
+    for start, kind in FOREIGN.items():
+        if head.lstrip().startswith(start):
+            raise CheckpointError(kind)
+    if head.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                _check_archive(archive)
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError) as error:
+            raise CheckpointError("a damaged archive") from error
+    elif not head:
+        raise CheckpointError("an empty file")
+    file.seek(0)
+
+
+def _check_archive(archive: zipfile.ZipFile) -> None:
+    """Sizes first, then the checksums of all parts. Raises CheckpointError."""
+    parts = archive.infolist()
+    if any(part.filename.endswith("/constants.pkl") for part in parts):
+        raise CheckpointError("a TorchScript program: save its state_dict()")
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise CheckpointError("a compressed archive, which torch.save does not write")
+    size = sum(part.file_size for part in parts)
+    if size > LARGEST:
+        raise CheckpointError(f"{size} bytes of tensors, of which {LARGEST} are allowed")
+    described = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
+    if described > LARGEST_PICKLE:
+        raise CheckpointError(
+            f"{described} bytes that describe tensors, of which {LARGEST_PICKLE} are allowed"
+        )
+    if damaged := archive.testzip():
+        raise CheckpointError(
+            f"a damaged file (checksum of {printable(damaged)}): copy or download it again"
+        )
 
 
 def named_weights(text: str) -> tuple[Path, str | None]:
@@ -59,23 +121,27 @@ def named_weights(text: str) -> tuple[Path, str | None]:
 def state_dict_of(
     content: Mapping[str, Any], path: str | Path = "checkpoint", key: str | None = None
 ) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: bare, or under params_ema, params or state_dict, of which
-    `key` says one, and the first that is there is taken without it.
+    """The state dict in a checkpoint: bare, or under one of NESTED_UNDER, which `key` says or,
+    without it, the first that is there.
 
     Raises:
         CheckpointError: what is there is not a dictionary of tensors, or `key` is not there.
     """
     if key and key not in content:
         raise CheckpointError(
-            f"expected {key} in {path}, got the keys {', '.join(map(str, list(content)[:5]))}: "
-            f"leave out :{key}"
+            f"expected {key} in {path}, got the keys {_some(content)}: leave out :{key}"
         )
     names = [key] if key else NESTED_UNDER
-    state = next((content[name] for name in names if name in content), content)
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    nested = (content[name] for name in names if content.get(name) is not None)
+    state = next(nested, content)
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
         raise CheckpointError(
             f"expected a state dict, bare or under {', '.join(NESTED_UNDER)}, in {path}; "
-            f"got the keys {', '.join(map(str, list(content)[:5]))}"
+            f"got the keys {_some(content)}"
         )
     return dict(state)
 
@@ -90,8 +156,17 @@ def load_weights(net: nn.Module, path: str | Path, key: str | None = None) -> No
 
 
 def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load a state dict strictly; `path` names it in errors. Raises CheckpointError."""
+    """Load a state dict strictly, but for a prefix of all its names that a wrapper left; `path`
+    names it in errors. Raises CheckpointError."""
     expected = net.state_dict()
+    state = _without_prefix(state, expected, path)
+    foreign = [
+        f"{printable(key)} {value.dtype}"
+        for key, value in state.items()
+        if value.layout is not torch.strided
+        or value.is_meta
+        or not (value.is_floating_point() or key in expected and value.dtype == expected[key].dtype)
+    ]
     misfits = {
         "missing": [key for key in expected if key not in state],
         "unexpected": [key for key in state if key not in expected],
@@ -100,6 +175,7 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
             for key in expected
             if key in state and state[key].shape != expected[key].shape
         ],
+        "not dense floating-point numbers": foreign,
     }
     if any(misfits.values()):
         reasons = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in misfits.items() if keys)
@@ -113,7 +189,19 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
     net.load_state_dict(state)
 
 
-def _some(names: list[str]) -> str:
-    """The first few of a list, and how many more there are."""
+def _without_prefix(
+    state: Mapping[str, Tensor], expected: Collection[str], path: str | Path
+) -> Mapping[str, Tensor]:
+    """The same tensors, without what stands before all of their names if none is expected."""
+    for prefix in PREFIXES:
+        if not any(name in expected for name in state) and all(n.startswith(prefix) for n in state):
+            logger.info("%s: took %s off all names", path, prefix)
+            stripped = {name.removeprefix(prefix): value for name, value in state.items()}
+            return _without_prefix(stripped, expected, path)
+    return state
+
+
+def _some(names: Collection[object]) -> str:
+    """The first few of some names, fit to be printed, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return ", ".join(map(printable, itertools.islice(names, 3))) + more

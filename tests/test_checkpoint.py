@@ -1,0 +1,87 @@
+"""A training state that does not fit, or was damaged, is an error in words and nothing else."""
+
+import copy
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.team23_LKDN import LKDN
+from train import checkpoint
+from train.optim import make_optimizers
+from train.recipes import STAGES
+from train.reparam import training_form
+from utils.weights import CheckpointError, read_checkpoint
+
+STAGE = replace(STAGES[1], optimizer="muon", steps=3)
+
+
+def new_state() -> checkpoint.State:
+    torch.manual_seed(0)
+    form = training_form(LKDN(channels=4, blocks=1))
+    return checkpoint.State(form, copy.deepcopy(form.state_dict()), make_optimizers(form, STAGE))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A state after one step."""
+    state, path = new_state(), tmp_path_factory.mktemp("run") / "stage1.pt"
+    for parameter in state.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in state.optimizers:
+        optimizer.step()
+    state.step = 1
+    checkpoint.save(path, state, STAGE, 4, "data")
+    return read_checkpoint(path)
+
+
+def places(content: Any, depth: int) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to every value of a nested record, down to a depth."""
+    items: Any = ()
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, list):
+        items = enumerate(content)
+    for key, value in items if depth else ():
+        yield (key,)
+        yield from ((key, *rest) for rest in places(value, depth - 1))
+
+
+def test_a_whole_state_is_resumed(saved: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(saved, tmp_path / "stage1.pt")
+    state = new_state()
+    checkpoint.resume(tmp_path / "stage1.pt", state, STAGE, 4, "data")
+    assert state.step == 1
+    assert torch.equal(state.net.c1.weight, saved["params"]["c1.weight"])
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "text", -1, 1.5, True, [], {}, [3], torch.ones(2)], ids=str
+)
+def test_a_field_of_another_kind_is_an_error_or_does_not_matter(
+    saved: dict[str, Any], tmp_path: Path, wrong: Any
+) -> None:
+    path, refused = tmp_path / "stage1.pt", 0
+    for keys in random.Random(str(wrong)).sample(list(places(saved, 3)), 40):
+        damaged = copy.deepcopy(saved)
+        inner: Any = damaged
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = wrong
+        torch.save(damaged, path)
+        state = new_state()
+        try:
+            checkpoint.resume(path, state, STAGE, 4, "data")
+        except CheckpointError as error:
+            refused += 1
+            assert str(path) in str(error)
+        else:  # what was loaded can be trained on
+            for parameter in state.net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            for optimizer in state.optimizers:
+                optimizer.step()
+    assert refused > 10
