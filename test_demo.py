@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
     logging.getLogger("utils.measure").setLevel(logging.INFO)
-    devices.prepare_cpu()
+    devices.prepare_cpu(keep_memory=not args.memory_of)
     interrupted = f"interrupted; finished images are in {args.save_dir}"
     return command.run("test_demo.py", lambda: judge(args), interrupted=interrupted)
 

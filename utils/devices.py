@@ -101,18 +101,20 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def prepare_cpu() -> None:
+def prepare_cpu(keep_memory: bool = True) -> None:
     """Make this process's work on a CPU fast; to be called before the first tensor is computed,
     for the threads that torch starts later inherit the mode.
 
     Numbers below 1e-38 become zero: GELU's tails are full of them in a trained network, which
     takes twice as long with them, forward and backward. And glibc keeps the memory that tensors
     free, instead of handing it back to the system, which would map and clear the same pages again
-    at the next step.
+    at the next step. Without `keep_memory` it hands all back at once, so that a process has no
+    more than its tensors: slower, but its peak is the same each time.
     """
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20)):
-            # M_MMAP_THRESHOLD at its maximum, M_TRIM_THRESHOLD, M_TOP_PAD (malloc.h)
+        # M_MMAP_THRESHOLD, here at its maximum, M_TRIM_THRESHOLD, M_TOP_PAD (malloc.h)
+        keeping = ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20))
+        for parameter, value in keeping if keep_memory else ((-3, 64 << 10),):
             mallopt(parameter, value)
