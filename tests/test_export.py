@@ -15,6 +15,7 @@ import skimage.data
 import torch
 from numpy.typing import NDArray
 
+from kernels.fold import reduced
 from models.team23_LKDN import LKDN
 from train import checkpoint
 from train.export import commands, export, load_form
@@ -76,7 +77,7 @@ def test_a_run_is_shipped_with_its_record(
     regenerated: list[bool] = []
     monkeypatch.setattr(documents, "regenerate", lambda: regenerated.append(True))
 
-    export(tmp_path / "run")
+    export(tmp_path / "run", ship=True)
 
     form = training_form(LKDN())
     form.load_state_dict(state.ema)
@@ -99,9 +100,21 @@ def test_a_run_without_branches_is_shipped_as_it_is(
 ) -> None:
     state = a_run(tmp_path / "run", form="inference")
     monkeypatch.setattr(documents, "regenerate", lambda: None)
-    export(tmp_path / "run")
+    export(tmp_path / "run", ship=True)
     shipped = torch.load(zoo[0], weights_only=True)
     assert all(torch.equal(shipped[name], value) for name, value in state.ema.items())
+
+
+def test_nothing_is_replaced_without_being_asked(
+    tmp_path: Path, zoo: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_run(tmp_path / "run")
+    monkeypatch.setattr(documents, "regenerate", lambda: pytest.fail("the documents are replaced"))
+    export(tmp_path / "run")
+    load_weights(LKDN(), tmp_path / "run" / "stage1_fused.pth")
+    with pytest.raises(CheckpointError, match="expected --ship to write into model_zoo/"):
+        export(tmp_path / "run", zoo[0].with_name("another.pth"))
+    assert not zoo[0].parent.exists() and not zoo[1].exists()
 
 
 def test_what_is_exported_runs_in_half_precision(tmp_path: Path) -> None:
@@ -125,10 +138,27 @@ def test_what_is_exported_runs_in_half_precision(tmp_path: Path) -> None:
             exact = large(x.double())
             assert float((small.double()(x.double()) - exact).abs().max()) < 1e-5
             assert not torch.isfinite(copy.deepcopy(large).half()(x.half())).all()
-            for dtype, least in ((torch.half, 60), (torch.bfloat16, 40)):
+            for dtype, least in ((torch.half, 60), (torch.bfloat16, 45)):
                 y = copy.deepcopy(small).to(dtype)(x.to(dtype)).double()
                 error = float((y - exact).square().mean())  # NaN fails below
                 assert -10 * math.log10(error) > least, (dtype, error)
+
+
+@torch.inference_mode()
+def test_half_precision_holds_the_shipped_network_once_it_is_reduced(tmp_path: Path) -> None:
+    """On crops of the demo photos, black and white; 60 dB are a quarter of an 8-bit level."""
+    plain = LKDN().eval()
+    load_weights(plain, ROOT / "model_zoo" / "team23_LKDN.pth")
+    small = reduced(plain)
+    crops = [read_rgb(pair.hr)[60:108, 90:154] for pair in find("demo", tmp_path).pairs if pair.hr]
+    images = [to_tensor(crop) for crop in crops]
+    images += [torch.full((1, 3, 24, 24), level) for level in (0.0, 1.0)]
+    assert len(images) == 6
+    for dtype, least in ((torch.half, 60), (torch.bfloat16, 45)):
+        net = copy.deepcopy(small).to(dtype)
+        errors = [(net(x.to(dtype)).double() - plain(x).double()).square().mean() for x in images]
+        psnrs = [-10 * math.log10(float(error)) for error in errors]  # NaN fails below
+        assert all(psnr > least for psnr in psnrs), (dtype, psnrs)
 
 
 def test_a_run_that_saw_a_held_out_image_is_refused(
@@ -148,11 +178,12 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
     held_out = held_out_images(tmp_path / "sets")
     assert [file.name for file in held_out] == ["free.png", "baby.bmp"]
     with pytest.raises(CheckpointError, match=r"saw 1: .*baby\.bmp"):
-        export(tmp_path / "run", held_out=held_out)
+        export(tmp_path / "run", held_out=held_out, ship=True)
     assert not zoo[0].exists() and not zoo[1].exists()
     export(tmp_path / "run", tmp_path / "mine.pth", held_out=held_out)  # not shipped
     # A named folder counts whatever its name.
-    done = python(tmp_path, ROOT / "train" / "export.py", "run", "--held_out", "sets/else")
+    options = ("run", "--ship", "--held_out", "sets/else")
+    done = python(tmp_path, ROOT / "train" / "export.py", *options)
     assert done.returncode == 2 and "copied.png" in done.stderr
 
     # An earlier stage's images count as well, in whatever folder it was trained ..
@@ -162,15 +193,15 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
     later["before"] = checkpoint.training_records(saved, tmp_path / "run")
     torch.save(later, tmp_path / "later" / "stage1.pt")
     with pytest.raises(CheckpointError, match=r"baby\.bmp"):
-        export(tmp_path / "later", held_out=held_out)
+        export(tmp_path / "later", held_out=held_out, ship=True)
     # .. weights from elsewhere and data nobody knows are refused too.
     later["before"], later["init"] = [], {"name": "authors.pth", "sha256": "0"}
     torch.save(later, tmp_path / "later" / "stage1.pt")
     with pytest.raises(CheckpointError, match=r"began with authors\.pth"):
-        export(tmp_path / "later")
+        export(tmp_path / "later", ship=True)
     (tmp_path / "run" / "stage1_data.json").unlink()
     with pytest.raises(CheckpointError, match=r"stage1_data\.json .*--resume"):
-        export(tmp_path / "run")
+        export(tmp_path / "run", ship=True)
     assert not zoo[0].exists()
 
 
@@ -208,7 +239,7 @@ def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path, python: Cal
     # Two ways to sum in float32, and values around 1.
     torch.testing.assert_close(plain(x), form(x), rtol=0, atol=2e-6)
 
-    done = run("foreign.pth")
+    done = run("foreign.pth", "--ship")
     assert done.returncode == 2 and "without a training record" in done.stderr
     done = run("fused.pth", "-o", "again.pth")
     assert done.returncode == 2 and "inference form need no export" in done.stderr

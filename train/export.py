@@ -1,7 +1,8 @@
-"""Make shippable weights: python train/export.py RUN_OR_CHECKPOINT [-o FILE]
+"""Make weights to run: python train/export.py RUN_OR_CHECKPOINT [-o FILE | --ship]
 
-Averaged weights -> inference form -> compared with the training form in float64 -> model_zoo/. The
-weights of a run are scaled down where half precision could not hold the network's numbers.
+Averaged weights -> inference form -> compared with the training form in float64 -> a file beside
+the run, FILE, or with --ship the one in model_zoo/. The weights of a run are scaled down where half
+precision could not hold the network's numbers.
 """
 
 import argparse
@@ -64,54 +65,59 @@ def main(argv: list[str] | None = None) -> int:
         help="folders of images that must not have been trained on, besides the "
         "validation, test and benchmark sets in data/",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="write there instead of model_zoo/, and leave the model card alone",
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write there, not beside the run"
+    )
+    target.add_argument(
+        "--ship",
+        action="store_true",
+        help="replace the weights in model_zoo/, their training record, the model card and the "
+        "tables of the other documents",
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def work() -> None:
         named = [file for folder in args.held_out for file in find_images(folder)]
-        export(args.source, args.output, [*held_out_images(ROOT / "data"), *named])
+        export(args.source, args.output, [*held_out_images(ROOT / "data"), *named], args.ship)
 
     return command.run("train/export.py", work, (FileNotFoundError,), (ArithmeticError,))
 
 
-def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = ()) -> None:
-    """Fuse a checkpoint's averaged weights, check them, and write a plain state dict.
+def export(
+    source: Path, output: Path | None = None, held_out: Sequence[Path] = (), ship: bool = False
+) -> None:
+    """Fuse a checkpoint's averaged weights, check them, and write a plain state dict to `output`,
+    or beside the checkpoint: stage1_fused.pth of stage1.pt.
 
-    Without `output` the weights are shipped: model_zoo/, the training record in
-    results/published/ and the model card are replaced. That is refused for a run that saw one of
-    the images `held_out`, or that began with weights of unknown training.
+    With `ship` the weights are shipped: model_zoo/, the training record in results/published/ and
+    the model card are replaced. That is refused for a run that saw one of the images `held_out`,
+    or that began with weights of unknown training.
 
     Raises:
-        CheckpointError: no LKDN in the form that train.py trains is there, or, to be shipped, no
-            whole record of its training, or a held-out image among its data.
+        CheckpointError: no LKDN in the form that train.py trains, or `output` in model_zoo/, or,
+            to be shipped, no whole record of its training, or a held-out image among its data.
         ArithmeticError: the two forms differ.
         OSError: a file cannot be written.
     """
     file = last_stage(source) if source.is_dir() else source
     saved = read_checkpoint(file)
     records = training_records(saved, file.parent)
+    target = SHIPPED if ship else output or file.with_name(f"{file.stem}_fused.pth")
+    if not ship and target.resolve().parent == SHIPPED.parent:
+        raise CheckpointError(f"expected --ship to write into model_zoo/, got -o {target}")
     compared = 0
-    if output is None:
+    if ship:
         if not records:
             raise CheckpointError(
-                f"expected a checkpoint of train/train.py to ship, got weights "
-                f"without a training record: {file}; give -o FILE to only fuse "
-                "them"
+                f"expected a checkpoint of train/train.py to ship, got weights without a training "
+                f"record: {file}; leave out --ship to only fuse them"
             )
         compared = check_data(records, held_out, file)
-        if records[-1]["step"] < records[-1]["stage"]["steps"]:
+        if (step := records[-1]["step"]) < records[-1]["stage"]["steps"]:
             logger.warning(
-                "%s is not finished: step %d of %d",
-                file,
-                records[-1]["step"],
-                records[-1]["stage"]["steps"],
+                "%s is not finished: step %d of %d", file, step, records[-1]["stage"]["steps"]
             )
     form_name = records[-1]["stage"]["form"] if records else "training"
     form = load_form(state_dict_of(saved, file), file, form_name).double()
@@ -124,7 +130,6 @@ def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = 
         )
     if records:
         plain = _held_by_half_precision(plain)
-    target = output or SHIPPED
     buffer = io.BytesIO()
     torch.save({name: value.float() for name, value in plain.state_dict().items()}, buffer)
     write_bytes(target, buffer.getvalue())
@@ -135,7 +140,7 @@ def export(source: Path, output: Path | None = None, held_out: Sequence[Path] = 
         difference,
         sha256(target),
     )
-    if output is None:
+    if ship:
         _publish(file, records, difference, compared)
 
 
@@ -196,7 +201,7 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
             raise CheckpointError(
                 f"expected weights trained from random ones by train.py, but "
                 f"{trained['stage']['name']} of {file} began with {trained['init']['name']}, which "
-                "has no training record: give -o FILE to only fuse them"
+                "has no training record: leave out --ship to only fuse them"
             )
         known = (trained["data_summary"] or {}).get("sha256")
         if known is None:
