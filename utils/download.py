@@ -9,6 +9,7 @@ import re
 import shutil
 import ssl
 import stat
+import sys
 import tarfile
 import time
 import zipfile
@@ -54,6 +55,7 @@ def download(url: str, file: Path, size: int, bar: tqdm) -> None:
     """
     part, start = file.with_name(f"{file.name}.part"), bar.n
     require_space(part.parent, SPACE * size - _size(part))
+    tqdm.write(f"connecting to {url}", file=sys.stderr)
     for wait in (*WAITS_S, None):
         try:
             if _size(part) != size:
@@ -76,6 +78,7 @@ def download(url: str, file: Path, size: int, bar: tqdm) -> None:
                     f"expected {size} bytes, got {_size(part)} in {len(WAITS_S) + 1}"
                     f" attempts, {error}: {url}; run this again to continue"
                 ) from error
+            tqdm.write(f"{url}: {error}; trying again in {wait:g} s", file=sys.stderr)
             time.sleep(wait)
 
 
