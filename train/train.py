@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -171,12 +172,12 @@ def train_stage(
         log.trim(log_file, stage.name, state.step)
         checkpoint.note_data(args.out, stage, args.data, args.first, data)
     logger.info(
-        "%s; %s; %d images on %d x %s",
-        stage,
-        run.engine,
+        "%s: %d images on %d x %s\n%s",
+        stage.name,
         len(data.images),
         run.world.size,
         run.world.device,
+        settings(stage, run.engine),
     )
     if state.step == stage.steps:
         logger.info("this stage is finished already: %s", run.file)
@@ -206,6 +207,14 @@ def train_stage(
             "" if done else "; --resume continues",
         )
     return outcome
+
+
+def settings(stage: Stage, engine: Engine) -> str:
+    """What a stage is trained with, and how it is computed, a line each."""
+    values = asdict(stage) | asdict(engine)
+    del values["name"]
+    width = max(map(len, values))
+    return "\n".join(f"  {name:{width}}  {value}" for name, value in values.items())
 
 
 def initial_state(
