@@ -183,7 +183,9 @@ def test_server_that_is_not_there_is_one_sentence(
 ) -> None:
     options = ["DIV2K_valid", "--url", "http://127.0.0.1:1/", "--data_dir", str(tmp_path / "data")]
     assert prepare.main(options) == 1
-    assert "in 3 attempts" in capsys.readouterr().err.splitlines()[-1]
+    errors = capsys.readouterr().err
+    assert "in 3 attempts" in errors.splitlines()[-1]
+    assert "connecting to http://" in errors and "trying again in 0 s" in errors
     assert files_below(tmp_path / "data") == set()
 
 
