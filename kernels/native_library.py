@@ -65,7 +65,9 @@ def load_library(source: str, **defined: int) -> ctypes.CDLL:
     ]
     folder = Path(__file__).parent
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, errors="replace"
+        ).stdout
         files = (folder / source, *sorted(folder.glob("*.h")))
         texts = [file.read_text(encoding="utf-8") for file in files]
         identity = "\0".join([*command, version, _cpu(), *texts])
@@ -103,17 +105,23 @@ def _kept(library: Path) -> ctypes.CDLL | None:
 
 def _compile(command: list[str], source: Path, library: Path) -> ctypes.CDLL:
     """Compile, load, and only then keep it as `library`, with its digest beside it."""
-    logger.info("compiling the CPU kernels, once on this machine")
+    logger.info("compiling the CPU kernels")
     handle, name = tempfile.mkstemp(suffix=".so", dir=library.parent)
     os.close(handle)
     temporary, digest = Path(name), Path(name).with_suffix(".sha256")
     try:
         subprocess.run(
-            [*command, str(source), "-o", name], check=True, capture_output=True, text=True
+            [*command, str(source), "-o", name],
+            check=True,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=os.environ | {"LC_ALL": "C"},  # its errors are looked for in English
         )
         loaded = ctypes.CDLL(name)
-        temporary.chmod(0o600)
         digest.write_text(_digest(temporary), encoding="ascii")
+        for file in (temporary, digest):
+            file.chmod(0o600)
         os.replace(digest, library.with_suffix(".sha256"))
         os.replace(temporary, library)
         return loaded
@@ -145,8 +153,8 @@ def _cache() -> Path | None:
         safe = safe and found.st_uid == os.geteuid() and not found.st_mode & 0o022
     if not safe:
         logger.warning(
-            "expected %s to be a folder that its owner, this user, alone may write to: compiling "
-            "the CPU kernels for this process alone",
+            "expected %s to be a folder that its owner, this user, alone may write to: the CPU "
+            "kernels are compiled at each start until it is removed or made so (chmod go-w)",
             cache,
         )
     return cache if safe and os.access(cache, os.W_OK) else None

@@ -694,7 +694,7 @@ struct Flat {
 extern "C" {
 
 // Whether this process may use what the library was compiled for.
-int lkdn_enable() { return enable_bf16(); }
+int lkdn_training_enable() { return enable_bf16(); }
 
 long lkdn_parameters() {
     auto weights = std::make_unique<Weights>();

@@ -49,7 +49,7 @@ class NativeGradients:
             SCALE=self.scale,
             **ARITHMETICS[arithmetic],
         )
-        if not self.library.lkdn_enable():
+        if not self.library.lkdn_training_enable():
             raise CompileError(f"expected a system that lets programs use {arithmetic}")
         for query in ("parameters", "training_weights", "gradients", "memory"):
             getattr(self.library, f"lkdn_{query}").restype = ctypes.c_long

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from deploy import backends, onnx_export
 from deploy.backends import BackendError, make
+from deploy.bench.worker import load_shipped
+from kernels import native_library
 from models.team23_LKDN import LKDN
 from utils import evaluate
 from utils.datasets import find
@@ -65,21 +67,26 @@ def test_backend_computes_the_network(name: str, precision: str, net: LKDN) -> N
     assert (kept == before).all()  # a later image does not write over an earlier result
 
 
-def test_native_in_bf16_keeps_the_psnr_or_says_why_it_cannot_run(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from deploy.bench.worker import shipped
-    from kernels import native_library
-
+def test_native_in_bf16_keeps_the_psnr(root: Path) -> None:
     samples = [evaluate.load(pair) for pair in find("demo", root / "data").pairs[:2]]
     exact, fast = (
-        evaluate.validate(made("native", shipped(), precision), samples, CPU).psnr_y
+        evaluate.validate(made("native", load_shipped(), precision), samples, CPU).psnr_y
         for precision in ("fp32", "bf16")
     )
     assert abs(fast - exact) <= 0.012
+
+
+def test_native_in_bf16_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_library, "cpu_features", lambda: {"GenuineIntel", "avx512_bf16"})
     with pytest.raises(BackendError, match="a CPU with AMX or"):
         make("native", LKDN(4, 1), "bf16")
+
+
+def test_native_refuses_what_its_library_would_read_past(net: LKDN) -> None:
+    fast = made("native", net, "fp32")
+    for shape in ((1, 1, 5, 6), (3, 5, 6), (1, 4, 5, 6)):
+        with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
+            fast(torch.rand(shape))
 
 
 def test_backend_leaves_the_network_alone(net: LKDN) -> None:

@@ -89,6 +89,7 @@ def test_terms_are_the_formula() -> None:
     assert got.total == pytest.approx(0.7 * math.e**2 + 0.15 * math.e**2 + 0.15 * math.e)
     slow = terms(by_year[2026], 9_830_000_000, 151_000, None)
     assert slow.total is None and slow.flops == pytest.approx(0.1 * math.e**2)
+    assert terms(by_year[2026], 9_830_000_000, 151_000, 2_800.0).total == math.inf
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.team23_LKDN import LKDN
+from utils import measure
 from utils.efficiency import count, peak_memory_mib, reset_peak_memory, runtime
 
 
@@ -110,3 +111,26 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
         fresh.write(bytes(300 * 2**20))
     after = peak_memory_mib(device)
     assert after is not None and after > before + 250
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("raise SystemExit('no room')", "no room"),
+        ("print('a line of a library')", "could not convert"),
+        ("import os; os.kill(os.getpid(), 9)", "exit -9"),
+    ],
+)
+def test_memory_that_cannot_be_measured_is_none(
+    program: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = {"model": "net", "images": [{"size": (8, 12)}]}
+    assert measure.memory_alone(run, [sys.executable, "-c", program]) == {"memory_mib": None}
+    assert "the memory of net was not measured" in caplog.text and reason in caplog.text
+
+
+def test_memory_is_that_of_the_largest_image() -> None:
+    program = "import sys; w, h = sys.argv[-1].split('x'); print('noise'); print(int(w) * int(h))"
+    run = {"model": "net", "images": [{"size": (40, 12)}, {"size": (16, 32)}, {"size": (8, 8)}]}
+    got = measure.memory_alone(run, [sys.executable, "-c", program])
+    assert got["memory_mib"] == 4 * 8 and "4x8" in str(got["memory_of"])

@@ -137,6 +137,9 @@ def test_the_factsheet_is_filled_and_balanced(entry: Entry) -> None:
         "CID22",
     ):
         assert cell in plain(source), cell
+    drawn = "".join(re.findall(r"coordinates \{(.*?)\}", source))
+    scores = [f"{line['val_psnr']:.4f}" for line in entry.training()["validation"]]
+    assert re.findall(r"\([\d.]+,([\d.]+)\)", drawn) == scores
     for run in entry.runs():
         assert f"{run['ave_psnr']:.2f}" in source
     for bibitem in re.findall(r"\\bibitem\{(\w+)\}", source):

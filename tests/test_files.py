@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and stay."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -47,6 +48,21 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
 def test_new_folders_are_on_the_disk_too(tmp_path: Path, steps: Steps) -> None:
     write_bytes(tmp_path / "a" / "b" / "here.txt", b"whole")
     assert steps[2:] == [("sync folder", name) for name in ("b", "a", tmp_path.name)]
+
+
+def test_a_folder_that_cannot_be_synced_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_bytes(tmp_path / "here.txt", b"whole")
+    assert (tmp_path / "here.txt").read_bytes() == b"whole"
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:

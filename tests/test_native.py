@@ -249,13 +249,13 @@ def test_a_folder_that_others_may_write_to_is_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     own = cache.parent / "own"
-    own.mkdir()
+    own.mkdir(mode=0o700)
     if kind == "link":
         cache.symlink_to(own)
     elif kind == "file":
         cache.write_text("")
     else:
-        cache.mkdir()
+        cache.mkdir(mode=0o700)
     if kind == "writable":
         cache.chmod(0o770)
     if kind == "another's":

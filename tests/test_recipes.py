@@ -70,7 +70,6 @@ def recipe_cases() -> list[ParameterSet]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile on torch's own parts
 def test_every_number_of_a_stage_and_an_engine_is_an_option() -> None:
     given = {"loss": "l2", "steps": 7, "lr": 0.5, "draw": "detail", "fold": False, "crops": "cpu"}
     words = [f"--{name}={value}" for name, value in given.items() if name != "fold"]
@@ -100,6 +99,7 @@ def gradients(
     return [p.grad.double().cpu() for p in form.parameters() if p.grad is not None]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile on torch's own parts
 @pytest.mark.parametrize(("device", "precision", "engine", "tolerance"), recipe_cases())
 def test_gradients_of_the_training_forward_are_right(
     device: str, precision: Precision, engine: Engine, tolerance: float, example: Example

@@ -74,6 +74,15 @@ def test_runs_at_once_lose_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))
 
 
+def test_runs_of_other_versions_are_left_out_of_the_results(tmp_path: Path) -> None:
+    run = a_run("demo", "23_LKDN")
+    write_json(tmp_path / "old.json", {"model": 1, "dataset": 2, "images": [3], "checkpoint": 4})
+    for key in ("environment", "ave_ssim", "activations", "images"):
+        write_json(tmp_path / f"no {key}.json", {k: v for k, v in run.items() if k != key})
+    record.write_run(tmp_path, run)
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["23_LKDN"]
+
+
 # What the template writes, tabs and padding included; SPAN's line is of the results.txt of 2026.
 HEADER = "Model               \tVal PSNR  \tVal Time [ms] \t"
 HEADER_TEST = (

@@ -72,8 +72,9 @@ def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) ->
 def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     """How the weights of a checkpoint in folder `run` came about, a record a stage; empty for
     foreign files."""
-    if not {"stage", "step", "history"} <= set(saved):
+    if not set(FIELDS) <= set(saved):
         return []
+    _check_state(saved, run)
     own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
     records = [*saved.get("before", []), {**own, "init": saved.get("init")}]
     notes = _data_notes(run)
@@ -121,7 +122,7 @@ def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
             note = read_json(file)
         except (OSError, ValueError):
             continue
-        if "sha256" in note:
+        if isinstance(note, dict) and {"sha256", "fingerprint"} <= set(note):
             notes[note["fingerprint"]] = note
     return notes
 
@@ -134,7 +135,8 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     Raises:
         CheckpointError: unreadable, or of a run with another stage, seed or data.
     """
-    saved = _read_state(path)
+    saved = read_checkpoint(path)
+    _check_state(saved, path)
     now = {**asdict(stage), "seed": seed, "data": fingerprint}
     then = {**_complete(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
     if stage.schedule in ENDLESS and stage.steps >= saved["step"]:
@@ -159,9 +161,9 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     state.before, state.init = saved.get("before", []), saved.get("init")
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    """A training state, each field there and of its kind. Raises CheckpointError."""
-    saved = read_checkpoint(path)
+def _check_state(saved: dict[str, Any], path: Path) -> None:
+    """A training state must have each field, of its kind; `path` names it. Raises
+    CheckpointError."""
     if missing := [key for key in FIELDS if key not in saved]:
         raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
     later = {k: v for k, v in LATER_FIELDS.items() if saved.get(k) is not None}
@@ -180,7 +182,6 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"expected records, numbers and steps from 0 up in {path}, got something else: it is "
             "damaged"
         )
-    return saved
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], path: Path) -> None:

@@ -106,7 +106,9 @@ def export(
     records = training_records(saved, file.parent)
     target = SHIPPED if ship else output or file.with_name(f"{file.stem}_fused.pth")
     if not ship and target.resolve().parent == SHIPPED.parent:
-        raise CheckpointError(f"expected --ship to write into model_zoo/, got -o {target}")
+        raise CheckpointError(
+            f"expected --ship to write into model_zoo/, got {target} without it: give -o FILE"
+        )
     compared = 0
     if ship:
         if not records:
@@ -162,7 +164,7 @@ def _publish(file: Path, records: list[dict[str, Any]], difference: float, compa
     scores = [
         {key: line[key] for key in ("stage", "step", "val_psnr", "val_psnr_y")}
         for line in log.read(file.parent / "log.jsonl")
-        if "val_psnr" in line
+        if "val_psnr" in line and line["stage"] <= records[-1]["stage"]["name"]  # not of later ones
     ]
     write_json(
         TRAINING_RECORD,

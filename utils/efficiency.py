@@ -26,7 +26,8 @@ class Counts:
 
     flops: 2023's, by hooks, see COUNTER; activations: elements of all outputs of 2D convolutions;
     num_conv: calls of them. flops_fvcore: 2024's to 2026's, fvcore's total, in which also
-    functional products, normalisation and interpolation are; None where fvcore is not installed.
+    functional products, normalisation and interpolation are; None where fvcore is not installed or
+    cannot trace the network.
     """
 
     num_parameters: int
@@ -99,7 +100,10 @@ def _fvcore_flops(net: nn.Module, x: Tensor) -> int | None:
             return None
         analysis = FlopCountAnalysis(net, x)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        return int(analysis.total())
+        try:
+            return int(analysis.total())
+        except RuntimeError:  # not every network can be traced
+            return None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, JSON, digests, and where the repository lies."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -7,7 +8,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         file.write(data)
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file under a temporary name beside `path`, renamed into place at the end; after an
     exception nothing remains of it, and `path` is what it was. After the end the file outlives a
@@ -66,14 +66,14 @@ def _make_folder(folder: Path) -> list[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, on systems where a folder can be opened."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Bring the names in a folder to the disk, where system and folder allow it; the files in it
+    are whole either way."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256(path: str | Path) -> str:

@@ -228,16 +228,18 @@ def memory_alone(
     """
     width, height = max((image["size"] for image in run["images"]), key=math.prod)
     size = f"{width // SCALE}x{height // SCALE}"
-    done = subprocess.run(
-        [*map(str, command), "--memory_of", size], capture_output=True, text=True, check=False
-    )
+    whole = [*map(str, command), "--memory_of", size]
     try:
-        memory_mib = float(done.stdout)
-    except ValueError:  # where the system does not tell it, or memory ran out
-        reason = (done.stderr or done.stdout).strip().splitlines() or [f"exit {done.returncode}"]
-        logger.warning("the memory of %s was not measured: %s", run["model"], reason[-1])
-        return {"memory_mib": None}
-    return {"memory_mib": memory_mib, "memory_of": f"a process of its own that restores {size}"}
+        done = subprocess.run(whole, capture_output=True, text=True, errors="replace", check=True)
+        memory_mib = float(done.stdout.split()[-1])
+    except subprocess.CalledProcessError as error:  # memory ran out, as a rule
+        reason = (error.stderr.strip().splitlines() or [f"exit {error.returncode}"])[-1]
+    except (OSError, ValueError, IndexError) as error:
+        reason = str(error)
+    else:
+        return {"memory_mib": memory_mib, "memory_of": f"a process of its own that restores {size}"}
+    logger.warning("the memory of %s was not measured: %s", run["model"], reason)
+    return {"memory_mib": None}
 
 
 def lr_source(pairs: Sequence[Pair], convention: str) -> str:

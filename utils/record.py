@@ -5,6 +5,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
     seen = None
     while seen != (now := _states(save_dir)):  # again if another process wrote a run meanwhile
         seen = now
-        runs = read_runs(save_dir)
+        runs = list(filter(is_whole, read_runs(save_dir)))
         write_json(save_dir / "results.json", template.results(runs))
         write_bytes(save_dir / "results.txt", template.table(runs).encode())
     return path
@@ -131,3 +132,30 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
         if is_run(content):
             runs.append(content)
     return runs
+
+
+def is_whole(run: dict[str, Any]) -> bool:
+    """Whether a run has all that pages and tables show; one of another version may lack some."""
+    return (
+        _has(run, str, "model", "dataset", "lr_source", "backend", "precision")
+        and _has(run, int | float, "num_parameters", "flops", "activations", "num_conv")
+        and _has(run, int | float | None, "ave_psnr", "ave_ssim", "ave_runtime_ms", "memory_mib")
+        and _has(run.get("environment"), str, "device_type")
+        and _has({"failed": []} | run, list, "images", "failed")
+        and all(map(_is_whole_image, run["images"]))
+    )
+
+
+def _is_whole_image(image: Any) -> bool:
+    return (
+        _has(image, str, "name")
+        and _has(image, list, "size")
+        and all(isinstance(side, int) for side in image["size"])
+        and _has(image, int | float | None, "psnr", "psnr_bicubic", "runtime_ms")
+    )
+
+
+def _has(record: Any, kind: type | UnionType, *keys: str) -> bool:
+    return isinstance(record, dict) and all(
+        key in record and isinstance(record[key], kind) for key in keys
+    )

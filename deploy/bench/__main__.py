@@ -114,7 +114,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for size in args.sizes:
         sides = size.split("x")
-        if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
             parser.error(f"expected --sizes such as 340x510, got {size}")
     if args.rounds < 1:
         parser.error(f"expected --rounds of at least 1, got {args.rounds}")

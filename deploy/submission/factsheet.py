@@ -188,7 +188,9 @@ def _trained(training: Mapping[str, Any]) -> str:
 def _curve(training: Mapping[str, Any]) -> str:
     """The validations over the steps as an axis of pgfplots, a line a stage."""
     lines = []
-    for name, points in training_tables.curve(training.get("validation", ())).items():
+    for name, points in training_tables.curve(dict(training)).items():
+        if not points:
+            continue
         dots = " ".join(f"({x:.3f},{psnr:.4f})" for x, psnr, _ in points)
         lines.append(
             rf"\addplot+[mark size=1pt] coordinates {{{dots}}};\addlegendentry{{{escaped(name)}}}"

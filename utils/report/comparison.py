@@ -133,8 +133,8 @@ def costs(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
             "2023's runtime [ms]",
         ]
     ]
-    newest_last = sorted(runs, key=lambda run: run.get("flops_fvcore") is not None)
-    by_network = {run["model"].split("@")[0]: run for run in newest_last}
+    counted_last = sorted(runs, key=lambda run: run.get("flops_fvcore") is not None)
+    by_network = {run["model"].split("@")[0]: run for run in counted_last}
     for name, run in sorted(by_network.items()):
         flops, parameters = run.get("flops_fvcore"), run["num_parameters"]
         without_runtime = [terms(year, flops, parameters, None).costs for year in YEARS]
@@ -217,13 +217,18 @@ def terms(year: Year, flops: int | None, parameters: int, runtime_ms: float | No
     Args:
         flops: at 3x256x256 by fvcore, with which these years count; None if not counted.
         parameters: how many.
-        runtime_ms: mean of a CUDA run; None for another device, whose time means nothing here and
-            would overflow.
+        runtime_ms: mean of a CUDA run; None for another device, whose time means nothing here.
     """
     return Terms(
-        None if flops is None else year.cost_weight * math.exp(2 * flops / 1e9 / year.flops_g),
-        year.cost_weight * math.exp(2 * parameters / 1e6 / year.params_m),
-        None
-        if runtime_ms is None
-        else year.runtime_weight * math.exp(2 * runtime_ms / year.runtime_ms),
+        None if flops is None else _term(year.cost_weight, flops / 1e9, year.flops_g),
+        _term(year.cost_weight, parameters / 1e6, year.params_m),
+        None if runtime_ms is None else _term(year.runtime_weight, runtime_ms, year.runtime_ms),
     )
+
+
+def _term(weight: float, cost: float, baseline: float) -> float:
+    """Infinity where the power is more than a float can hold."""
+    try:
+        return weight * math.exp(2 * cost / baseline)
+    except OverflowError:
+        return math.inf

@@ -1,4 +1,4 @@
-"""Published runs -> the generated parts of README.md, results/README.md and the model card.
+"""Published runs -> the generated parts of the READMEs and the model card.
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """

@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 from utils.datasets import BENCHMARKS, CHALLENGE
 from utils.files import finite
-from utils.record import ENTRY, read_runs
+from utils.record import ENTRY, is_whole, read_runs
 from utils.report import summary
 from utils.text import number
 
@@ -26,35 +25,8 @@ class Group:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The runs in `folder` that have all that the page shows, in the page's order."""
-    return sorted(filter(_is_whole, map(finite, read_runs(folder))), key=_order)
-
-
-def _is_whole(run: dict[str, Any]) -> bool:
-    """Whether a run has all that the page shows; JSON of another version may lack some of it."""
-    return (
-        _has(run, str, "model", "dataset", "lr_source", "backend", "precision")
-        and _has(run, int | float, "num_parameters", "flops", "activations", "num_conv")
-        and _has(run, int | float | None, "ave_psnr", "ave_runtime_ms", "memory_mib")
-        and _has(run.get("environment"), str, "device_type")
-        and _has({"failed": []} | run, list, "images", "failed")
-        and bool(run["images"])
-        and all(map(_is_whole_image, run["images"]))
-    )
-
-
-def _is_whole_image(image: Any) -> bool:
-    return (
-        _has(image, str, "name")
-        and _has(image, list, "size")
-        and all(isinstance(side, int) for side in image["size"])
-        and _has(image, int | float | None, "psnr", "psnr_bicubic", "runtime_ms")
-    )
-
-
-def _has(record: Any, kind: type | UnionType, *keys: str) -> bool:
-    return isinstance(record, dict) and all(
-        key in record and isinstance(record[key], kind) for key in keys
-    )
+    runs = filter(is_whole, map(finite, read_runs(folder)))
+    return sorted((run for run in runs if run["images"]), key=_order)
 
 
 def _order(run: dict[str, Any]) -> tuple[int, str, bool, str, bool]:

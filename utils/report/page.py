@@ -107,7 +107,8 @@ def _overview(runs: Sequence[dict[str, Any]]) -> str:
         "<section id=runs><h2>Runs</h2>"
         + markup.table("Runs", [("run", *header[1:]), *rows])
         + "<p class=soft>Time: mean over the images, the first, cold one included. Memory: on a "
-        "CPU resident at most, the whole process. FLOPs and activations: at 3x256x256.</p>"
+        "CPU resident at most, of a process that restores the largest image alone. FLOPs and "
+        "activations: at 3x256x256.</p>"
         + markup.notes("Images that failed", failed)
         + f"<h3>Environment</h3>{_environment(runs)}</section>"
     )

@@ -124,13 +124,14 @@ def curve(training: Record) -> dict[str, list[tuple[float, float, str]]]:
     Returns:
         By the stage's number and name: steps of all stages in thousands, PSNR in dB, a description.
     """
-    stages = training.get("stages", [])
+    if not (stages := training.get("stages", [])):
+        return {}
     scores: list[list[Record]] = [[] for _ in stages]
     at = len(stages) - 1
     before: Record | None = None
     for entry in reversed(training.get("validation", [])):
         if before and (entry["stage"] != before["stage"] or entry["step"] >= before["step"]):
-            at -= 1
+            at = max(0, at - 1)  # of a stage that was begun anew
         scores[at].insert(0, entry)
         before = entry
     curves, done = {}, 0
