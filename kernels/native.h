@@ -8,9 +8,6 @@
 #include <algorithm>
 #include <type_traits>
 #include <utility>
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
 
 namespace {
 
@@ -204,14 +201,5 @@ INLINE void depthwise(int count, const float* w, const float* bias, Row row, Kee
         }
     });
 }
-
-// Numbers below 1e-38 are taken for zero while this lives.
-struct Flushed {
-#if defined(__SSE__)
-    unsigned before = _mm_getcsr();
-    Flushed() { _mm_setcsr(before | 0x8040); }
-    ~Flushed() { _mm_setcsr(before); }
-#endif
-};
 
 }  // namespace

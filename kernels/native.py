@@ -33,6 +33,15 @@ WINOGRAD = torch.tensor(
 HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
 
 
+class _Call(ctypes.Structure):
+    """native_calls.h's InferenceCall."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weights", "lr", "sr", "maps", "scratch")),
+        *((name, ctypes.c_int) for name in ("height", "width", "threads")),
+    ]
+
+
 class NativeLKDN:
     """LKDN's inference form on compiled kernels: x (B, 3, H, W) -> (B, 3, 4H, 4W), float32, CPU.
 
@@ -72,7 +81,7 @@ class NativeLKDN:
             self.library.lkdn_pitch,
         ):
             query.restype = ctypes.c_long
-        self.library.lkdn_run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
+        self.library.lkdn_run.argtypes = [ctypes.POINTER(_Call)]
         self.library.lkdn_run.restype = None
         self.weights = _packed(weights, "bf16" in arithmetic)
         assert len(self.weights) == self.library.lkdn_weights()
@@ -97,16 +106,17 @@ class NativeLKDN:
                 self.memory = torch.empty(0)  # freed before more is taken
                 self.memory = zeros(needed)
             for image, out in zip(x, y, strict=True):
-                self.library.lkdn_run(
-                    self.weights.data_ptr(),
-                    image.data_ptr(),
-                    out.data_ptr(),
-                    self.memory.data_ptr(),
-                    self.memory[maps:].data_ptr(),
-                    height,
-                    width,
-                    self.threads,
+                call = _Call(
+                    weights=self.weights.data_ptr(),
+                    lr=image.data_ptr(),
+                    sr=out.data_ptr(),
+                    maps=self.memory.data_ptr(),
+                    scratch=self.memory[maps:].data_ptr(),
+                    height=height,
+                    width=width,
+                    threads=self.threads,
                 )
+                self.library.lkdn_run(call)
         return y
 
 
@@ -176,8 +186,8 @@ def _packed(weights: dict[str, Tensor], bf16: bool) -> Tensor:
     add(weights["fea_conv.bias"], pitch)
     for block in block_names(weights):
         for i in "123":
-            both = (weights[f"{block}.c{i}_{layer}.weight"] for layer in ("r.pw", "d"))
-            multiply_by(torch.cat(list(both)).flatten(1).t(), wide)
+            refined, part = weights[f"{block}.c{i}_r.pw.weight"], weights[f"{block}.c{i}_d.weight"]
+            multiply_by(torch.cat((refined, part)).flatten(1).t(), wide)
         for i in "123":
             bias = weights[f"{block}.c{i}_d.bias"]
             add(F.pad(bias, (channels, 0)), wide)

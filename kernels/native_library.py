@@ -55,7 +55,7 @@ def load_library(source: str, **defined: int) -> ctypes.CDLL:
     Raises:
         CompileError: no C++ compiler, or one that does not know C++20 or this CPU.
     """
-    compiler = _compiler()
+    compiler = find_compiler()
     arm_mac = platform.system() == "Darwin" and platform.machine() == "arm64"
     command = [
         compiler,
@@ -86,7 +86,8 @@ def load_library(source: str, **defined: int) -> ctypes.CDLL:
         raise CompileError(f"expected to compile and load the CPU kernels, got: {error}") from error
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """The C++ compiler that CXX names, or the first of COMPILERS. Raises CompileError."""
     for name in (os.environ.get("CXX"), *COMPILERS):
         if name and (path := shutil.which(name)):
             return path

@@ -61,3 +61,6 @@ struct Bf16Thread {
 }  // namespace
 
 #endif
+
+// Whether this process may use what its library was compiled for.
+extern "C" [[gnu::used]] inline int lkdn_enable() { return enable_bf16(); }

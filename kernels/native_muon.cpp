@@ -5,10 +5,9 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <vector>
 
+#include "native_threads.h"
 #include "native_training.h"
 
 namespace {
@@ -75,7 +74,7 @@ void lkdn_orthogonalise(float* matrices, const int* rows, const int* columns, in
         matrices += long(rows[i]) * columns[i];
     }
     std::atomic<int> next{0};
-    auto work = [&] {
+    auto work = [&](int) {
         for (int i; (i = next++) < count;) {
             // Turned, if that is less work; the transposed matrix has the same singular values.
             const bool tall = rows[i] > columns[i];
@@ -85,15 +84,7 @@ void lkdn_orthogonalise(float* matrices, const int* rows, const int* columns, in
             run(at[i], rows[i], columns[i], tall);
         }
     };
-    std::vector<std::thread> others;
-    for (int thread = 1; thread < std::min(threads, count); ++thread)
-        try {
-            others.emplace_back(work);
-        } catch (const std::system_error&) {  // fewer threads than hoped for
-            break;
-        }
-    work();
-    for (auto& other : others) other.join();
+    in_threads(std::min(threads, count), work);
 }
 
 }

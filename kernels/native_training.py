@@ -12,6 +12,17 @@ from kernels.native_library import ARITHMETICS, CompileError, load_library
 LOSSES = ("l1", "l2", "psnr")  # in the order of the kernels' numbers
 
 
+class _Call(ctypes.Structure):
+    """native_calls.h's GradientCall."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("parameters", "lr", "hr", "weights", "memory")),
+        *((name, ctypes.c_void_p) for name in ("gradients", "losses", "gradient")),
+        *((name, ctypes.c_int) for name in ("batch", "height", "width", "loss", "threads")),
+        *((name, ctypes.c_float) for name in ("share", "eps")),
+    ]
+
+
 class NativeGradients:
     """Losses of LKDN's inference form on batches of patches and the gradients of its parameters.
 
@@ -49,14 +60,11 @@ class NativeGradients:
             SCALE=self.scale,
             **ARITHMETICS[arithmetic],
         )
-        if not self.library.lkdn_training_enable():
+        if not self.library.lkdn_enable():
             raise CompileError(f"expected a system that lets programs use {arithmetic}")
         for query in ("parameters", "training_weights", "gradients", "memory"):
             getattr(self.library, f"lkdn_{query}").restype = ctypes.c_long
-        pointer, whole, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-        self.library.lkdn_gradient.argtypes = (
-            [pointer] * 3 + [whole] * 4 + [real] * 2 + [whole] + [pointer] * 5
-        )
+        self.library.lkdn_gradient.argtypes = [ctypes.POINTER(_Call)]
         self.library.lkdn_gradient.restype = None
         self.weights = torch.empty(self.library.lkdn_training_weights())
         self.size = (0, 0)
@@ -93,23 +101,24 @@ class NativeGradients:
         losses = torch.empty(batch, dtype=torch.float64)
         self._take_memory(batch, height, width)
         lr, hr = (x.permute(0, 2, 3, 1).contiguous() for x in (lr, hr))
-        self.library.lkdn_gradient(
-            flat.data_ptr(),
-            lr.data_ptr(),
-            hr.data_ptr(),
-            batch,
-            height,
-            width,
-            LOSSES.index(loss),
-            share,
-            self.eps,
-            self.threads,
-            self.weights.data_ptr(),
-            self.memory.data_ptr(),
-            self.gradients.data_ptr(),
-            losses.data_ptr(),
-            gradient.data_ptr(),
+        call = _Call(
+            parameters=flat.data_ptr(),
+            lr=lr.data_ptr(),
+            hr=hr.data_ptr(),
+            weights=self.weights.data_ptr(),
+            memory=self.memory.data_ptr(),
+            gradients=self.gradients.data_ptr(),
+            losses=losses.data_ptr(),
+            gradient=gradient.data_ptr(),
+            batch=batch,
+            height=height,
+            width=width,
+            loss=LOSSES.index(loss),
+            threads=self.threads,
+            share=share,
+            eps=self.eps,
         )
+        self.library.lkdn_gradient(call)
         parts = gradient.split([values[name].numel() for name in names])
         gradients = {n: g.view_as(values[n]) for n, g in zip(names, parts, strict=True)}
         dense = gradients["fea_conv.pw.weight"]

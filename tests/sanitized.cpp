@@ -2,24 +2,23 @@
 // sizes, in memory that is exactly as large as they ask for; compiled with sanitizers by
 // test_native_training.py.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
+
+#include "../kernels/native_calls.h"
 
 extern "C" {
 long lkdn_parameters();
 long lkdn_memory(int height, int width);
 long lkdn_training_weights();
 long lkdn_gradients();
-void lkdn_gradient(const float* parameters, const unsigned char* lr, const unsigned char* hr,
-                   int batch, int height, int width, int kind, float share, float eps, int threads,
-                   float* weights, float* memory, float* gradients, double* losses,
-                   float* gradient);
+void lkdn_gradient(const GradientCall* call);
 long lkdn_weights();
 long lkdn_scratch();
 long lkdn_pitch();
-void lkdn_run(const float* weights, const float* lr, float* sr, float* maps, float* scratch,
-              int height, int width, int threads);
+void lkdn_run(const InferenceCall* call);
 }
 
 // Memory at a multiple of 64 bytes with nothing behind it.
@@ -47,18 +46,24 @@ int main() {
             Exact<float> weights(lkdn_training_weights());
             Exact<float> memory(threads * lkdn_memory(height, width));
             Exact<float> gradients(batch * lkdn_gradients());
-            for (int kind : {0, 1})
-                lkdn_gradient(parameters.data(), lr.data(), hr.data(), batch, height, width, kind,
-                              1e-3f, 1e-5f, threads, weights.at, memory.at, gradients.at,
-                              losses.data(), gradient.data());
+            for (int loss : {0, 1, 2}) {
+                const GradientCall call{parameters.data(), lr.data(),       hr.data(),
+                                        weights.at,        memory.at,       gradients.at,
+                                        losses.data(),     gradient.data(), batch,
+                                        height,            width,           loss,
+                                        threads,           1e-3f,           1e-5f};
+                lkdn_gradient(&call);
+            }
 
-            std::vector<float> plain(lkdn_weights(), 0.01f);
+            Exact<float> plain(lkdn_weights());
+            std::fill_n(plain.at, lkdn_weights(), 0.01f);
             std::vector<float> image(IMAGE * (height + 2) * (width + 2), 0.5f);
             std::vector<float> sr(pixels * SCALE * SCALE);
             Exact<float> maps(3l * height * width * lkdn_pitch());
             Exact<float> scratch(threads * lkdn_scratch());
-            lkdn_run(plain.data(), image.data(), sr.data(), maps.at, scratch.at, height, width,
-                     threads);
+            const InferenceCall call{plain.at, image.data(), sr.data(), maps.at,
+                                     scratch.at, height, width, threads};
+            lkdn_run(&call);
         }
         ++done;
     }
