@@ -9,15 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from utils import command, devices, efficiency, evaluate, record
+from utils import command, devices, efficiency, record
 from utils.command import UserError
 from utils.datasets import BENCHMARKS, CHALLENGE, ImageSet, benchmarks_in, find, is_there
 from utils.files import ROOT
-from utils.images import BAD_IMAGE
-from utils.measure import LR_SOURCES, Model, Options, measure_set, memory_alone
+from utils.measure import LR_SOURCES, Model, Options, measure_set, memory_alone, memory_of
 from utils.networks import Entry, call, entry_of, listed, make_network
 from utils.report import comparison, page, summary
 from utils.weights import load_weights, named_weights
@@ -146,25 +144,6 @@ def judge(args: argparse.Namespace) -> int:
     if failures:
         print(f"\n{len(failures)} images failed:", *failures, sep="\n  ", file=sys.stderr)
     return command.FAILED if failures else command.GOOD
-
-
-def memory_of(models: Sequence[Model], size: tuple[int, int], device: torch.device) -> float:
-    """MiB that this process has needed after restoring an LR image of (width, height).
-
-    Raises:
-        OSError: it cannot be restored, or the system does not tell.
-    """
-    width, height = size
-    try:
-        lr = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        for model in models:
-            evaluate.restore(model.run, lr, device, model.data_range)
-    except (*BAD_IMAGE, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(f"cannot restore {width}x{height} pixels: {reason}") from error
-    if (peak := efficiency.peak_memory_mib(device)) is None:
-        raise OSError("expected a system that tells the memory of a process, got none")
-    return peak
 
 
 def again(choice: tuple[int, str], model: Model, device: torch.device) -> list[str]:

@@ -134,3 +134,11 @@ def test_memory_is_that_of_the_largest_image() -> None:
     run = {"model": "net", "images": [{"size": (40, 12)}, {"size": (16, 32)}, {"size": (8, 8)}]}
     got = measure.memory_alone(run, [sys.executable, "-c", program])
     assert got["memory_mib"] == 4 * 8 and "4x8" in str(got["memory_of"])
+
+
+def test_an_image_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(
+        OSError, match="cannot restore 10000000x10000000 pixels: Unable to allocate"
+    ):
+        measure.memory_of([], (10**7, 10**7), torch.device("cpu"))
+    assert measure.memory_of([], (8, 8), torch.device("cpu")) > 10

@@ -15,7 +15,6 @@ import skimage.data
 import torch
 from numpy.typing import NDArray
 
-from kernels.fold import reduced
 from models.team23_LKDN import LKDN
 from train import checkpoint
 from train.export import commands, export, load_form

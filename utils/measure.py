@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -212,6 +213,25 @@ def _results(tally: _Tally, options: Options) -> dict[str, Any]:
         "images": tally.images,
         "failed": tally.failed,
     }
+
+
+def memory_of(models: Sequence[Model], size: tuple[int, int], device: torch.device) -> float:
+    """MiB that this process has needed after restoring an LR image of (width, height).
+
+    Raises:
+        OSError: it cannot be restored, or the system does not tell.
+    """
+    width, height = size
+    try:
+        lr = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for model in models:
+            evaluate.restore(model.run, lr, device, model.data_range)
+    except (*BAD_IMAGE, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(f"cannot restore {width}x{height} pixels: {reason}") from error
+    if (peak := efficiency.peak_memory_mib(device)) is None:
+        raise OSError("expected a system that tells the memory of a process, got none")
+    return peak
 
 
 def memory_alone(
