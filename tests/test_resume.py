@@ -63,6 +63,8 @@ def at_call(module, name, happens, concerned=lambda *_: True):
         return original(*arguments, **options)
     setattr(module, name, call)
 
+if moment == "hung up under nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 if moment == "killed before the rename of a checkpoint":
     at_call(os, "replace", kill, lambda source, target: str(target).endswith(".pt"))
 elif moment == "killed at some millisecond":
@@ -74,7 +76,7 @@ else:  # between the optimiser's step and the average's
     at_call(train.loop, "update_ema", {
         "killed between weights and average": kill, "interrupted": interrupt,
         "interrupted twice": interrupt_twice, "terminated": terminate, "hung up": hang_up,
-        "late": pass_time,
+        "hung up under nohup": hang_up, "late": pass_time,
     }[moment])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -193,7 +195,7 @@ def test_run_stopped_by_signals_and_by_time_ends_bit_for_bit_equal(
     done = train(*arguments, "--max_minutes", 30, script=accident("late", 1))
     assert done.returncode == 0 and "--resume" in done.stderr
     assert saved_step() == 7
-    done = train(*arguments)
+    done = train(*arguments, script=accident("hung up under nohup", 2))
     assert done.returncode == 0, done.stderr
     assert_equal_runs(place / "stopped", uninterrupted, logged)
 

@@ -68,6 +68,7 @@ def _run(arguments: list[str], cwd: str, env: dict[str, str], stdout: str, stder
     """What python does of `arguments`; its exit code."""
     signal.alarm(TIMEOUT_S)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is off
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, too
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
