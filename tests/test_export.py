@@ -75,6 +75,8 @@ def test_a_run_is_shipped_with_its_record(
     weights, training = zoo
     regenerated: list[bool] = []
     monkeypatch.setattr(documents, "regenerate", lambda: regenerated.append(True))
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:  # of the stage after it
+        log.write('{"stage": "stage2", "step": 1, "val_psnr": 40.0, "val_psnr_y": 41.0}\n')
 
     export(tmp_path / "run", ship=True)
 

@@ -161,11 +161,11 @@ def _held_by_half_precision(plain: LKDN) -> LKDN:
 
 def _publish(file: Path, records: list[dict[str, Any]], difference: float, compared: int) -> None:
     """Write the training record of shipped weights and the documents made of it."""
-    scores = [
-        {key: line[key] for key in ("stage", "step", "val_psnr", "val_psnr_y")}
-        for line in log.read(file.parent / "log.jsonl")
-        if "val_psnr" in line and line["stage"] <= records[-1]["stage"]["name"]  # not of later ones
-    ]
+    last = records[-1]["stage"]["name"]
+    lines = log.read(file.parent / "log.jsonl")
+    keys = ("stage", "step", "val_psnr", "val_psnr_y")
+    scored = [line for line in lines if "val_psnr" in line and line["stage"] <= last]
+    scores = [{key: line[key] for key in keys} for line in scored]
     write_json(
         TRAINING_RECORD,
         {
