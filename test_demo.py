@@ -267,12 +267,13 @@ def find_sets(args: argparse.Namespace) -> list[ImageSet]:
     if args.data_dir and not args.data_dir.is_dir():
         raise UserError(f"expected a folder, found none: --data_dir {args.data_dir}")
     data_dir = args.data_dir or ROOT / "data"
-    challenge = next((name for name in DEFAULTS if is_there(name, data_dir)), DEFAULTS[0])
+    there = next((name for name in DEFAULTS if is_there(name, data_dir)), None)
+    challenge = there or DEFAULTS[0]
     names = list(args.dataset or [challenge] * (not args.hybrid_test))
     names += [challenge.replace("valid", "test")] * args.include_test
     names += ["LSDIR_DIV2K_test"] * args.hybrid_test
     asked = args.dataset or args.data_dir or args.hybrid_test
-    if not asked and not is_there(challenge, data_dir):
+    if not asked and not there:
         print(
             f"{challenge} is not under {data_dir}: measuring the demo photos instead. "
             "data/README.md says how to get DIV2K."
@@ -280,8 +281,8 @@ def find_sets(args: argparse.Namespace) -> list[ImageSet]:
         names[0] = "demo"
     if "benchmarks" in names:
         at = names.index("benchmarks")
-        names[at : at + 1] = there = benchmarks_in(data_dir)
-        if absent := [name for name in BENCHMARKS if name not in there]:
+        names[at : at + 1] = found = benchmarks_in(data_dir)
+        if absent := [name for name in BENCHMARKS if name not in found]:
             print(f"benchmark sets not in {data_dir}: {', '.join(absent)}")
     return [find(name, data_dir) for name in dict.fromkeys(names)]
 

@@ -100,7 +100,7 @@ def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
     seen = None
     while seen != (now := _states(save_dir)):  # again if another process wrote a run meanwhile
         seen = now
-        runs = list(filter(is_whole, read_runs(save_dir)))
+        runs = read_runs(save_dir)
         write_json(save_dir / "results.json", template.results(runs))
         write_bytes(save_dir / "results.txt", template.table(runs).encode())
     return path
@@ -113,12 +113,6 @@ def _states(save_dir: Path) -> list[tuple[str, int, int]]:
 
 def _run_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if path.name != "results.json")
-
-
-def is_run(content: Any) -> bool:
-    """Whether the content of a JSON file is a run of test_demo.py."""
-    needed = {"model", "dataset", "images", "checkpoint"}
-    return isinstance(content, dict) and needed <= set(content)
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
@@ -134,10 +128,12 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def is_whole(run: dict[str, Any]) -> bool:
-    """Whether a run has all that pages and tables show; one of another version may lack some."""
+def is_run(run: Any) -> bool:
+    """Whether the content of a JSON file is a run of test_demo.py, with all that pages and tables
+    show; one of another version may lack some."""
     return (
-        _has(run, str, "model", "dataset", "lr_source", "backend", "precision")
+        _has(run, dict | None, "checkpoint")
+        and _has(run, str, "model", "dataset", "lr_source", "backend", "precision")
         and _has(run, int | float, "num_parameters", "flops", "activations", "num_conv")
         and _has(run, int | float | None, "ave_psnr", "ave_ssim", "ave_runtime_ms", "memory_mib")
         and _has(run.get("environment"), str, "device_type")
