@@ -6,13 +6,13 @@ import logging
 import os
 import shutil
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from deploy.cuda_graphs import replay_graphs
 from utils.command import UserError
 from utils.devices import prepare_cpu
 
@@ -38,7 +38,6 @@ MEMORY = {
     "onnxruntime": 4800,
     "openvino": 4400,
 }
-GRAPHS = 8  # image sizes of which the triton backend keeps a CUDA graph
 
 logger = logging.getLogger(__name__)
 
@@ -163,46 +162,7 @@ def _triton(net: nn.Module, precision: str, device: torch.device) -> Callable[[T
     from kernels.triton_network import FusedLKDN
 
     fast = FusedLKDN(net, DTYPES[precision])
-    return _graphed(fast) if device.type == "cuda" else fast
-
-
-def _graphed(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Tensor]:
-    """The network as one CUDA graph for each shape that comes a second time, the last ones kept.
-
-    A shape that comes once is run kernel by kernel: recording costs more than it saves.
-    """
-    seen: OrderedDict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None]
-    seen = OrderedDict()
-
-    def run(x: Tensor) -> Tensor:
-        known = x.shape in seen
-        recorded = seen.pop(x.shape, None)
-        if known and recorded is None:
-            recorded = _record(fast, x)
-        seen[x.shape] = recorded
-        if len(seen) > limit:
-            seen.popitem(last=False)
-        if recorded is None:
-            return fast(x)
-        graph, source, result = recorded
-        source.copy_(x)
-        graph.replay()
-        return result.clone()  # the next replay writes over it
-
-    return run
-
-
-def _record(fast: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-    source = x.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        fast(source)  # what a first call sets up cannot be recorded
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = fast(source)
-    return graph, source, result
+    return replay_graphs(fast) if device.type == "cuda" else fast
 
 
 def _native(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
