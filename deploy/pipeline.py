@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from deploy.photos import decode, encode, folders
-from deploy.photos.decode import Photo
+from deploy.photos import encode, folders
 from deploy.photos.enlarge import enlarge
 from deploy.photos.folders import Job
 from deploy.upscaler import SCALE, Upscaler
+from utils import decode
+from utils.decode import Photo
 from utils.images import BAD_IMAGE, ImageError
 
 WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for

@@ -11,9 +11,9 @@ import pytest
 from image_files import mutated, noise, png, small_files
 from PIL import Image
 
-from deploy.photos import decode
-from deploy.photos.decode import read
 from deploy.photos.encode import write
+from utils import decode
+from utils.decode import read
 from utils.images import ImageError
 
 

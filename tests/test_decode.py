@@ -12,8 +12,8 @@ from image_files import H, W, exif, noise, png, profile, repeated, save, smooth
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from deploy.photos.decode import Photo, read
 from deploy.photos.enlarge import enlarge
+from utils.decode import Photo, read
 from utils.images import ImageError
 
 

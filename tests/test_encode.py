@@ -23,8 +23,8 @@ from image_files import (
 from numpy.typing import NDArray
 from PIL import Image
 
-from deploy.photos.decode import Photo, read
 from deploy.photos.encode import write
+from utils.decode import Photo, read
 from utils.images import ImageError
 
 

@@ -8,9 +8,9 @@ import pytest
 from image_files import H, W, noise, repeated
 from numpy.typing import NDArray
 
-from deploy.photos.decode import Photo, read
 from deploy.photos.encode import write
 from deploy.photos.enlarge import enlarge
+from utils.decode import Photo, read
 
 
 def bicubic(rgb: NDArray[np.float32]) -> NDArray[np.float32]:

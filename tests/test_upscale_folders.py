@@ -11,7 +11,8 @@ from image_files import mutated, names, opened, photo, small_files
 from PIL import Image
 
 from deploy import pipeline
-from deploy.photos import decode, folders
+from deploy.photos import folders
+from utils import decode
 from utils.images import ImageError
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, TiffTags
 from PIL import TiffImagePlugin as tiff
 
-from deploy.photos.decode import EXIF_IFD, GPS_IFD, Photo, exif_text
+from utils.decode import Photo
 from utils.files import write_bytes
 from utils.images import ImageError
+from utils.metadata import EXIF_IFD, GPS_IFD, exif_text
 
 LONGEST = {
     ".png": 2**31 - 1,

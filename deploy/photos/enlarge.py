@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.photos.decode import Photo, round_to
+from utils.decode import Photo, round_to
 
 
 def enlarge(
