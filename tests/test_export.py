@@ -1,4 +1,4 @@
-"""train/export.py on our own runs and on the authors' files, and the pictures of the README."""
+"""train/export.py on our own runs."""
 
 import copy
 import json
@@ -17,27 +17,18 @@ from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
 from train import checkpoint
-from train.export import commands, export, load_form
+from train.export import commands, export
 from train.optim import make_optimizers
 from train.packing import Pack, held_out_images, pack
 from train.recipes import RECIPES, STAGES, Stage
 from train.reparam import fuse, training_form
-from utils import evaluate
 from utils.datasets import find
 from utils.files import ROOT, sha256
 from utils.images import read_rgb, to_tensor
-from utils.metrics import psnr, ssim, to_y
-from utils.report import documents, pictures
+from utils.report import documents
 from utils.weights import CheckpointError, load_weights
 
 Image = NDArray[np.uint8]
-REFERENCE = ROOT.parent / "shared" / "reference"
-BENCH = ROOT.parent / "shared" / "data" / "bench"
-needs_reference = pytest.mark.skipif(
-    not (REFERENCE.is_dir() and BENCH.is_dir()),
-    reason=f"the authors' weights and the benchmark images are not in {REFERENCE.parent}",
-)
-
 NO_DATA = Pack(torch.empty(0, 3, dtype=torch.uint8), (), "fingerprint", ())
 
 
@@ -260,59 +251,3 @@ def test_a_wrong_fuse_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ArithmeticError, match="was not written"):
         export(tmp_path / "run", tmp_path / "w.pth")
     assert not (tmp_path / "w.pth").exists()
-
-
-@needs_reference
-def test_the_authors_training_form_fuses_to_their_inference_form(tmp_path: Path) -> None:
-    export(REFERENCE / "LKDN-S_x4_training.pth", tmp_path / "fused.pth")
-    ours = torch.load(tmp_path / "fused.pth", weights_only=True)
-    theirs = torch.load(REFERENCE / "LKDN-S_x4_fused.pth", weights_only=True)
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():  # they fused in float32
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-6)
-    with pytest.raises(CheckpointError, match="training form"):
-        load_form(theirs, tmp_path)
-
-
-@needs_reference
-@pytest.mark.parametrize(
-    ("net", "file", "name", "convention", "expected_psnr", "expected_ssim"),
-    [
-        (LKDN(), "LKDN-S_x4_fused.pth", "Set5", "double", 32.101, 0.8938),
-        (LKDN(), "LKDN-S_x4_fused.pth", "Set5", "uint8", 32.106, 0.8938),
-        (LKDN(), "LKDN-S_x4_fused.pth", "Set14", "double", 28.616, 0.7821),
-        (LKDN(56, 8), "LKDN_x4.pth", "Set5", "uint8", 32.395, None),
-    ],
-)
-def test_the_authors_weights_give_the_authors_figures(
-    net: LKDN,
-    file: str,
-    name: str,
-    convention: evaluate.Convention,
-    expected_psnr: float,
-    expected_ssim: float | None,
-) -> None:
-    load_weights(net, REFERENCE / file)
-    scores = []
-    for pair in find(name, BENCH).pairs:
-        sample = evaluate.load(pair, convention)
-        sr, _ = evaluate.restore(net.eval(), sample.lr, torch.device("cpu"))
-        assert sample.hr is not None
-        scores.append((psnr(to_y(sr), to_y(sample.hr)), ssim(to_y(sr), to_y(sample.hr))))
-    assert np.mean([s[0] for s in scores]) == pytest.approx(expected_psnr, abs=0.002)
-    if expected_ssim is not None:
-        assert np.mean([s[1] for s in scores]) == pytest.approx(expected_ssim, abs=0.0002)
-
-
-def test_picture_sets_crops_side_by_side(tmp_path: Path) -> None:
-    crops = {
-        label: np.full((10, 20, 3), value, np.uint8)
-        for label, value in (("a", 10), ("b", 20), ("c", 30))
-    }
-    image = pictures.side_by_side(crops)
-    assert image.shape == (28 + 30, 3 * 60 + 2 * 6, 3)
-    assert [image[40, x, 0] for x in (30, 96, 162)] == [10, 20, 30]
-    crop = find("demo", tmp_path).pairs[1]
-    assert crop.hr is not None and read_rgb(crop.hr).shape == (300, 451, 3)
-    wrong = ["nobody", "--crop", "0", "0", "9", "9", "-o", str(tmp_path / "x.png")]
-    assert pictures.main(wrong) == 2

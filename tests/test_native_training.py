@@ -1,28 +1,23 @@
 """The compiled training kernels: every gradient against float64 autograd on the branches."""
 
-import copy
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from native_gradients import errors, gradients, patches, randomised, torch_gradients
 from torch import Tensor
 
 from kernels import native_library
 from kernels.native_library import cpu_features
 from kernels.native_training import NativeGradients, NativeOrthogonaliser
 from models.team23_LKDN import LKDN
-from train.forward import LOSSES
 from train.optim import orthogonalise_all
 from train.reparam import fuse_parameters, plain_like, training_form
 from utils.weights import load_state, read_checkpoint
 
-Run = Callable[..., CompletedProcess[str]]
 SIZES = ((1, 1), (1, 7), (5, 3), (17, 31), (48, 48))
 
 pytestmark = pytest.mark.skipif(
@@ -30,26 +25,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def patches(net: LKDN, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Random bytes (B, C, H, W), and (B, C, scale*H, scale*W) as large."""
-    generator = torch.Generator().manual_seed(batch + height + 50 * width)
-    channels = net.fea_conv.pw.in_channels // net.copies
-    scale = next(m.upscale_factor for m in net.modules() if hasattr(m, "upscale_factor"))
-
-    def pixels(factor: int) -> Tensor:
-        shape = (batch, channels, factor * height, factor * width)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-    return pixels(1), pixels(scale)
-
-
-def randomised(net: LKDN) -> LKDN:
-    """Its training form, with norms that do not start at one and zero."""
-    for layer in net.modules():
-        if isinstance(layer, torch.nn.LayerNorm):
-            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
-    return training_form(net)
+@pytest.fixture()
+def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the compiler's time for kernels that are not run for long."""
+    monkeypatch.setattr(native_library, "FLAGS", (*native_library.FLAGS, "-O1"))
 
 
 @pytest.fixture(scope="module", params=["random", "trained"])
@@ -71,42 +50,6 @@ def form(request: pytest.FixtureRequest, root: Path) -> Iterator[LKDN]:
             target = own[name.replace("upsampler.0.", "upsampler.conv3.")]
             target.add_(value - fused[name])
     yield form
-
-
-def gradients(
-    form: LKDN, kernels: NativeGradients, lr: Tensor, hr: Tensor, loss: str
-) -> tuple[float, dict[str, Tensor]]:
-    """The loss and the gradients of the branches by the compiled kernels."""
-    plain = fuse_parameters(dict(form.named_parameters()))
-    values = {name: value.detach() for name, value in plain.items()}
-    result, by_name = kernels(values, lr, hr, loss, 1 / hr.numel())
-    form.zero_grad()
-    torch.autograd.backward(list(plain.values()), [by_name[name] for name in plain])
-    return float(result), by_parameter(form)
-
-
-def torch_gradients(
-    form: LKDN, lr: Tensor, hr: Tensor, loss: str, dtype: torch.dtype = torch.float64
-) -> tuple[float, dict[str, Tensor]]:
-    """The same by autograd on the branches as they are."""
-    form = copy.deepcopy(form).to(dtype)
-    form.zero_grad()
-    result = LOSSES[loss](form(lr.to(dtype) / 255), hr.to(dtype) / 255)
-    result.backward()
-    return float(result.detach()), by_parameter(form)
-
-
-def by_parameter(form: LKDN) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in form.named_parameters() if p.grad is not None}
-
-
-def errors(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """The largest error of each gradient as a share of its largest number."""
-    assert got.keys() == expected.keys()
-    return {
-        name: float((got[name] - value).abs().max() / value.abs().max().clamp_min(1e-30))
-        for name, value in expected.items()
-    }
 
 
 @pytest.mark.parametrize("loss", ["l1", "l2", "psnr"])
@@ -159,25 +102,6 @@ def test_emulated_tiles_on_networks_of_other_sizes(shape: tuple[int, int, int, i
     _, got = gradients(form, kernels, lr, hr, "l2")
     _, exact = torch_gradients(form, lr, hr, "l2")
     assert not {name: e for name, e in errors(got, exact).items() if not e < BF16}
-
-
-def test_the_fastest_arithmetic_of_a_cpu_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(*features: str) -> str:
-        monkeypatch.setattr(native_library, "cpu_features", lambda: set(features))
-        return native_library.choose_arithmetic("bf16")
-
-    tiles = ("amx_tile", "amx_bf16", "avx512_bf16")
-    assert chosen("GenuineIntel", *tiles) == "amx_bf16"
-    assert chosen("GenuineIntel", "avx512_bf16") == "float32"  # half as fast as float32 there
-    assert chosen("AuthenticAMD", "avx512_bf16") == "avx512_bf16"
-    assert chosen("AuthenticAMD", "avx512f") == chosen() == "float32"
-    assert native_library.choose_arithmetic("fp32") == "float32"
-
-
-@pytest.fixture()
-def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half the compiler's time for kernels that are not run for long."""
-    monkeypatch.setattr(native_library, "FLAGS", (*native_library.FLAGS, "-O1"))
 
 
 # Channels, blocks, scale, image channels: registers filled to the last lane, and not.
@@ -262,94 +186,3 @@ def test_matrices_are_orthogonalised_as_by_torch() -> None:
             torch.testing.assert_close(one.double(), other, rtol=0, atol=5e-6)
     with pytest.raises(ValueError, match="at most 64"):
         NativeOrthogonaliser()([torch.zeros(65, 70)])
-
-
-def test_a_run_by_two_processes_is_one_by_one(place: Path, root: Path, train: Run) -> None:
-    options = ("--kernels", "native", "--precision", "fp32", "--batch", 4, "--val", "held out")
-    assert train("native", *options).returncode == 0
-    script = (root / "tests/two_processes.py", root / "train/train.py")
-    together = train("native by two", *options, script=script)
-    assert together.returncode == 0, together.stderr
-    one, two = (read_checkpoint(place / run / "stage1.pt") for run in ("native", "native by two"))
-    assert one["history"][0]["engine"]["kernels"] == "native"
-    for name, value in one["params_ema"].items():
-        # Float32 sums in another order, and Muon takes the gradient's direction alone.
-        assert float((two["params_ema"][name] - value).abs().max()) < 1e-3
-
-
-def test_torch_trains_where_the_kernels_cannot_be_compiled(
-    place: Path, train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def history(out: str) -> Any:
-        return read_checkpoint(place / out / "stage1.pt")["history"][0]["engine"]["kernels"]
-
-    recipe = ("--recipe", "cpu", "--steps", 2)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    done = train("asked for", *recipe, "--no-fold")
-    assert done.returncode == 0 and history("asked for") == "torch"
-
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    monkeypatch.setenv("PATH", str(empty))
-    done = train("no compiler", *recipe)
-    assert done.returncode == 0 and history("no compiler") == "torch"
-    assert "training by torch: the faster kernels need" in done.stderr
-    assert "install g++" in done.stderr
-    done = train("none but asked for", *recipe, "--kernels", "native")
-    assert done.returncode == 2 and "install g++" in done.stderr
-
-    broken = empty / "c++"
-    broken.write_text("#!/bin/sh\necho 'native.h:1: error: C++20 is unknown' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    done = train("broken compiler", *recipe)
-    assert done.returncode == 0 and history("broken compiler") == "torch"
-    assert "error: C++20 is unknown" in done.stderr
-
-
-def test_a_home_that_cannot_be_written_to_is_done_without(
-    place: Path, train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    quick = tmp_path / "quick"  # a compiler that spares itself the optimisation
-    compiler = native_library.find_compiler()
-    quick.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
-    quick.chmod(0o755)
-    monkeypatch.setenv("CXX", str(quick))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    done = train("no home", "--recipe", "cpu", "--steps", 1)
-    assert done.returncode == 0, done.stderr
-    engine = read_checkpoint(place / "no home" / "stage1.pt")["history"][0]["engine"]
-    assert engine["kernels"] == "native"
-
-
-def test_no_read_or_write_outside_of_memory_and_nothing_undefined(
-    root: Path, tmp_path: Path
-) -> None:
-    """Both libraries' entry points under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    compiler = native_library.find_compiler()
-    command = [
-        compiler,
-        "-std=c++20",
-        "-O0",
-        "-g",
-        "-march=native",
-        "-pthread",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        "-DCHANNELS=6",
-        "-DBLOCKS=2",
-        "-DIMAGE=3",
-        "-DSCALE=4",
-    ]
-    probe = tmp_path / "probe.cpp"
-    probe.write_text("int main() {}")
-    linked = subprocess.run([*command, probe, "-o", tmp_path / "probe"], capture_output=True)
-    if linked.returncode or subprocess.run([tmp_path / "probe"], capture_output=True).returncode:
-        pytest.skip("this compiler lacks the sanitizers")
-    sources = [root / "kernels" / name for name in ("native.cpp", "native_training.cpp")]
-    main = root / "tests" / "sanitized.cpp"
-    subprocess.run([*command, main, *sources, "-o", tmp_path / "sanitized"], check=True)
-    done = subprocess.run([tmp_path / "sanitized"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "8 sizes"
