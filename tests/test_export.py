@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
 from train import checkpoint
-from train.export import commands, export
+from train.export import export
 from train.optim import make_optimizers
 from train.packing import Pack, held_out_images, pack
-from train.recipes import RECIPES, STAGES, Stage
+from train.recipes import RECIPES, STAGES, Stage, commands
 from train.reparam import fuse, training_form
 from utils.datasets import find
 from utils.files import ROOT, sha256

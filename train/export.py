@@ -10,7 +10,6 @@ import io
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from models.team23_LKDN import LKDN
 from train import log
 from train.checkpoint import training_records, without_digests
 from train.packing import digests, held_out_images
-from train.recipes import RECIPES
+from train.recipes import commands
 from train.reparam import fuse, training_form
 from utils import command
 from utils.files import ROOT, sha256, write_bytes, write_json
@@ -233,35 +232,6 @@ def last_stage(run: Path) -> Path:
     if file := next((file for file in files if file.exists()), None):
         return file
     raise CheckpointError(f"expected {' or '.join(map(str, files))}, found neither")
-
-
-def commands(records: list[dict[str, Any]]) -> list[str]:
-    """The train.py command of each stage, without the numbers that are a recipe's."""
-    lines: list[str] = []
-    run, runs, before = "RUN", 1, 0
-    for index, trained in enumerate(records):
-        stage = trained["stage"]
-        number = int(stage["name"].removeprefix("stage"))
-        options = options_of(stage, number)
-        options += [f"--seed {trained['seed']}"] * bool(trained["seed"])
-        if index and number <= before:  # not the stage that follows by itself
-            options.append(f"--init {run}/{records[index - 1]['stage']['name']}.pt")
-            runs += 1
-            run = f"RUN{runs}"
-        start = f"python train/train.py --stage {number} --data DIR --val VAL --out {run}"
-        lines.append(" ".join((start, *options)))
-        before = number
-    return lines
-
-
-def options_of(stage: dict[str, Any], number: int) -> list[str]:
-    """What to give train.py for this stage: the recipe that it is, or its numbers, where they are
-    not the factsheet's. Other recipes may change, and the command is to stay true."""
-    for recipe, content in RECIPES.items():
-        if number in content.stages and asdict(content.stages[number]) == stage:
-            return [f"--recipe {recipe}"] if recipe != "factsheet" else []
-    factsheet = asdict(RECIPES["factsheet"].stages[number])
-    return [f"--{name} {value}" for name, value in stage.items() if value != factsheet[name]]
 
 
 def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "training") -> LKDN:

@@ -1,8 +1,9 @@
-"""Recipes, as records of numbers: the two stages of the LKDN factsheet (NTIRE 2023), and ours."""
+"""Recipes, as records of numbers: the two stages of the LKDN factsheet (NTIRE 2023), and ours; and
+the commands that repeat what was trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 ENDLESS = ("constant", "inverse_sqrt")  # schedules in which no rate depends on how many follow
 
@@ -143,3 +144,32 @@ RECIPES = {
         Engine(kernels="native"),
     ),
 }
+
+
+def commands(records: list[dict[str, Any]]) -> list[str]:
+    """The train.py command of each stage, without the numbers that are a recipe's."""
+    lines: list[str] = []
+    run, runs, before = "RUN", 1, 0
+    for index, trained in enumerate(records):
+        stage = trained["stage"]
+        number = int(stage["name"].removeprefix("stage"))
+        options = options_of(stage, number)
+        options += [f"--seed {trained['seed']}"] * bool(trained["seed"])
+        if index and number <= before:  # not the stage that follows by itself
+            options.append(f"--init {run}/{records[index - 1]['stage']['name']}.pt")
+            runs += 1
+            run = f"RUN{runs}"
+        start = f"python train/train.py --stage {number} --data DIR --val VAL --out {run}"
+        lines.append(" ".join((start, *options)))
+        before = number
+    return lines
+
+
+def options_of(stage: dict[str, Any], number: int) -> list[str]:
+    """What to give train.py for this stage: the recipe that it is, or its numbers, where they are
+    not the factsheet's. Other recipes may change, and the command is to stay true."""
+    for recipe, content in RECIPES.items():
+        if number in content.stages and asdict(content.stages[number]) == stage:
+            return [f"--recipe {recipe}"] if recipe != "factsheet" else []
+    factsheet = asdict(RECIPES["factsheet"].stages[number])
+    return [f"--{name} {value}" for name, value in stage.items() if value != factsheet[name]]

@@ -16,7 +16,8 @@ if __name__ == "__main__":
 
 from train import log
 from train.checkpoint import training_records, without_digests
-from train.export import commands, last_stage
+from train.export import last_stage
+from train.recipes import commands
 from utils import command
 from utils.files import read_json, write_bytes, write_json
 from utils.record import PUBLISHED, read_runs
