@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 
+if __name__ == "__main__":
+    # As Python sets it, but with -P.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent)]
+
 from utils import command, devices, efficiency, record
 from utils.command import UserError
 from utils.datasets import BENCHMARKS, CHALLENGE, ImageSet, benchmarks_in, find, is_there
@@ -104,7 +108,7 @@ def judge(args: argparse.Namespace) -> int:
         for model_id, checkpoint in choices
     ]
     if args.memory_of:
-        print(memory_of(models, args.memory_of, device))
+        command.print_answer(memory_of(models, args.memory_of, device))
         return command.GOOD
     if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
         raise UserError(
@@ -288,4 +292,4 @@ def find_sets(args: argparse.Namespace) -> list[ImageSet]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

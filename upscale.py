@@ -9,6 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+if __name__ == "__main__":
+    # As Python sets it, but with -P.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent)]
+
 from deploy import backends
 from deploy.photos import folders
 from deploy.photos.folders import Job, Plan
@@ -196,4 +200,4 @@ def summary(tally: Tally, there: int, output: Path | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # was data/
+    # In place of data/.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from train.packing import pack
 from utils import command
@@ -259,4 +260,4 @@ def find_pairs(root: Path) -> list[Pair]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

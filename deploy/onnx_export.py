@@ -3,7 +3,6 @@
 import argparse
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,4 +98,4 @@ def export(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(
-        Path(__file__).resolve().parent.parent
-    )  # was train/, where `train` would be train.py
+    # In place of train/, where `train` would be train.py.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from train.throughput import add_data, run_train
 from utils import command, devices, record
@@ -85,4 +84,4 @@ def train(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 if __name__ == "__main__":
-    # It was train/, where `train` would be train.py.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # In place of train/, where `train` would be train.py.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from kernels.fold import reduced
 from models.team23_LKDN import LKDN
@@ -268,4 +268,4 @@ def largest_difference(form: LKDN, plain: LKDN) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

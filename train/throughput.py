@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(
-        Path(__file__).resolve().parent.parent
-    )  # was train/, where `train` would be train.py
+    # In place of train/, where `train` would be train.py.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from train import log
 from utils import command, devices, record
@@ -258,4 +257,4 @@ def reason(stderr: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

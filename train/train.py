@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 if __name__ == "__main__":
-    # It was train/, where `train` would be this very file.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # In place of train/, where `train` would be this very file.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from kernels.native_training import NativeOrthogonaliser
 from models.team23_LKDN import LKDB, LKDN
@@ -260,4 +260,4 @@ def initial_state(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

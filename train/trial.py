@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # It was train/, where `train` would be train.py.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # In place of train/, where `train` would be train.py.
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from train import log
 from train.checkpoint import training_records, without_digests
@@ -94,4 +94,4 @@ def trial(source: Path, name: str, note: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -1,9 +1,15 @@
-"""One way in for every command: one line and an exit code for what was wrong or failed."""
+"""One way in for every command: streams that cannot fail, and one line and a code for what can."""
 
 import argparse
+import contextlib
+import errno
+import io
 import math
+import os
+import select
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
 
 GOOD, FAILED, WRONG_USAGE = 0, 1, 2  # exit codes
 
@@ -50,3 +56,91 @@ def run(
         message, code = interrupted, FAILED
     print(f"{program}: {message}", file=sys.stderr)
     return code
+
+
+def start(main: Callable[[], int]) -> NoReturn:
+    """Run a command as this process and leave with its exit code, whatever its streams are.
+
+    What a command prints beside its work is a courtesy: where stdout or stderr is closed, full, or
+    a pipe that nobody reads, the work goes on, and the exit code says whether it was done.
+    """
+    _open_streams()
+    try:
+        code: Any = main()
+    except SystemExit as stopped:  # of argparse: --help, which is all of its work, or a mistake
+        code = stopped.code
+        if not code:
+            code = run("--help", print_answer)
+    sys.stdout.flush()
+    lost = _lost(sys.stdout)
+    if not code and lost and lost.errno != errno.EBADF:
+        print(f"not all could be written to stdout: {lost.strerror}", file=sys.stderr)
+    sys.exit(code)
+
+
+def print_answer(*answer: object) -> None:
+    """Print what is all of a command's work. Raises OSError where it cannot be written."""
+    print(*answer, end="\n" * bool(answer), flush=True)
+    if lost := _lost(sys.stdout):
+        raise OSError(f"cannot write to stdout: {lost.strerror}")
+
+
+class _Courtesy(io.RawIOBase):
+    """A stream's lowest layer that drops what it cannot write, and keeps why."""
+
+    def __init__(self, raw: io.RawIOBase, lost: OSError | None = None) -> None:
+        self.raw, self.lost = raw, lost
+
+    def write(self, data: Any) -> int:
+        try:
+            while (written := self.raw.write(data)) is None:  # made non-blocking by someone else
+                select.select([], [self.raw], [])
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # who reads no further wants no more
+                self.lost = self.lost or error
+            return len(data)
+        return written
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def isatty(self) -> bool:
+        return self.raw.isatty()
+
+
+def _lost(stream: TextIO) -> OSError | None:
+    """Why something of a stream was not written, where that is so."""
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw.lost if isinstance(raw, _Courtesy) else None
+
+
+def _open_streams() -> None:
+    """Make stdout and stderr streams on which nothing fails, nor any character of a text."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file to be opened would become the stream of every library
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number
+    if sys.stdout is sys.__stdout__:  # not where a caller has put something else
+        sys.stdout = _courteous(sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _courteous(sys.stderr)
+
+
+def _courteous(stream: Any) -> TextIO:
+    """The same stream, which drops what it cannot write; Python has None for a closed one."""
+    if stream is None:
+        closed = OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raw = _Courtesy(io.FileIO(os.devnull, "w"), closed)
+        return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace")
+    with contextlib.suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Courtesy(getattr(stream.buffer, "raw", stream.buffer))),
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering or stream.write_through,
+    )

@@ -241,4 +241,4 @@ def _ask(pipe: Connection, question: RunImages | MeasureDrift) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

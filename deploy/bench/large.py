@@ -203,4 +203,4 @@ def as_tensor(image: NDArray[np.uint8]) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

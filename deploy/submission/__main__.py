@@ -97,4 +97,4 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -6,7 +6,6 @@ A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 import argparse
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,4 +276,4 @@ PARTS: dict[str, Callable[[Published], str]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -5,7 +5,6 @@ python -m utils.report.page results -o report.html
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -249,4 +248,4 @@ def _json(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

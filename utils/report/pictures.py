@@ -5,7 +5,6 @@ python -m utils.report.pictures astronaut --crop 352 150 104 92 -o results/publi
 
 import argparse
 import base64
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -210,4 +209,4 @@ def side_by_side(crops: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)
