@@ -239,7 +239,7 @@ def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) ->
     assert documents.fill_in(text, tmp_path) == text
 
     stage = {
-        "stage": {"name": "stage1", "steps": 7},
+        "stage": {"name": "stage1", "steps": 7, "batch": 2, "patch": 32},
         "step": 7,
         "seed": 0,
         "data": "f" * 64,

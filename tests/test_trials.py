@@ -26,8 +26,12 @@ def publish(root: Path, kind: str, name: str, content: object) -> None:
 
 def test_trials_are_drawn_over_all_pixels_that_they_have_seen(tmp_path: Path) -> None:
     stage = {"name": "stage1", "steps": 9, "batch": 6, "patch": 64}
-    scores = [{"step": 5, "val_psnr_y": 28.5}, {"step": 10, "val_psnr_y": 29.0}]
+    scores = [
+        {"step": step, "val_psnr": 27.0, "val_psnr_y": y} for step, y in ((5, 28.5), (10, 29.0))
+    ]
     record = {"trial": "a", "stage": stage, "validation": scores, "command": "train.py --stage 1"}
+    record |= {"note": "", "step": 9, "seed": 0, "data": "", "history": []}
+    record |= {"minutes": 1.0, "failed": None}
     assert curves.curve(record) == [(5 * 6 * 256 / 1e6, 28.5), (10 * 6 * 256 / 1e6, 29.0)]
     assert curves.begins_at_random(record)
     assert not curves.begins_at_random(record | {"command": "train.py --init RUN/stage1.pt"})

@@ -19,9 +19,9 @@ from train.checkpoint import training_records, without_digests
 from train.export import last_stage
 from train.recipes import commands
 from utils import command
-from utils.files import read_json, write_bytes, write_json
+from utils.files import write_bytes, write_json
 from utils.record import PUBLISHED, read_runs
-from utils.report import curves, documents
+from utils.report import curves, documents, published
 from utils.weights import CheckpointError, read_checkpoint
 
 TRIALS = PUBLISHED / "trials"
@@ -55,14 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     return command.run("train/trial.py", work)
 
 
-def draw(published: Path = PUBLISHED) -> None:
+def draw(folder: Path = PUBLISHED) -> None:
     """Draw the scores of all trials over the pixels they have seen, beside those of published runs
     on the validation images."""
-    files = sorted((published / "trials").glob("*.json"), key=documents.number_and_name)
-    runs = [run for run in read_runs(published) if run["dataset"] == VALIDATION]
-    lines = {run["checkpoint"]["name"]: run["ave_psnr_y"] for run in runs}
-    if picture := curves.picture([read_json(file) for file in files], lines):
-        write_bytes(published / "trials.png", picture)
+    scored = (r for r in read_runs(folder) if r["dataset"] == VALIDATION and r["ave_psnr_y"])
+    lines = {run["checkpoint"]["name"]: run["ave_psnr_y"] for run in scored}
+    if picture := curves.picture(published.read(folder).trials, lines):
+        write_bytes(folder / "trials.png", picture)
 
 
 def trial(source: Path, name: str, note: str) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 ROOT = Path(__file__).resolve().parent.parent
+
+MOST_JSON = 256 << 20  # bytes that are read; a record of 10,000 images takes 4 MB
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -40,6 +42,16 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         raise
     for folder in (path.parent, *made):
         _sync_folder(folder)
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write files of which all appear or none: none is renamed before all are on the disk."""
+    with contextlib.ExitStack() as stack:
+        for path, data in files.items():
+            file = stack.enter_context(whole_file(path))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def remove_leftovers(path: str | Path, age_s: float = 0) -> None:
@@ -94,9 +106,18 @@ def finite(value: Any) -> Any:
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON whole or not at all; NaN and infinity become null."""
     text = json.dumps(finite(content), indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode())
+    # Names of files may hold what UTF-8 cannot; as an escape JSON does.
+    write_bytes(path, (text + "\n").encode(errors="backslashreplace"))
 
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises OSError or ValueError where there is none."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"expected a file, got something else: {path}")
+    if path.stat().st_size > MOST_JSON:
+        raise ValueError(f"expected at most {MOST_JSON >> 20} MiB of JSON: {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"expected JSON of a few levels, got too many: {path}") from error

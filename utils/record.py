@@ -1,11 +1,13 @@
 """The environment of a run, and runs on disk: written, named and read."""
 
+import contextlib
+import functools
+import logging
 import os
 import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,51 @@ import torch
 
 from utils import template
 from utils.files import ROOT, read_json, write_bytes, write_json
+from utils.schema import NAME, Kind, misfit
+from utils.text import printable
 
 PUBLISHED = ROOT / "results" / "published"
 ENTRY = "23_LKDN"  # what the shipped weights are called in results
+# What other commands write, and write_run of all runs.
+OTHERS = ("results.json", "ladder_*.json", "large_*.json", "agreement_*.json", "*_training.json")
+
+ENVIRONMENT: dict[str, Kind] = {
+    "device": str,
+    "device_type": NAME,
+    "threads": int,
+    "date": str,
+    "commit": (str, None),
+}
+# A time, or a score; JSON has no infinity, which is the PSNR of equal images.
+FIGURE: Kind = (float, None)
+COUNT = range(10**15)
+RUN: dict[str, Kind] = {
+    **dict.fromkeys(("model", "dataset", "backend", "precision"), NAME),
+    **dict.fromkeys(("lr_source", "flops_counter"), str),
+    "checkpoint": {"name": (str, None), "sha256": (str, None)},
+    "environment": ENVIRONMENT,
+    **dict.fromkeys(("num_parameters", "flops", "activations", "num_conv"), COUNT),
+    "flops_fvcore?": (COUNT, None),
+    **{
+        f"ave_{score}": FIGURE
+        for score in ("psnr", "psnr_y", "ssim", "ssim_y", "psnr_bicubic", "psnr_y_bicubic")
+    },
+    **{f"{time}_runtime_ms": FIGURE for time in ("ave", "median", "p20", "p80")},
+    "memory_mib": FIGURE,
+    "memory_of?": str,
+    "plain?": {"average": FIGURE, "median": FIGURE},
+    "images": [
+        {
+            "name": NAME,
+            "size": [range(1, 10**6), range(1, 10**6)],
+            **dict.fromkeys(("psnr", "psnr_bicubic", "runtime_ms"), FIGURE),
+            "ssim?": FIGURE,
+        }
+    ],
+    "failed?": [str],
+}
+
+logger = logging.getLogger(__name__)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -102,56 +146,42 @@ def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
         seen = now
         runs = read_runs(save_dir)
         write_json(save_dir / "results.json", template.results(runs))
-        write_bytes(save_dir / "results.txt", template.table(runs).encode())
+        table = template.table(runs).encode(errors="backslashreplace")
+        write_bytes(save_dir / "results.txt", table)
     return path
 
 
 def _states(save_dir: Path) -> list[tuple[str, int, int]]:
-    files = ((path, path.stat()) for path in _run_files(save_dir))
-    return [(path.name, stat.st_mtime_ns, stat.st_size) for path, stat in files]
+    states = []
+    for path in _run_files(save_dir):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            states.append((path.name, path.stat().st_mtime_ns, path.stat().st_size))
+    return states
 
 
 def _run_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.json") if path.name != "results.json")
+    """The JSON files in a folder that may be runs: no record of another command."""
+    files = sorted(path for path in folder.glob("*.json") if path.is_file())
+    return [path for path in files if not any(map(path.match, OTHERS))]
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """The runs recorded in a folder, by file name; other JSON files are left out."""
+    """The runs recorded in a folder, by file name; other JSON files are named and left out."""
     runs = []
     for path in _run_files(folder):
         try:
-            content = read_json(path)
-        except (OSError, ValueError):
-            continue
-        if is_run(content):
-            runs.append(content)
+            run = read_json(path)
+            if problem := misfit(run, RUN):
+                raise ValueError(problem)
+        except (OSError, ValueError) as error:
+            _name_once(path, str(error))
+        else:
+            runs.append(run)
     return runs
 
 
-def is_run(run: Any) -> bool:
-    """Whether the content of a JSON file is a run of test_demo.py, with all that pages and tables
-    show; one of another version may lack some."""
-    return (
-        _has(run, dict | None, "checkpoint")
-        and _has(run, str, "model", "dataset", "lr_source", "backend", "precision")
-        and _has(run, int | float, "num_parameters", "flops", "activations", "num_conv")
-        and _has(run, int | float | None, "ave_psnr", "ave_ssim", "ave_runtime_ms", "memory_mib")
-        and _has(run.get("environment"), str, "device_type")
-        and _has({"failed": []} | run, list, "images", "failed")
-        and all(map(_is_whole_image, run["images"]))
-    )
-
-
-def _is_whole_image(image: Any) -> bool:
-    return (
-        _has(image, str, "name")
-        and _has(image, list, "size")
-        and all(isinstance(side, int) for side in image["size"])
-        and _has(image, int | float | None, "psnr", "psnr_bicubic", "runtime_ms")
-    )
-
-
-def _has(record: Any, kind: type | UnionType, *keys: str) -> bool:
-    return isinstance(record, dict) and all(
-        key in record and isinstance(record[key], kind) for key in keys
-    )
+@functools.cache
+def _name_once(path: Path, problem: str) -> None:
+    """Say what is no run: a command reads its folder again after each of its own."""
+    name = printable(path, most=4096)
+    logger.warning("left out, for it is no run of test_demo.py: %s: %s", name, problem)

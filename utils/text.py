@@ -1,6 +1,6 @@
 """Figures, tables and machines as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -34,3 +34,25 @@ def printable(value: object, most: int = 60) -> str:
     text = str(value)
     cut = text[:most] + "…" if len(text) > most else text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+
+
+# What Markdown reads as more than the character, or ends a cell of a table.
+MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "|<`[\\"})
+
+
+def in_markdown(record: Any) -> Any:
+    """The same record, its texts as Markdown that shows them as they are, on one line each."""
+    return _changed(record, lambda text: printable(text, len(text)).translate(MARKDOWN))
+
+
+def in_terminal(record: Any) -> Any:
+    """The same record, its texts without control characters, on one line each."""
+    return _changed(record, lambda text: printable(text, len(text)))
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {change(key): _changed(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value

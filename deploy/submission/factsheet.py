@@ -43,6 +43,7 @@ TEAM_ROWS = {
 def sources(entry: Entry) -> dict[str, bytes]:
     """The files that make the factsheet, by name: factsheet.tex and what it takes in."""
     picture = entry.root / PUBLISHED / PICTURE
+    has_picture = f"{PUBLISHED}/{PICTURE}" in entry.files
     card = entry.text("model_zoo/README.md")
     source = latex(
         entry.team,
@@ -53,13 +54,13 @@ def sources(entry: Entry) -> dict[str, bytes]:
         data=found[0]
         if (found := re.search(r"^The data are .+?(?=\n\n)", card, re.M | re.S))
         else "",
-        has_picture=picture.is_file(),
+        has_picture=has_picture,
     )
     files = {
         "factsheet.tex": source.encode(),
         "architecture.tex": (HERE / "architecture.tex").read_bytes(),
     }
-    return files | ({PICTURE: picture.read_bytes()} if picture.is_file() else {})
+    return files | ({PICTURE: picture.read_bytes()} if has_picture else {})
 
 
 def latex(
@@ -146,6 +147,8 @@ def _ratio(runs: Sequence[Run], baseline: Sequence[Run]) -> str:
     if not runs or not baseline:
         return ""
     ours, theirs = runs[0], baseline[0]
+    if not all(theirs[count] for count in ("num_parameters", "flops", "activations")):
+        return ""
     return (
         f"LKDN has {ours['num_parameters'] / theirs['num_parameters']:.1%} of the parameters of "
         f"the baseline RFDN, {ours['flops'] / theirs['flops']:.1%} of its multiply-adds and "
@@ -158,7 +161,7 @@ def _gains(runs: Sequence[Run]) -> str:
     parts = [
         f"{run['ave_psnr_y'] - run['ave_psnr_y_bicubic']:+.2f} dB of Y-PSNR on {run['dataset']}"
         for run in runs
-        if is_plain(run) and is_scored(run)
+        if is_plain(run) and is_scored(run) and run["ave_psnr_y_bicubic"] is not None
     ]
     return f"Over bicubic these weights gain {', '.join(parts)}." if parts else ""
 

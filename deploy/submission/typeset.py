@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from utils.text import printable
+
 # Programs with their options; each is run so often that it knows its own references.
 TEX: dict[str, tuple[int, tuple[str, ...]]] = {
     "pdflatex": (2, ("-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape")),
@@ -32,7 +34,10 @@ class TexError(ValueError):
 
 def escaped(text: str) -> str:
     """A text as LaTeX that sets it as it is."""
-    return "".join(ESCAPES.get(character, character) for character in " ".join(text.split()))
+    return "".join(
+        ESCAPES.get(character, character)
+        for character in printable(" ".join(text.split()), len(text))
+    )
 
 
 def tabular(rows: Sequence[Sequence[str]], columns: str = "") -> str:

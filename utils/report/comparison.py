@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.datasets import BENCHMARKS
-from utils.text import aligned, number
+from utils.text import aligned, in_terminal, number
 
 # Y-PSNR [dB] and SSIM, x4, of the LKDN factsheet (NTIRE 2023), Table 1.
 FACTSHEET = {
@@ -66,7 +66,7 @@ class Terms:
 
 def text(runs: Sequence[dict[str, Any]]) -> str:
     """What is printed after all runs; nothing where there is nothing to compare."""
-    parts = []
+    runs, parts = [in_terminal(run) for run in runs], []
     if any(is_scored(run) for run in runs):
         parts.append(
             "Table 1, Y-PSNR [dB] / SSIM, and the difference to the factsheet:\n"

@@ -20,8 +20,8 @@ from utils.bicubic import Convention
 from utils.command import UserError
 from utils.datasets import SCALE, ImageSet, Pair, find
 from utils.files import ROOT, read_json, write_bytes
-from utils.record import ENTRY, PUBLISHED
-from utils.report import groups, markup, pictures, speed, summary, training_tables
+from utils.record import PUBLISHED
+from utils.report import groups, markup, pictures, published, speed, summary, training_tables
 from utils.report.groups import Group, psnr_of
 from utils.text import number
 
@@ -232,7 +232,7 @@ def _published() -> list[tuple[str, str, str]]:
             body += markup.table(title, speed.rows(result))
             body += markup.notes("", speed.remarks(result))
             parts.append((ident, title, markup.section(ident, title, body)))
-    training = _json(PUBLISHED / f"{ENTRY}_training.json") or {}
+    training = published.read_training(PUBLISHED)
     if curve := training_tables.curve(training):
         body = markup.chart(curve, "steps [thousands]", "validation PSNR [dB]", lines=True)
         title = "Training of the shipped weights"

@@ -1,10 +1,13 @@
 """A run of deploy.bench in words, as a table and as a picture."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.text import aligned, machine, markdown, number
+from utils.record import ENVIRONMENT, FIGURE
+from utils.schema import Kind, misfit
+from utils.text import aligned, in_terminal, machine, markdown, number
 
 HEADER = (
     "LR size, backend",
@@ -25,20 +28,44 @@ DEVICES = {
 COLOURS = {"fp32": "#3b6ea8", "fp16": "#3f9b6c", "bf16": "#c9822b"}
 
 
+MEASURED: dict[str, Kind] = {**ENVIRONMENT, "torch": str}
+DIFFERENCE = dict.fromkeys(("differing", "compared", "largest_difference_levels"), int)
+ROW: dict[str, Kind] = {
+    **dict.fromkeys(("label", "backend", "ran", "against"), str),
+    "precision": re.compile("|".join(COLOURS)),
+    **dict.fromkeys(("height", "width"), range(1, 10**6)),
+    **dict.fromkeys(("p20_ms", "p50_ms", "p80_ms", "ratio_to_eager"), float),
+    "memory_mib": FIGURE,
+    **dict.fromkeys(("tflop_s?", "gb_s?", "psnr_drift_db?"), FIGURE),
+}
+BENCHMARK: dict[str, Kind] = {
+    "environment": MEASURED,
+    "rounds": int,
+    "ceilings": {"gb_s": float, "*": float},
+    "rows": [({**ROW, "psnr_drift_db": FIGURE}, {**ROW, "against": re.compile(".+")}), ...],
+    "refused?": {"*": str},
+    "big?": {
+        "backend": str,
+        "tile": int,
+        **dict.fromkeys(("megapixels", "bound_mib", "seconds", "peak_mib"), float),
+        **DIFFERENCE,
+    },
+}
+LARGE: dict[str, Kind] = {
+    "environment": MEASURED,
+    **dict.fromkeys(("megapixels", "seconds", "import_mib", "peak_mib"), float),
+    **DIFFERENCE,
+}
+
+
 def is_whole(content: Any) -> bool:
     """Whether the content of a JSON file is a run of deploy.bench that went to its end."""
-    needed = {"environment", "rows", "ceilings", "rounds"}
-    return (
-        isinstance(content, dict)
-        and needed <= set(content)
-        and all(row["against"] or "psnr_drift_db" in row for row in content["rows"])
-    )
+    return misfit(content, BENCHMARK) is None
 
 
 def is_large(content: Any) -> bool:
     """Whether the content of a JSON file is a run of deploy.bench.large."""
-    needed = {"environment", "megapixels", "import_mib", "peak_mib"}
-    return isinstance(content, dict) and needed <= set(content)
+    return misfit(content, LARGE) is None
 
 
 def large(results: Sequence[dict[str, Any]]) -> str:
@@ -57,6 +84,7 @@ def large(results: Sequence[dict[str, Any]]) -> str:
 
 def text(result: dict[str, Any]) -> str:
     """What `python -m deploy.bench` prints."""
+    result = in_terminal(result)
     return "\n".join(["", conditions(result), aligned(rows(result)), *remarks(result)])
 
 
@@ -141,7 +169,9 @@ def sentences(results: Mapping[str, dict[str, Any]]) -> str:
 def sentence(result: dict[str, Any]) -> str:
     """What auto brings, against torch as it comes."""
     shown = _one_size(result)
-    fast = next(row for row in shown if row["backend"] == "auto")
+    fast = next((row for row in shown if row["backend"] == "auto"), None)
+    if fast is None:
+        return f"{machine(result['environment'])}: --backend auto was not measured."
     slow = shown[0]
     return (
         f"{machine(result['environment'])}: {fast['width']}x"
@@ -165,17 +195,19 @@ def picture(result: dict[str, Any]) -> bytes | None:
         from matplotlib.figure import Figure  # half a second: only for the picture
     except ImportError:
         return None
-    shown = [row for row in _one_size(result) if row["backend"] != "auto"]  # it is one of them
+    result = in_terminal(result)
+    every = _one_size(result)
+    shown = [row for row in every if row["backend"] != "auto"] or every  # it is one of them
     shown.sort(key=lambda row: -row["p50_ms"])
     figure = Figure(figsize=(9, 0.9 + 0.32 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     bars = axes.barh(
-        [_name(row) for row in shown],
+        [_as_drawn(_name(row)) for row in shown],
         [row["p50_ms"] for row in shown],
         color=[COLOURS[row["precision"]] for row in shown],
         xerr=[
-            [row["p50_ms"] - row["p20_ms"] for row in shown],
-            [row["p80_ms"] - row["p50_ms"] for row in shown],
+            [max(0, row["p50_ms"] - row["p20_ms"]) for row in shown],
+            [max(0, row["p80_ms"] - row["p50_ms"]) for row in shown],
         ],
         error_kw={"ecolor": "#888888", "elinewidth": 1},
     )
@@ -184,9 +216,15 @@ def picture(result: dict[str, Any]) -> bytes | None:
     axes.set_xlim(0, 1.2 * max(row["p80_ms"] for row in shown))
     axes.set_xlabel("ms an image (median, 20th to 80th percentile), and how many times as fast")
     size = f"{shown[0]['width']}x{shown[0]['height']}"
-    axes.set_title(f"x4 of {size} pixels: {machine(result['environment'])}", fontsize=10)
+    on = _as_drawn(machine(result["environment"]))
+    axes.set_title(f"x4 of {size} pixels: {on}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
     return drawn.getvalue()
+
+
+def _as_drawn(text: str) -> str:
+    """A text that Matplotlib draws as it stands; between two dollars it would read mathematics."""
+    return text.replace("$", r"\$")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.text import aligned, machine, number
+from utils.text import aligned, in_terminal, machine, number
 
 # The efficiency table of the LKDN factsheet, NTIRE 2023.
 FACTSHEET_ROW = (
@@ -24,6 +24,7 @@ COLUMNS = ("", "PSNR [dB]", "Time [ms]", "Params [M]", "FLOPs [G]", "Acts [M]", 
 
 def text(run: dict[str, Any], path: Path | str) -> str:
     """What the judge reads: the template's figures, then a row of the factsheet's Table 2."""
+    run = in_terminal(run)
     environment = run["environment"]
     n = len(run["images"])
     cuda = environment["device_type"] == "cuda"
@@ -55,8 +56,8 @@ def text(run: dict[str, Any], path: Path | str) -> str:
     warm = "not measured (give --repeat 2)"
     if run["median_runtime_ms"] is not None:
         warm = (
-            f"{run['median_runtime_ms']:.2f} ms (20th percentile {run['p20_runtime_ms']:.2f}, "
-            f"80th {run['p80_runtime_ms']:.2f})"
+            f"{run['median_runtime_ms']:.2f} ms (20th percentile "
+            f"{number(run['p20_runtime_ms'], 2)}, 80th {number(run['p80_runtime_ms'], 2)})"
         )
     lines += [
         f"Runtime, challenge   {number(run['ave_runtime_ms'], 2)} ms, mean of {n} images, the "
@@ -73,7 +74,7 @@ def text(run: dict[str, Any], path: Path | str) -> str:
         "",
         f"Measured on {run['dataset']}:",
         aligned(table([run])),
-        f"Recorded in {path}",
+        f"Recorded in {in_terminal(str(path))}",
     ]
     return "\n".join(lines)
 

@@ -4,9 +4,51 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.datasets import SCALE
+from utils.record import ENVIRONMENT, FIGURE
+from utils.schema import Kind
 from utils.text import machine, markdown, number
 
 Record = dict[str, Any]
+
+SCORE: dict[str, Kind] = {"step": int, "val_psnr": float, "val_psnr_y": float}
+STAGE: dict[str, Kind] = {
+    "stage": {
+        "name": str,
+        **dict.fromkeys(("steps", "batch", "patch"), int),
+        "*": (int, float, str, bool, None),
+    },
+    "step": int,
+    "seed": int,
+    "data": str,
+    "history": [{"minutes": float, "environment": {"device": str, "threads": int}}],
+    "data_summary?": ({"images": int, "megapixels": float}, {"*": range(0)}, None),  # or empty
+}
+# What train/export.py, trial.py, throughput.py and agreement.py record.
+TRAINING: dict[str, Kind] = {
+    "sha256": str,
+    "stages": [STAGE, ...],
+    "commands": [str],
+    "validation": [{"stage": str, **SCORE}],
+}
+TRIAL: dict[str, Kind] = {
+    **dict.fromkeys(("trial", "note", "command"), str),
+    **STAGE,
+    "minutes": float,
+    "validation": [{**SCORE, "others?": {"*": {"val_psnr_y": float}}}],
+    "failed": (str, None),
+}
+SPEEDS = ("steps_per_s", "steps_per_s_p20", "steps_per_s_p80", "patches_per_s", "loss")
+FAILED: dict[str, Kind] = {"name": str, "failed": str}
+THROUGHPUT: dict[str, Kind] = {
+    "environment": {**ENVIRONMENT, "torch": str},
+    **dict.fromkeys(("batch", "patch", "steps"), int),
+    "rungs": [({"name": str, **dict.fromkeys(SPEEDS, float)}, FAILED)],
+}
+AGREEMENT: dict[str, Kind] = {
+    "environment": ENVIRONMENT,
+    "steps": int,
+    "runs": [({"name": str, "losses": [[int, float], ...], "val_psnr_y": FIGURE}, FAILED), ...],
+}
 
 
 def trials(records: Sequence[Record]) -> str:
@@ -99,7 +141,7 @@ def agreement(records: Sequence[Record]) -> str:
                 rows.append([run["name"], f"failed: {run['failed']}", "", ""])
                 continue
             pairs = zip(run["losses"], first, strict=False)
-            apart = max((abs(a / b - 1) for (_, a), (_, b) in pairs), default=0.0)
+            apart = max((abs(a / b - 1) for (_, a), (_, b) in pairs if b), default=0.0)
             rows.append(
                 [
                     run["name"],
@@ -168,7 +210,7 @@ def stages(training: Record) -> list[list[str]]:
     records = training["stages"]
     rows = [["", *(f"{i}. {record['stage']['name']}" for i, record in enumerate(records, 1))]]
     rows += [
-        [name.replace("_", " "), *(str(record["stage"][name]) for record in records)]
+        [name.replace("_", " "), *(str(record["stage"].get(name, "")) for record in records)]
         for name in records[0]["stage"]
         if name != "name"
     ]

@@ -1,0 +1,87 @@
+"""What results/published/ holds: records that are whole, with their texts as Markdown."""
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.files import read_json
+from utils.record import ENTRY, read_runs
+from utils.report import speed, training_tables
+from utils.schema import Kind, misfit
+from utils.text import in_markdown, printable
+
+Record = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Runs of test_demo.py, the record of the shipped weights' training, the records of
+    train/trial.py, train/throughput.py and train/agreement.py, and the runs of deploy.bench by the
+    type of their device and of deploy.bench.large."""
+
+    runs: list[Record]
+    training: Record
+    trials: list[Record]
+    throughput: list[Record]
+    agreement: list[Record]
+    benchmarks: dict[str, Record]
+    large: list[Record]
+
+
+def read(folder: Path) -> Published:
+    """All records in a folder; what is none of its kind is named and left out."""
+
+    def records(names: str, kind: Mapping[str, Kind]) -> list[Record]:
+        files = sorted(folder.glob(names), key=number_and_name)
+        return [in_markdown(record) for file in files if (record := _record(file, kind))]
+
+    training = read_training(folder)
+    benchmarks = records("ladder_*.json", speed.BENCHMARK)
+    return Published(
+        runs=[in_markdown(run) for run in read_runs(folder) if not is_stale(run, training)],
+        training=in_markdown(training),
+        trials=records("trials/*.json", training_tables.TRIAL),
+        throughput=records("throughput/*.json", training_tables.THROUGHPUT),
+        agreement=records("agreement_*.json", training_tables.AGREEMENT),
+        benchmarks={result["environment"]["device_type"]: result for result in benchmarks},
+        large=records("large_*.json", speed.LARGE),
+    )
+
+
+def read_training(folder: Path) -> Record:
+    """The record of the shipped weights' training; nothing where there is none."""
+    path = folder / f"{ENTRY}_training.json"
+    return (_record(path, training_tables.TRAINING) or {}) if path.exists() else {}
+
+
+def _record(file: Path, kind: Mapping[str, Kind]) -> Record | None:
+    try:
+        record = read_json(file)
+        if problem := misfit(record, kind):
+            raise ValueError(problem)
+    except (OSError, ValueError) as error:
+        _name_once(file, str(error))
+        return None
+    return record
+
+
+@functools.cache
+def _name_once(file: Path, problem: str) -> None:
+    logger.warning("left out, for it is no whole record: %s: %s", printable(file, 4096), problem)
+
+
+def number_and_name(file: Path) -> tuple[int, str]:
+    """To sort files by the number that their names begin with: 9-psnr before 10-batch-6."""
+    head = file.name.partition("-")[0]
+    return int(head) if head.isdecimal() and len(head) < 10 else 0, file.name
+
+
+def is_stale(run: Record, training: Record) -> bool:
+    """Whether a run is of weights that were shipped before: its figures are not of these."""
+    sha256 = run["checkpoint"]["sha256"]
+    return run["model"] == ENTRY and sha256 != training.get("sha256", sha256)
