@@ -13,6 +13,8 @@ from repository_copy import copied, in_git, listed
 from deploy.submission import rules
 from deploy.submission.__main__ import main, read_entry
 from deploy.submission.package import result_files
+from deploy.submission.team import TEAM
+from utils.command import UserError
 from utils.files import ROOT
 
 Image = NDArray[np.uint8]
@@ -218,3 +220,26 @@ def test_wrong_usage_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     for option in ("--root", "--results"):
         assert main([option, str(tmp_path / "none"), "-o", str(tmp_path / "out")]) == 2
         assert "expected a folder, got none" in capsys.readouterr().err
+
+
+def test_no_link_leads_out_of_what_is_sent(
+    tmp_path: Path, noise: Callable[..., Image], save: Callable[[Path, Image], Path]
+) -> None:
+    secret = save(tmp_path / "secret.png", noise(8, 8))
+    root, results = tmp_path / "root", tmp_path / "results"
+    (root / "deploy" / "submission").mkdir(parents=True)
+    shutil.copy(ROOT / TEAM, root / TEAM)
+    assert read_entry(root).files == (TEAM,)
+    (root / ".token").touch()
+    for target in (secret, root / ".token"):  # outside, and inside but not sent
+        (root / "notes.txt").symlink_to(target)
+        with pytest.raises(UserError, match="got a link to another in notes.txt"):
+            read_entry(root)
+        (root / "notes.txt").unlink()
+    (root / "team.toml").symlink_to(root / TEAM)
+    assert read_entry(root).files == (TEAM, "team.toml")
+
+    save(results / "23_LKDN" / "Set5" / "baby.png", noise(8, 8))
+    (results / "23_LKDN" / "Set5" / "bird.png").symlink_to(secret)
+    with pytest.raises(UserError, match="got a link out of it in .*bird.png"):
+        result_files(read_entry(ROOT, results))

@@ -1,7 +1,7 @@
 """Files and archives from elsewhere: downloads that go on where they broke, and images out of zips
 and tars of unknown origin, whole or not at all, and nowhere else."""
 
-import gzip
+import errno
 import http.client
 import json
 import lzma
@@ -9,12 +9,14 @@ import re
 import shutil
 import ssl
 import stat
+import struct
 import sys
 import tarfile
 import time
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +30,7 @@ from tqdm import tqdm
 
 from utils import images
 from utils.files import write_bytes
+from utils.text import printable
 
 TIMEOUT_S = 60
 WAITS_S: Sequence[float] = (1, 4, 15, 60)  # before each further attempt
@@ -36,6 +39,17 @@ CHUNK = 1 << 20
 BROKEN = (URLError, ConnectionError, TimeoutError, http.client.HTTPException, ssl.SSLError)
 SPACE = 2.1  # times an archive's size: the archive and its images, which hardly shrink in it
 BOMB = 20  # times an archive's size: more than images unpack to
+MOST_ENTRIES = 1_000_000  # of an archive; LSDIR has 85,000
+MOST_HEADER = 1 << 20  # bytes of what describes a file in a tar: a long name, for example
+# What zipfile and tarfile raise of archives that are broken, or encrypted (RuntimeError), besides
+# OSError, which has no number or is of names of which one is a file and a folder, or too long.
+BROKEN_ARCHIVE = (
+    *(zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, struct.error),
+    *(RuntimeError, ValueError, LookupError, OverflowError, MemoryError),
+)
+NAMES_AT_ODDS = (
+    *(None, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+)
 
 
 class DataError(ValueError):
@@ -169,64 +183,78 @@ def unpack(archive: Path, scratch: Path) -> Path:
     folder.mkdir()
     try:
         is_zip = zipfile.is_zipfile(archive)
-        with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as opened:
-            entries = _entries(opened)
-            _require_harmless(archive, entries, folder)
-            for entry in entries:
+        tar = partial(tarfile.open, tarinfo=_Member)
+        with zipfile.ZipFile(archive) if is_zip else tar(archive) as opened:
+            for entry in _harmless(archive, _entries(opened), folder):
                 target = folder / entry.name
                 if target.suffix.lower() in images.EXTENSIONS:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with entry.open() as packed, target.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        gzip.BadGzipFile,
-        lzma.LZMAError,
-        zlib.error,
-        EOFError,
-        RuntimeError,
-    ) as error:  # RuntimeError: it is encrypted
-        reason = str(error).partition("\n")[0]
+    except DataError:
+        raise
+    except (*BROKEN_ARCHIVE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NAMES_AT_ODDS:
+            raise  # the disk's, not the archive's
+        reason = getattr(error, "strerror", None) or printable(str(error).partition("\n")[0])
         raise ArchiveError(f"expected a whole zip or tar, got {archive}: {reason}") from error
     return folder
 
 
-def _entries(opened: Any) -> list[Entry]:
+class _Member(tarfile.TarInfo):
+    """A header of a tar that is refused before its size is believed: tarfile would read as much
+    into memory, or go back for ever."""
+
+    def _proc_member(self, opened: tarfile.TarFile) -> Any:
+        is_short = self.isdir() or self.islnk() or self.issym() or self.isreg() or self.isdev()
+        if self.size < 0 or (not is_short and self.size > MOST_HEADER):
+            raise ArchiveError(
+                f"expected sizes of files in {opened.name!s}, got {self.size} for "
+                f"{printable(self.name)}"
+            )
+        return super()._proc_member(opened)  # type: ignore[misc]
+
+
+def _entries(opened: Any) -> Iterator[Entry]:
     """The files of an open zip or tar, in its own order."""
     if isinstance(opened, zipfile.ZipFile):
-        return [
-            Entry(
-                info.filename,
-                info.file_size,
-                not stat.S_ISLNK(info.external_attr >> 16),
-                partial(opened.open, info),
-            )
-            for info in opened.infolist()
-            if not info.is_dir()
-        ]
-    return [
-        Entry(info.name, info.size, info.isreg(), partial(opened.extractfile, info))
-        for info in opened
-        if not info.isdir()
-    ]
+        for info in opened.infolist():
+            if not info.is_dir():
+                is_plain = not stat.S_ISLNK(info.external_attr >> 16)
+                yield Entry(info.filename, info.file_size, is_plain, partial(opened.open, info))
+        return
+    for info in opened:
+        if not info.isdir():
+            yield Entry(info.name, info.size, info.isreg(), partial(opened.extractfile, info))
 
 
-def _require_harmless(archive: Path, entries: Sequence[Entry], folder: Path) -> None:
-    """Raise ArchiveError if unpacking to `folder` would do harm, DataError without room."""
+def _harmless(archive: Path, entries: Iterable[Entry], folder: Path) -> list[Entry]:
+    """The entries, if unpacking them to `folder` does no harm; looked at one by one, for what
+    follows a bomb in a tar is only found behind its content.
+
+    Raises:
+        ArchiveError: it would do harm.
+        DataError: there is no room.
+    """
+    kept: list[Entry] = []
+    total, packed = 0, archive.stat().st_size
     for entry in entries:
         path = PureWindowsPath(entry.name)  # knows drives and backslashes beside POSIX's slashes
-        inside = (folder / entry.name).resolve().is_relative_to(folder.resolve())
-        if path.anchor or ".." in path.parts or not inside or not entry.is_plain:
+        is_name = not any(unicodedata.category(c) in ("Cc", "Cs") for c in entry.name)
+        inside = is_name and (folder / entry.name).resolve().is_relative_to(folder.resolve())
+        if path.anchor or ".." in path.parts or not inside or not entry.is_plain or entry.size < 0:
             raise ArchiveError(
-                f"expected plain files below one folder in {archive}, got {entry.name}"
+                f"expected plain files below one folder in {archive}, got {printable(entry.name)}"
             )
-    total, packed = sum(entry.size for entry in entries), archive.stat().st_size
-    if total > BOMB * packed:
-        raise ArchiveError(
-            f"expected at most {BOMB} times the {packed} bytes of {archive} in it, got {total}"
-        )
+        total += entry.size
+        if total > BOMB * packed or len(kept) == MOST_ENTRIES:
+            raise ArchiveError(
+                f"expected at most {BOMB} times the {packed} bytes of {archive} in it, and "
+                f"{MOST_ENTRIES:,} files, got more with {printable(entry.name)}"
+            )
+        kept.append(entry)
     require_space(folder, total)
+    return kept
 
 
 def put(pictures: Mapping[str, Path], target: Path, scratch: Path) -> None:

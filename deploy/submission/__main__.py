@@ -72,7 +72,8 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
     """The entry of a repository: what git tracks, or outside git what is not IGNORED.
 
     Raises:
-        UserError: a folder does not exist, or deploy/submission/team.toml is missing or wrong.
+        UserError: a folder does not exist, deploy/submission/team.toml is missing or wrong, or a
+            file is a link to what is not sent.
     """
     for folder in filter(None, (root, results)):
         if not folder.is_dir():
@@ -93,6 +94,14 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
     else:
         files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
         files = [file for file in files if not IGNORED.fullmatch(file)]
+    for file in files:
+        target = (root / file).resolve()
+        if not target.is_relative_to(root.resolve()) or (
+            target.relative_to(root.resolve()).as_posix() not in files
+        ):
+            raise UserError(
+                f"expected files of {root}, got a link to another in {file}: put the file there"
+            )
     return Entry(root, team, tuple(sorted(files)), results)
 
 

@@ -8,6 +8,7 @@ from deploy.submission.factsheet import sources
 from deploy.submission.rules import Entry
 from deploy.submission.team import TEAM, email
 from deploy.submission.typeset import TEX, pdf
+from utils.command import UserError
 from utils.datasets import CHALLENGE
 from utils.files import whole_file, write_bytes
 
@@ -27,6 +28,7 @@ def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
     """Write the package, with a sentence on each part.
 
     Raises:
+        UserError: an image is a link out of the run's folder.
         OSError: a file cannot be written.
         TexError: TeX does not set the factsheet.
     """
@@ -80,7 +82,8 @@ def code_files(entry: Entry) -> Files:
 
 def result_files(entry: Entry) -> Files:
     """SR images by their names in the package, the challenge's sets or else all, and the
-    template's results; nothing where there are no images."""
+    template's results; nothing where there are no images. UserError if one is a link out of the
+    run's folder."""
     if entry.results is None:
         return {}
     by_set: dict[str, list[Path]] = {}
@@ -92,7 +95,14 @@ def result_files(entry: Entry) -> Files:
         f"{entry.name}/{name}/{path.name}": path for name, paths in by_set.items() for path in paths
     }
     tables = {name: entry.results / name for name in ("results.json", "results.txt")}
-    return files and files | {name: path for name, path in tables.items() if path.is_file()}
+    files = files and files | {name: path for name, path in tables.items() if path.is_file()}
+    for path in files.values():
+        if not path.resolve().is_relative_to(entry.results.resolve()):
+            raise UserError(
+                f"expected files of {entry.results}, got a link out of it in {path}: put the file "
+                "there"
+            )
+    return files
 
 
 def _zipped(path: Path, files: Files) -> str:

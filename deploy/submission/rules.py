@@ -19,6 +19,8 @@ from utils.datasets import SCALE, held_out
 from utils.files import read_json, sha256
 from utils.images import EXTENSIONS, read_rgb
 from utils.record import read_runs
+from utils.report.training_tables import TRAINING
+from utils.schema import misfit
 from utils.weights import load_weights
 
 LIMIT_MB = 100  # of what is sent, without SR images, unpacked
@@ -97,8 +99,12 @@ class Entry:
         return (self.root / file).read_text(encoding="utf-8")
 
     def training(self) -> dict[str, Any]:
-        """The record of the weights' training. Raises OSError where there is none."""
-        return read_json(self.root / f"{PUBLISHED}/{self.name}_training.json")
+        """The record of the weights' training. Raises OSError or ValueError where there is none."""
+        file = self.root / f"{PUBLISHED}/{self.name}_training.json"
+        training = read_json(file)
+        if problem := misfit(training, TRAINING):
+            raise ValueError(f"{problem}: {file}")
+        return training
 
     def runs(self, folder: Path | None = None) -> list[dict[str, Any]]:
         """Of this entry, published or in `folder`."""
