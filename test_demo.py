@@ -22,6 +22,7 @@ from utils.files import ROOT
 from utils.measure import LR_SOURCES, Model, Options, measure_set, memory_alone, memory_of
 from utils.networks import Entry, call, entry_of, listed, make_network
 from utils.report import comparison, page, summary
+from utils.text import in_terminal
 from utils.weights import load_weights, named_weights
 
 # Validation sets of the challenge, of which the first that is there is measured.
@@ -98,7 +99,6 @@ def judge(args: argparse.Namespace) -> int:
 
     Raises:
         UserError: options that do not go together, or what they name is not there.
-        OSError: results cannot be written.
     """
     device = devices.select_device(args.device)
     sets = [] if args.memory_of else find_sets(args)
@@ -119,35 +119,40 @@ def judge(args: argparse.Namespace) -> int:
     options = Options(args.save_dir, args.ssim, args.repeat, args.bicubic, not args.no_images)
     runs: list[dict[str, Any]] = []
     counts: dict[str, dict[str, int]] = {}
-    try:
-        for image_set in sets:
-            measured = measure_set(models, image_set, device, options)
-            for choice, model, run in zip(choices, models, measured, strict=True):
-                if device.type != "cuda" and run["images"]:
-                    run |= memory_alone(run, again(choice, model, device))
-                if model.name not in counts:
-                    # After the timing: it would warm the device up for the cold first image.
-                    counts[model.name] = asdict(efficiency.count(model.net))
-                runs.append(run | counts[model.name])
-                if run["images"]:
-                    path = record.write_run(args.save_dir, runs[-1]).resolve()
-                    near = path.is_relative_to(Path.cwd())
-                    print(summary.text(runs[-1], path.relative_to(Path.cwd()) if near else path))
-        print(comparison.text(runs), end="")
-        if args.report and any(run["images"] for run in runs):
-            file = args.save_dir / "report.html"
+    failures: list[str] = []
+    for image_set in sets:
+        measured = measure_set(models, image_set, device, options)
+        for choice, model, run in zip(choices, models, measured, strict=True):
+            if device.type != "cuda" and run["images"]:
+                run |= memory_alone(run, again(choice, model, device))
+            if model.name not in counts:
+                # After the timing: it would warm the device up for the cold first image.
+                counts[model.name] = asdict(efficiency.count(model.net))
+            runs.append(run | counts[model.name])
+            failures += [f"{model.name}, {f}" if len(models) > 1 else f for f in run["failed"]]
+            if run["images"]:
+                print(summary.text(runs[-1], recorded(runs[-1], args.save_dir, failures)))
+    print(comparison.text(runs), end="")
+    if args.report and any(run["images"] for run in runs):
+        file = args.save_dir / "report.html"
+        try:
             page.write(args.save_dir, file, args.data_dir or ROOT / "data", sets)
             print(f"\nReport in {file}")
-    except OSError as error:
-        raise OSError(f"cannot write results: {error}") from error
-    failures = [
-        f"{run['model']}, {failure}" if len(models) > 1 else failure
-        for run in runs
-        for failure in run["failed"]
-    ]
+        except (UserError, OSError) as error:
+            failures.append(f"report: {error}")
     if failures:
-        print(f"\n{len(failures)} images failed:", *failures, sep="\n  ", file=sys.stderr)
+        print(f"\n{len(failures)} failed:", *in_terminal(failures), sep="\n  ", file=sys.stderr)
     return command.FAILED if failures else command.GOOD
+
+
+def recorded(run: dict[str, Any], save_dir: Path, failures: list[str]) -> str:
+    """Record a run and say where; where that fails, what was measured is shown all the same."""
+    try:
+        path = record.write_run(save_dir, run).resolve()
+    except OSError as error:
+        failures.append(f"record of {run['model']} on {run['dataset']}: {error}")
+        return "no file, for it could not be written"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def again(choice: tuple[int, str], model: Model, device: torch.device) -> list[str]:

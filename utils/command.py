@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
+from utils.text import in_terminal
+
 GOOD, FAILED, WRONG_USAGE = 0, 1, 2  # exit codes
 
 
@@ -54,7 +56,7 @@ def run(
         message, code = str(error), FAILED
     except KeyboardInterrupt:
         message, code = interrupted, FAILED
-    print(f"{program}: {message}", file=sys.stderr)
+    print(f"{program}: {in_terminal(message)}", file=sys.stderr)
     return code
 
 

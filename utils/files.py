@@ -25,8 +25,9 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file under a temporary name beside `path`, renamed into place at the end; after an
-    exception nothing remains of it, and `path` is what it was. After the end the file outlives a
-    power cut: its content is on the disk before its name is, and its name before this returns.
+    exception nothing remains of it, `path` is what it was, and an OSError names it. After the end
+    the file outlives a power cut: its content is on the disk before its name is, and its name
+    before this returns.
     """
     path = Path(path)
     made = _make_folder(path.parent)
@@ -37,8 +38,11 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     for folder in (path.parent, *made):
         _sync_folder(folder)

@@ -3,8 +3,8 @@
 import logging
 import math
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from utils.bicubic import Convention
 from utils.datasets import BENCHMARKS, SCALE, ImageSet, Pair
 from utils.files import sha256
 from utils.images import BAD_IMAGE, write_png
+from utils.run_log import log_file
+from utils.text import in_terminal
 
 LR_SOURCES = {
     "double": "bicubic x1/4 of HR, MATLAB imresize, one rounding at the end (im2double first)",
     "uint8": "bicubic x1/4 of HR, MATLAB imresize, rounded to 8 bit after each pass",
 }
+FAILURES = (*BAD_IMAGE, OSError)  # of one image; the others go on
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +88,9 @@ def measure_set(
     if device.type == "cuda":
         efficiency.reset_peak_memory(device)
     with ExitStack() as stack:
-        for run in runs:
+        for tally, run in zip(tallies, runs, strict=True):
             file = options.save_dir / f"{record.run_stem(run)}.log"
-            stack.enter_context(_log_file(file, run["model"]))
+            stack.enter_context(log_file(logger, file, tally.model.name, tally.failed))
         bar = stack.enter_context(
             tqdm(
                 total=len(image_set.pairs) * len(models) * options.repeat,
@@ -144,7 +147,7 @@ def _first_pass(
     y_ssim = options.ssim or image_set.name in BENCHMARKS
     try:
         loaded = evaluate.load(pair, options.bicubic)
-    except BAD_IMAGE as error:
+    except FAILURES as error:
         for tally in tallies:
             _fail(tally, f"{pair.name}: {error}", image_set)
             bar.update()
@@ -165,7 +168,7 @@ def _first_pass(
             if options.images and model.file:
                 folder = options.save_dir / model.name / image_set.name
                 write_png(folder / f"{pair.name}.png", sr)
-        except BAD_IMAGE as error:
+        except FAILURES as error:
             _fail(tally, f"{pair.name}: {error}", image_set)
         else:
             tally.images.append(image)
@@ -177,7 +180,8 @@ def _first_pass(
 
 def _fail(tally: _Tally, failure: str, image_set: ImageSet) -> None:
     tally.failed.append(failure)
-    logger.error("%s/%s", image_set.name, failure, extra={"model": tally.model.name})
+    line = in_terminal(f"{image_set.name}/{failure}")
+    logger.error("%s", line, extra={"model": tally.model.name})
 
 
 def _times(tallies: list[_Tally], device: torch.device, bar: tqdm) -> list[list[float]]:
@@ -270,21 +274,8 @@ def lr_source(pairs: Sequence[Pair], convention: str) -> str:
 
 def _image_line(model: Model, image: dict[str, Any]) -> str:
     width, height = image["size"]
-    line = f"{model.name} {image['name']}: {width}x{height}, {image['runtime_ms']:.2f} ms"
+    name = in_terminal(image["name"])
+    line = f"{model.name} {name}: {width}x{height}, {image['runtime_ms']:.2f} ms"
     if image["psnr"] is not None:
         line += f", PSNR {image['psnr']:.2f} dB (bicubic {image['psnr_bicubic']:.2f} dB)"
     return line
-
-
-@contextmanager
-def _log_file(path: Path, model: str) -> Iterator[None]:
-    """Send a network's lines to a file too."""
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    handler.addFilter(lambda line: getattr(line, "model", None) == model)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()

@@ -65,10 +65,10 @@ def bench(args: argparse.Namespace) -> int:
         code = command.FAILED
     if not result["rows"]:
         return code
+    print(speed.text(result))
     write_json(output, result)
     if (drawn := speed.picture(result)) is not None:
         write_bytes(output.with_suffix(".png"), drawn)
-    print(speed.text(result))
     print(f"Recorded in {output}")
     return code
 

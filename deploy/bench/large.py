@@ -66,13 +66,13 @@ def main(argv: list[str] | None = None) -> int:
 def write(output: Path) -> None:
     """Measure, record and print."""
     result = measure_photo()
-    write_json(output, result)
     print(
         f"{result['megapixels']:.0f} megapixels in {result['seconds']:.1f} s, "
         f"{result['peak_mib']:.0f} MiB beyond {result['import_mib']:.0f} of the imports; "
         f"{result['differing']} of {result['compared']} sampled values differ, by "
         f"{result['largest_difference_levels']} of 255 at most"
     )
+    write_json(output, result)
     print(f"Recorded in {output}")
 
 

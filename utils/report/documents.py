@@ -53,7 +53,7 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
     """Copy runs to results/published/, all or none, and bring every generated table up to date.
 
     Raises:
-        UserError: a file holds no run, or one that is empty, in which images failed, or which is
+        UserError: a file holds no run, or one that is empty, in which something failed, or which is
             of other weights; nothing is copied then.
     """
     folder = root / "results" / "published"
@@ -87,9 +87,7 @@ def _published_name(file: Path, run: Any, training: dict[str, Any]) -> str:
     if not run["images"]:
         raise UserError(f"expected a run with images, got none in {file}: run test_demo.py again")
     if failed := run.get("failed", ["nobody knows"]):
-        raise UserError(
-            f"expected a run without failures, got {len(failed)} failed images in {file}"
-        )
+        raise UserError(f"expected a run without failures, got {len(failed)} in {file}")
     if published.is_stale(run, training):
         raise UserError(
             f"expected a run of the weights in model_zoo/, got one of others in {file}: run "

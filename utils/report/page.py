@@ -20,6 +20,7 @@ from utils.bicubic import Convention
 from utils.command import UserError
 from utils.datasets import SCALE, ImageSet, Pair, find
 from utils.files import ROOT, read_json, write_bytes
+from utils.images import BAD_IMAGE
 from utils.record import PUBLISHED
 from utils.report import groups, markup, pictures, published, speed, summary, training_tables
 from utils.report.groups import Group, psnr_of
@@ -204,7 +205,7 @@ def _articles(
             continue
         try:
             picture = pictures.read(pairs[name], convention, files)
-        except (ValueError, OSError) as error:
+        except (*BAD_IMAGE, ValueError, OSError) as error:
             notes.append(f"{name}: {error}")
             continue
         share = budget // (len(shown) - i)
