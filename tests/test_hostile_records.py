@@ -164,7 +164,8 @@ def test_names_that_are_not_utf_8_come_back_as_they_were(tmp_path: Path) -> None
     run["images"][0]["name"] = "\udce4 ö"
     record.write_run(tmp_path, run)
     assert read_runs(tmp_path) == [run]
-    (tmp_path / "results.json").read_text("utf-8"), (tmp_path / "results.txt").read_text("utf-8")
+    assert list(read_json(tmp_path / "results.json")) == ["23_LKDN"]
+    assert r"photos \udcff PSNR" in (tmp_path / "results.txt").read_text("utf-8")
 
 
 def test_publish_copies_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def measure_set(
         bar = stack.enter_context(
             tqdm(
                 total=len(image_set.pairs) * len(models) * options.repeat,
-                desc=f"{', '.join(m.name for m in models)} on {image_set.name}",
+                desc=in_terminal(f"{', '.join(m.name for m in models)} on {image_set.name}"),
                 unit="image",
             )
         )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from utils.text import in_terminal
+
 # The template's words for the challenge's sets, in its order; other sets go by their own names.
 # The second group are those of 2024 to 2026, in whose template fvcore counts the FLOPs.
 SETS_2023 = {"DIV2K_valid": "valid", "DIV2K_test": "test", "LSDIR_DIV2K_test": "hybrid_test"}
@@ -73,6 +75,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     set under the headings of validation. Where the runs are of several modes or of other sets,
     each has its own headings, one below the other.
     """
+    runs = [in_terminal(run) for run in runs]
     entries = results(runs)
     modes = [MODES.get(run["dataset"], run["dataset"]) for run in sorted(runs, key=_place)]
     groups = [[mode] for mode in dict.fromkeys(modes) if mode not in ("valid", "test")]

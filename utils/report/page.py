@@ -24,7 +24,7 @@ from utils.images import BAD_IMAGE
 from utils.record import PUBLISHED
 from utils.report import groups, markup, pictures, published, speed, summary, training_tables
 from utils.report.groups import Group, psnr_of
-from utils.text import number
+from utils.text import in_terminal, number
 
 PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than 5 MB more
 SMALLEST_SHARE = 60_000  # bytes of an image's pictures; where there is less, fewer images appear
@@ -195,7 +195,7 @@ def _articles(
     articles, notes = {}, []
     convention: Convention = "uint8" if "each pass" in group.runs[0]["lr_source"] else "double"
     shown = group.images[: min(budget // SMALLEST_SHARE, MOST_ROWS)]
-    for i, image in enumerate(tqdm(shown, group.name, unit="image", disable=None)):
+    for i, image in enumerate(tqdm(shown, in_terminal(group.name), unit="image", disable=None)):
         name, ident, scores = image["name"], f"{group.ident}-{i}", _scores(group, image)
         files = {
             run["model"]: save_dir / run["model"] / group.name / f"{name}.png" for run in group.runs
