@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import struct
 import zipfile
 from collections.abc import Collection, Mapping
@@ -11,7 +12,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from utils import declared
 from utils.command import UserError
+from utils.declared import ForeignError
 from utils.files import ROOT
 from utils.text import printable
 
@@ -21,7 +24,7 @@ NESTED_UNDER = ("params_ema", "params", "state_dict", "model_state_dict", "model
 # What wrappers put before every name: DataParallel, torch.compile, and programs of others.
 PREFIXES = ("module.", "_orig_mod.", "net.", "model.")
 LARGEST = 1 << 30  # bytes of all tensors; a training state of this network has 2.4 million
-LARGEST_PICKLE = 16 << 20  # bytes of what describes them
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights
 # What files begin with that are saved under a checkpoint's name.
 FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer: run git lfs pull",
@@ -41,10 +44,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file onto the CPU without running any code in it.
 
     A file that torch.save writes is an archive with a checksum of each part, and these are
-    compared: of a single changed byte most would load as other numbers.
+    compared: of a single changed byte most would load as other numbers. What a file declares is
+    read before torch makes it.
 
     Raises:
-        CheckpointError: missing, unreadable, damaged, too large, or no dictionary.
+        CheckpointError: missing, unreadable, damaged, too large, no dictionary, or with others in
+            it than tensors, texts, numbers and what holds them.
     """
     try:
         with open(path, "rb") as file:
@@ -55,10 +60,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"expected a checkpoint, found no file: {path}") from error
     except CheckpointError as error:
         raise CheckpointError(f"expected a PyTorch checkpoint, got {error}: {path}") from error
+    except ForeignError as error:
+        raise CheckpointError(
+            f"expected a PyTorch checkpoint of tensors, got {error}; save the model's "
+            f"state_dict(): {path}"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"expected a checkpoint, got {error.strerror}: {path}") from error
-    # Damage and foreign objects make torch raise nearly anything, in words that advise to run the
-    # code in the file.
+    # Damage makes torch raise nearly anything, in words that advise to run the code in the file.
     except Exception as error:
         raise CheckpointError(
             "expected a PyTorch checkpoint of tensors, got a damaged file or one with other "
@@ -88,28 +97,49 @@ def _check_kind(file: BinaryIO) -> None:
             raise CheckpointError("a damaged archive") from error
     elif not head:
         raise CheckpointError("an empty file")
+    else:
+        file.seek(0)
+        _check_size(size := os.fstat(file.fileno()).st_size)
+        if sum(declared.of_legacy(file).values()) > size:
+            raise CheckpointError("a file that was cut")
     file.seek(0)
 
 
 def _check_archive(archive: zipfile.ZipFile) -> None:
-    """Sizes first, then the checksums of all parts. Raises CheckpointError."""
-    parts = archive.infolist()
-    if any(part.filename.endswith("/constants.pkl") for part in parts):
+    """Sizes first, then the checksums of all parts, then what they are to become.
+
+    Raises:
+        CheckpointError: damaged, too large, or no archive of torch.save.
+        ForeignError: of other objects.
+    """
+    parts = {part.filename.lower(): part for part in archive.infolist()}  # as torch compares names
+    folder = next(iter(parts), "").partition("/")[0]
+    described = parts.get(f"{folder}/data.pkl")
+    if any(name.endswith("/constants.pkl") for name in parts):
         raise CheckpointError("a TorchScript program: save its state_dict()")
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+    if described is None or len(parts) < len(archive.infolist()):
+        raise CheckpointError("an archive that torch.save did not write")
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts.values()):
         raise CheckpointError("a compressed archive, which torch.save does not write")
-    size = sum(part.file_size for part in parts)
-    if size > LARGEST:
-        raise CheckpointError(f"{size} bytes of tensors, of which {LARGEST} are allowed")
-    described = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
-    if described > LARGEST_PICKLE:
+    _check_size(sum(part.file_size for part in parts.values()))
+    if described.file_size > declared.LARGEST_TEXT:
         raise CheckpointError(
-            f"{described} bytes that describe tensors, of which {LARGEST_PICKLE} are allowed"
+            f"{described.file_size} bytes that describe tensors, of which "
+            f"{declared.LARGEST_TEXT} are allowed"
         )
     if damaged := archive.testzip():
         raise CheckpointError(
             f"a damaged file (checksum of {printable(damaged)}): copy or download it again"
         )
+    for key, size in declared.of_archive(archive.read(described)).items():
+        part = parts.get(f"{folder}/data/{key}".lower())
+        if part is None or part.file_size != size:
+            raise CheckpointError(f"a damaged file (the {size} bytes of tensor {printable(key)})")
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        raise CheckpointError(f"{size} bytes of tensors, of which {LARGEST} are allowed")
 
 
 def named_weights(text: str) -> tuple[Path, str | None]:
@@ -163,9 +193,7 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
     foreign = [
         f"{printable(key)} {value.dtype}"
         for key, value in state.items()
-        if value.layout is not torch.strided
-        or value.is_meta
-        or not (value.is_floating_point() or key in expected and value.dtype == expected[key].dtype)
+        if not (value.dtype in DTYPES or key in expected and value.dtype == expected[key].dtype)
     ]
     misfits = {
         "missing": [key for key in expected if key not in state],
@@ -175,7 +203,7 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
             for key in expected
             if key in state and state[key].shape != expected[key].shape
         ],
-        "not dense floating-point numbers": foreign,
+        "not floating-point numbers": foreign,
     }
     if any(misfits.values()):
         reasons = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in misfits.items() if keys)

@@ -136,7 +136,9 @@ def bomb(rng: Rng) -> bytes:
     name = pick(rng, GLOBALS).replace(" ", "\n").encode()
     number = b"\x8a\x08" + struct.pack("<q", pick(rng, [3, 2**20, 2**33, 2**40, -1]))
     many, times = b"]q\0(" + b"K\1" * 10_000 + b"e", int(rng.choice([1, 1000, 100_000]))
-    pairs = b"]q\0(" + b"".join(b"J" + struct.pack("<i", i) + b"K\1\x86" for i in range(3000)) + b"e"
+    pairs = (
+        b"]q\0(" + b"".join(b"J" + struct.pack("<i", i) + b"K\1\x86" for i in range(3000)) + b"e"
+    )
     called = pick(
         rng,
         [
@@ -177,8 +179,11 @@ def make_file(rng: Rng, folder: Path, contents: list[Any], name: str = BYTES) ->
         data = damaged(saved(content, legacy=True), rng)
     elif kind == 3 and rng.random() < 0.5:
         data = bomb(rng)
-        data = archive(data) if rng.random() < 0.5 else pickle.dumps(0x1950A86A20F9469CFC6C, 2) + (
-            pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2) + data
+        data = (
+            archive(data)
+            if rng.random() < 0.5
+            else pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+            + (pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2) + data)
         )
     else:
         try:

@@ -100,8 +100,10 @@ def _number(data: bytes, rng: Rng) -> bytes:
     if data[at : at + 1].isdigit() and rng.random() < 0.7:
         end = next((i for i in range(at, len(data)) if not 48 <= data[i] < 58), len(data))
         return data[:at] + str(value).encode() + data[end:]
-    new = struct.pack(pick(rng, [">I", "<I"]), value) if value > 0xFFFF or rng.random() < 0.5 else (
-        struct.pack(pick(rng, [">H", "<H"]), value)
+    new = (
+        struct.pack(pick(rng, [">I", "<I"]), value)
+        if value > 0xFFFF or rng.random() < 0.5
+        else (struct.pack(pick(rng, [">H", "<H"]), value))
     )
     return data[:at] + new + data[at + len(new) :]
 

@@ -239,7 +239,10 @@ def attack(path: Path) -> None:
         if result.pixels.dtype not in (np.uint8, np.uint16):
             raise Unfit(f"pixels of {result.pixels.dtype}")
         alpha = result.alpha
-        if alpha is not None and (alpha.shape, alpha.dtype) != ((height, width), result.pixels.dtype):
+        if alpha is not None and (alpha.shape, alpha.dtype) != (
+            (height, width),
+            result.pixels.dtype,
+        ):
             raise Unfit(f"alpha {alpha.shape} {alpha.dtype} of pixels {result.pixels.shape}")
     if errors:
         raise errors[0]
