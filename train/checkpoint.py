@@ -3,17 +3,19 @@
 import io
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 from models.team23_LKDN import LKDN
+from train.optim import Muon
 from train.packing import Pack
-from train.recipes import ENDLESS, Stage
+from train.recipes import ENDLESS, STAGES, Stage
 from utils.datasets import SCALE
 from utils.files import read_json, write_bytes, write_json
-from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of
+from utils.text import printable
+from utils.weights import DTYPES, CheckpointError, load_state, read_checkpoint, state_dict_of
 
 # The kind of each field of a training state, those that older ones lack left out.
 FIELDS: dict[str, type] = {
@@ -27,6 +29,8 @@ FIELDS: dict[str, type] = {
     "history": list,
 }
 LATER_FIELDS: dict[str, type] = {"before": list, "init": dict}
+# What each optimiser gathers of a parameter.
+GATHERED = {torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
 
 
 @dataclass
@@ -120,9 +124,9 @@ def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
     for file in sorted(run.glob("stage*_data.json")):
         try:
             note = read_json(file)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(note, dict) and {"sha256", "fingerprint"} <= set(note):
+        if isinstance(note, dict) and "sha256" in note and _is_of(note.get("fingerprint"), str):
             notes[note["fingerprint"]] = note
     return notes
 
@@ -141,7 +145,9 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     then = {**_complete(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
     if stage.schedule in ENDLESS and stage.steps >= saved["step"]:
         then["steps"] = stage.steps
-    differing = [f"{k} {then.get(k)!r}, now {v!r}" for k, v in now.items() if then.get(k) != v]
+    differing = [
+        f"{k} {printable(then.get(k))}, now {v}" for k, v in now.items() if then.get(k) != v
+    ]
     if differing:
         raise CheckpointError(
             f"expected to continue the run of {path}, got other settings ({'; '.join(differing)}): "
@@ -171,36 +177,88 @@ def _check_state(saved: dict[str, Any], path: Path) -> None:
         if not isinstance(saved[key], kind) or isinstance(saved[key], bool):
             got = type(saved[key]).__name__
             raise CheckpointError(f"expected {key} of type {kind.__name__} in {path}, got {got}")
-    records = [*saved["history"], *(saved.get("before") or []), *saved["optimizers"]]
-    numbers = saved["stage"].values()
-    if (
-        saved["step"] < 0
-        or not all(isinstance(record, dict) for record in records)
-        or not all(isinstance(number, int | float | str) for number in numbers)
+    for record in (*(saved.get("before") or []), saved):
+        if misfit := _misfit(record):
+            raise CheckpointError(
+                f"expected a record of training in {path}, got one with another {misfit}: it is "
+                "damaged"
+            )
+
+
+def _misfit(record: Any) -> str:
+    """What in a stage's record is not as `save` writes it; nothing if all is."""
+    if not isinstance(record, dict) or not isinstance(record.get("stage"), dict):
+        return "stage"
+    stage = _complete(record["stage"])
+    for name, kind in get_type_hints(Stage).items():
+        if not _is_of(stage[name], kind):
+            return f"stage ({name})"
+    step, init, history = record.get("step"), record.get("init"), record.get("history")
+    fits = {
+        "name": stage["name"] in {known.name for known in STAGES.values()},
+        "step": _is_of(step, int) and 0 <= step <= stage["steps"],
+        "seed": _is_of(record.get("seed"), int),
+        "data": _is_of(record.get("data"), str),
+        "history": isinstance(history, list)
+        and _is_plain(history)
+        and all(isinstance(work, dict) and _is_of(work.get("minutes"), float) for work in history),
+        "init": init is None
+        or isinstance(init, dict)
+        and all(_is_of(init.get(key), str) for key in ("name", "sha256")),
+        "data_summary": record.get("data_summary") is None
+        or isinstance(record["data_summary"], dict)
+        and _is_plain(record["data_summary"]),
+    }
+    return next((name for name, fit in fits.items() if not fit), "")
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a value is one that a field of this kind may have: a number, a text, a literal."""
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e15  # type: ignore[operator, arg-type]
+    if kind is int:
+        return type(value) is int and abs(value) < 1 << 63
+    return type(value) is str and (kind is str or value in get_args(kind))
+
+
+def _is_plain(value: object, depth: int = 6) -> bool:
+    """Whether JSON can hold a value, which is nested at most so deep."""
+    if isinstance(value, dict | list):
+        keys, items = (value, value.values()) if isinstance(value, dict) else ((), value)
+        return (
+            depth > 0
+            and all(type(key) is str for key in keys)
+            and all(_is_plain(item, depth - 1) for item in items)
+        )
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, content: Any, path: Path) -> None:
+    """Load what an optimiser has gathered of each parameter, which must fit it; rates and the like
+    follow from the stage. Raises CheckpointError."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gathered = content.get("state") if isinstance(content, dict) else None
+    if not isinstance(gathered, dict) or not all(
+        _is_of(at, int)
+        and 0 <= at < len(parameters)
+        and isinstance(values, dict)
+        and set(values) == GATHERED[type(optimizer)]
+        and all(_fits(value, parameters[at], name) for name, value in values.items())
+        for at, values in gathered.items()
     ):
         raise CheckpointError(
-            f"expected records, numbers and steps from 0 up in {path}, got something else: it is "
-            "damaged"
+            f"{path} does not fit {type(optimizer).__name__}: expected {len(parameters)} "
+            f"parameters with {', '.join(sorted(GATHERED[type(optimizer)]))}, got something else"
         )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": gathered, "param_groups": groups})
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], path: Path) -> None:
-    """Load an optimiser's state, which must fit its parameters. Raises CheckpointError."""
-    try:
-        for group in content["param_groups"]:  # a kernel for this device, not for that one
-            if "fused" in group:
-                group["fused"] = optimizer.defaults["fused"]
-        optimizer.load_state_dict(content)
-        misfits = [
-            f"{key} {tuple(value.shape)}, expected {tuple(parameter.shape)}"
-            for parameter, values in optimizer.state.items()
-            for key, value in values.items()
-            if value.shape not in (parameter.shape, torch.Size(()))
-        ]
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"expected the state of {type(optimizer).__name__} in {path}, got something else "
-            f"({type(error).__name__}): it is damaged"
-        ) from error
-    if misfits:
-        raise CheckpointError(f"{path} does not fit {type(optimizer).__name__}: {misfits[0]}")
+def _fits(value: object, parameter: Tensor, name: str) -> bool:
+    """Whether this was gathered of a parameter: numbers of its shape, or the count of steps."""
+    return (
+        isinstance(value, Tensor)
+        and value.shape == (() if name == "step" else parameter.shape)
+        and value.dtype in DTYPES
+        and bool(torch.isfinite(value).all())
+    )

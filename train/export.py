@@ -248,8 +248,13 @@ def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "trainin
             f"{file}; released weights in inference form need no export"
         )
     blocks = sum(name.endswith(".pixel_norm.weight") for name in state)
-    channels = len(state["fea_conv.pw.weight"])
-    scale = round((len(state[f"{last}.weight"]) / 3) ** 0.5)
+    channels, channels_out = (state[key].shape[:1].numel() for key in needed)
+    scale = round((channels_out / 3) ** 0.5)
+    if not (0 < channels <= 256 and 0 < blocks <= 64 and 0 < scale <= 8):
+        raise CheckpointError(
+            f"expected LKDN of at most 256 channels, 64 blocks and scale 8, got {channels}, "
+            f"{blocks} and {scale} in {file}"
+        )
     form = LKDN(channels, blocks, scale)
     if form_name == "training":
         form = training_form(form)
