@@ -251,10 +251,8 @@ def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "trainin
     channels, channels_out = (state[key].shape[:1].numel() for key in needed)
     scale = round((channels_out / 3) ** 0.5)
     if not (0 < channels <= 256 and 0 < blocks <= 64 and 0 < scale <= 8):
-        raise CheckpointError(
-            f"expected LKDN of at most 256 channels, 64 blocks and scale 8, got {channels}, "
-            f"{blocks} and {scale} in {file}"
-        )
+        sizes = f"{channels} channels, {blocks} blocks and scale {scale}"
+        raise CheckpointError(f"expected at most 256, 64 and 8, got {sizes}: {file}")
     form = LKDN(channels, blocks, scale)
     if form_name == "training":
         form = training_form(form)

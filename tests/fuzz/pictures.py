@@ -1,4 +1,4 @@
-"""Small pictures of every format, depth and layout that is read, and the readers of all commands."""
+"""Small pictures of every format, depth and layout that is read, and the commands' readers."""
 
 import functools
 import io
