@@ -43,7 +43,7 @@ def attack(path: Path) -> None:
             while True:
                 pass
         case 7:
-            bytearray(500 << 20)
+            bytearray(300 << 20)
         case 8:
             os._exit(3)
 
