@@ -48,13 +48,13 @@ class _Kind(NamedTuple):
 class _Storage(NamedTuple):
     """Values in a row, of which tensors are views."""
 
-    count: int
+    length: int
 
 
-class _Tensor(NamedTuple):
+class _Tensor:
     """A tensor that its storage holds."""
 
-    size: tuple[int, ...]
+    __slots__ = ()  # a pickle cannot give it anything
 
 
 class _Reader(pickle._Unpickler):
@@ -167,6 +167,8 @@ def _tensor(
     ):
         raise ForeignError("a tensor of another kind")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if (count := math.prod(size)) and (count > storage.count or last >= storage.count):
-        raise ForeignError(f"a tensor of {count} values in a storage of {storage.count}")
-    return _Tensor(size)
+    if (count := math.prod(size)) and (count > storage.length or last >= storage.length):
+        raise ForeignError(
+            f"a tensor of {printable(count)} values in a storage of {printable(storage.length)}"
+        )
+    return _Tensor()

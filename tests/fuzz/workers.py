@@ -133,6 +133,7 @@ class _Worker:
                 if message == "started":
                     self.ready, self.since = True, time.monotonic()
                     self.cpu_since = cpu_s(self.process.pid)
+                    took = waited = 0.0
                     continue
                 outcome, said, took, peak = message
                 if peak > limit_mib:
