@@ -196,7 +196,7 @@ def _misfit(record: Any) -> str:
     step, init, history = record.get("step"), record.get("init"), record.get("history")
     fits = {
         "name": stage["name"] in {known.name for known in STAGES.values()},
-        "step": _is_of(step, int) and 0 <= step <= stage["steps"],
+        "step": type(step) is int and 0 <= step <= stage["steps"],
         "seed": _is_of(record.get("seed"), int),
         "data": _is_of(record.get("data"), str),
         "history": isinstance(history, list)
@@ -215,7 +215,7 @@ def _misfit(record: Any) -> str:
 def _is_of(value: object, kind: Any) -> bool:
     """Whether a value is one that a field of this kind may have: a number, a text, a literal."""
     if kind is float:
-        return type(value) in (int, float) and abs(value) < 1e15  # type: ignore[operator, arg-type]
+        return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e15
     if kind is int:
         return type(value) is int and abs(value) < 1 << 63
     return type(value) is str and (kind is str or value in get_args(kind))
