@@ -107,6 +107,7 @@ def restore(
     context: int = CONTEXT,
     out: Tensor | None = None,
     progress: bool = False,
+    border: int = 0,
 ) -> Tensor:
     """net(x), computed tile by tile. Where CUDA's memory does not suffice, with smaller tiles.
 
@@ -122,6 +123,8 @@ def restore(
         out: where to write, (B, C, scale*H, scale*W), perhaps on another device; by default a
             new tensor like the first result.
         progress: show a bar.
+        border: LR pixels on each side of x that are seen but not part of the result, which is
+            smaller by scale * border on each side.
 
     Raises:
         torch.OutOfMemoryError: a tile of SMALLEST does not fit.
@@ -142,15 +145,21 @@ def restore(
                 pending = deque(part for t in (tile, *pending) for part in _split(t, size))
                 continue
             if out is None:
-                out = piece.new_empty(*piece.shape[:-2], scale * height, scale * width)
-            rows, columns = tile.bottom - tile.top, tile.right - tile.left
-            y, x0 = scale * (tile.top - top), scale * (tile.left - left)
-            out[
-                ..., scale * tile.top : scale * tile.bottom, scale * tile.left : scale * tile.right
-            ] = piece[..., y : y + scale * rows, x0 : x0 + scale * columns]
-            bar.update(rows * columns)
+                sides = (scale * (side - 2 * border) for side in (height, width))
+                out = piece.new_empty(*piece.shape[:-2], *sides)
+            rows = slice(max(tile.top, border), min(tile.bottom, height - border))
+            columns = slice(max(tile.left, border), min(tile.right, width - border))
+            out[..., _scaled(rows, border, scale), _scaled(columns, border, scale)] = piece[
+                ..., _scaled(rows, top, scale), _scaled(columns, left, scale)
+            ]
+            bar.update((tile.bottom - tile.top) * (tile.right - tile.left))
     assert out is not None
     return out
+
+
+def _scaled(pixels: slice, origin: int, scale: int) -> slice:
+    """Where LR pixels are in a result that begins at the LR pixel `origin`."""
+    return slice(scale * (pixels.start - origin), scale * (pixels.stop - origin))
 
 
 def _run_window(

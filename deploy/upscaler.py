@@ -22,6 +22,10 @@ SCALE = 4
 CPU_PIXELS = 3 << 18
 ASSUMED = 2 << 30  # bytes, where it cannot be found out how much memory is free
 ENSEMBLE = 2 * 4 * 3 * SCALE**2  # bytes a LR pixel: the sum, and a result turned back
+# LR pixels put around a picture, its own mirrored, and cut off the result: the network pads with
+# zeros, which turns the edge of a white picture grey. Of the widths and of other ways to continue a
+# picture this costs real photos the least: 0.01 dB of 126 crops of 40x40.
+BORDER = 3
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,9 @@ logger = logging.getLogger(__name__)
 class Upscaler:
     """LKDN with its weights on a backend: `upscaler(image)` is the image of 4 times the size.
 
-    Restores in tiles what does not fit, equal to the whole to the last bits. Threads may share one
+    The picture is continued by its own mirror image, BORDER pixels wide, so that its edge is as
+    bright as the rest. What does not fit is restored in tiles, equal to the whole to the last bits.
+    Threads may share one
     on eager, native, onnxruntime or openvino. After a fork go on with native alone: the others'
     threads are missing there, and a forked process would wait for them.
 
@@ -114,7 +120,8 @@ class Upscaler:
         batch = image if image.ndim == 4 else image[None]
         count, height, width, channels = batch.shape
         out = np.empty((count, SCALE * height, SCALE * width, channels), image.dtype)
-        together = count if self._fits(count * height * width, batch.nbytes + out.nbytes) else 1
+        seen = count * (height + 2 * BORDER) * (width + 2 * BORDER)
+        together = count if self._fits(seen, 2 * batch.nbytes + out.nbytes) else 1
         for i in range(0, count, together):
             self._fill(run, batch[i : i + together], out[i : i + together])
         return out if image.ndim == 4 else out[0]
@@ -134,6 +141,7 @@ class Upscaler:
     def tile_for(self, height: int, width: int, held: int = 0) -> int | None:
         """Side of the tiles in which an image of so many LR pixels is restored, or None for the
         whole at once; `held` bytes of its memory are taken already."""
+        height, width = height + 2 * BORDER, width + 2 * BORDER
         if self.tile is not None:
             return self.tile if max(height, width) > self.tile + 2 * CONTEXT else None
         if self._fits(height * width, held):
@@ -150,8 +158,10 @@ class Upscaler:
     def _fill(self, net: Callable[[Tensor], Tensor], batch: NDArray, out: NDArray) -> None:
         """Restore (B, H, W, C) into `out`, (B, 4H, 4W, C)."""
         height, width = batch.shape[1:3]
-        held = batch.nbytes + out.nbytes if self.device.type == "cpu" else 0
-        x = torch.from_numpy(np.require(batch, requirements=["C", "W"])).permute(0, 3, 1, 2)
+        around = (BORDER, BORDER)
+        padded = np.pad(batch, ((0, 0), around, around, (0, 0)), "symmetric")
+        held = batch.nbytes + padded.nbytes + out.nbytes if self.device.type == "cpu" else 0
+        x = torch.from_numpy(padded).permute(0, 3, 1, 2)
         y = torch.from_numpy(out).permute(0, 3, 1, 2)
         tile = None if len(batch) > 1 and self.tile is None else self.tile_for(height, width, held)
         logger.info(
@@ -162,7 +172,8 @@ class Upscaler:
             SCALE * height,
             f"tiles of {tile} pixels" if tile else "whole",
         )
-        tiling.restore(net, x, tile or max(height, width), SCALE, out=y, progress=self.progress)
+        size = tile or max(x.shape[-2:])
+        tiling.restore(net, x, size, SCALE, out=y, progress=self.progress, border=BORDER)
 
     def _forward(self, piece: Tensor) -> Tensor:
         """(B, 3 or 1, h, w) float32, 0..1 -> (B, 3 or 1, 4h, 4w) on the device, checked."""

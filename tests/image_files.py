@@ -33,6 +33,12 @@ def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
+def mirrored(image: NDArray) -> NDArray:
+    """With 3 pixels more on each side, the picture's own mirrored: the edge's twice."""
+    around = cv2.copyMakeBorder(image, 3, 3, 3, 3, cv2.BORDER_REFLECT)
+    return around.reshape(image.shape[0] + 6, image.shape[1] + 6, -1)
+
+
 def save(path: Path, picture: Image.Image, **options: object) -> Path:
     picture.save(path, **options)
     return path

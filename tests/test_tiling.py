@@ -73,6 +73,16 @@ def box(size: int) -> Callable[[Tensor], Tensor]:
     return run
 
 
+@pytest.mark.parametrize("size", [16, 30, 1000])
+def test_a_border_is_seen_and_not_part_of_the_result(size: int) -> None:
+    x = torch.randint(0, 100, (1, 2, 181, 67)).double()
+    expected = box(9)(x)[..., 12:-12, 12:-12]
+    assert (restore(box(9), x, size, context=4, border=3) == expected).all()
+    out = torch.empty_like(expected)
+    assert restore(box(9), x, size, context=4, out=out, border=3) is out
+    assert (out == expected).all()
+
+
 def test_out_of_memory_halves_the_tile_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.randint(0, 100, (1, 3, 150, 97)).double()
     seen: list[tuple[int, int]] = []

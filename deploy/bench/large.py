@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from deploy import backends
 from deploy.bench.worker import load_shipped
 from deploy.tiling import CONTEXT, restore, tile_size
+from deploy.upscaler import BORDER
 from utils import command, devices, efficiency, record
 from utils.datasets import SCALE, find
 from utils.files import ROOT, write_json
@@ -102,12 +103,14 @@ def measure_photo(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
         if taken.code:
             raise ValueError(f"expected upscale.py to restore the photo, got: {printed}")
         sr = read_rgb(target)
+    around = (BORDER, BORDER)
+    seen = np.pad(lr, (around, around, (0, 0)), "symmetric")
     return {
         "environment": record.environment(CPU),
         "megapixels": sr.shape[0] * sr.shape[1] / 1e6,
         "said": printed.splitlines()[0],
         **asdict(taken),
-        **compare(load_shipped(), as_tensor(lr), as_tensor(sr)),
+        **compare(load_shipped(), as_tensor(seen), as_tensor(sr), BORDER),
         "windows": WINDOWS,
         "window": WINDOW,
     }
@@ -168,18 +171,19 @@ def measure_tiles(device: torch.device, side: int = SIDE, bound: int = BOUND) ->
 
 
 @torch.inference_mode()
-def compare(net: nn.Module, x: Tensor, out: Tensor) -> dict[str, int]:
+def compare(net: nn.Module, x: Tensor, out: Tensor, border: int = 0) -> dict[str, int]:
     """How `out`, (1, 3, 4H, 4W) uint8, differs in WINDOWS from what the plain network makes of
-    their surroundings in x, (1, 3, H, W) uint8."""
+    their surroundings in x, (1, 3, H, W) uint8 and `border` LR pixels more on each side."""
     device = next(net.parameters()).device
     rng = np.random.default_rng(1)
     levels, differing, compared = 0, 0, 0
     for _ in range(WINDOWS):
-        top, left = (int(rng.integers(0, side - WINDOW)) for side in x.shape[-2:])
-        y0, x0 = max(0, top - CONTEXT), max(0, left - CONTEXT)
-        seen = x[..., y0 : top + WINDOW + CONTEXT, x0 : left + WINDOW + CONTEXT].to(device)
+        top, left = (int(rng.integers(0, side // 4 - WINDOW)) for side in out.shape[-2:])
+        row, column = top + border, left + border
+        y0, x0 = max(0, row - CONTEXT), max(0, column - CONTEXT)
+        seen = x[..., y0 : row + WINDOW + CONTEXT, x0 : column + WINDOW + CONTEXT].to(device)
         whole = (net(seen.float() / 255).clamp(0, 1) * 255).round().cpu()
-        whole = whole[..., 4 * (top - y0) :, 4 * (left - x0) :][..., : 4 * WINDOW, : 4 * WINDOW]
+        whole = whole[..., 4 * (row - y0) :, 4 * (column - x0) :][..., : 4 * WINDOW, : 4 * WINDOW]
         got = out[..., 4 * top : 4 * (top + WINDOW), 4 * left : 4 * (left + WINDOW)]
         apart = (got.float() - whole).abs()
         levels = max(levels, int(apart.max()))
