@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent)]
 
 from deploy import backends
-from deploy.photos import folders
+from deploy.photos import folders, formats
 from deploy.photos.folders import Job, Plan
 from deploy.pipeline import Tally, fail, run
 from deploy.upscaler import SCALE, Upscaler
@@ -118,7 +118,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--ext",
         choices=("png", "auto", "jpg", "webp"),
         default="png",
-        help="the format of the results; auto is the input's",
+        help="the format of the results; auto is the input's, and png where that cannot hold it",
     )
     add("--recursive", action="store_true", help="go into sub-folders, and repeat them under -o")
     add("--skip_existing", action="store_true", help="leave out images whose result is there")
@@ -172,13 +172,15 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[list[Job], int]:
-    """The images of this share, and how many of it are left out because their results exist."""
+    """The images of this share, and how many of it are left out because their results are there."""
     for path in plan.left_out:
         logger.info("left out, for it is named like a result: %s", path)
+    for note in plan.notes:
+        logger.warning("%s", note)
     jobs = folders.shard(plan.jobs, *share)
     if not skip_existing:
         return jobs, 0
-    new = [job for job in jobs if job.problem or not job.target.exists()]
+    new = [job for job in jobs if job.problem or not formats.is_there(job.target)]
     return new, len(jobs) - len(new)
 
 

@@ -76,10 +76,12 @@ def run(jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar
 
 
 def read(job: Job) -> Photo:
-    """The image of a job, or ImageError."""
+    """The image of a job, or ImageError where it or its result cannot be."""
     if job.problem:
         raise ImageError(job.problem)
-    return decode.read(job.source)
+    photo = decode.read(job.source)
+    encode.check(job.target, photo, SCALE)
+    return photo
 
 
 def _restore(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.files import write_bytes
 
+# What a data set takes. Photos may be of more formats: deploy/photos/formats.py.
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 

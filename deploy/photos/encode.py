@@ -12,20 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image, TiffTags
 from PIL import TiffImagePlugin as tiff
 
+from deploy.photos import formats
+from deploy.photos.formats import JPEG, OPAQUE, TIFF
 from utils.decode import Photo
 from utils.files import write_bytes
 from utils.images import ImageError
 from utils.metadata import EXIF_IFD, GPS_IFD, exif_text
-
-LONGEST = {
-    ".png": 2**31 - 1,
-    ".jpg": 65500,
-    ".jpeg": 65500,
-    ".webp": 16383,
-    ".tif": 2**31 - 1,
-    ".tiff": 2**31 - 1,
-    ".bmp": 2**31 - 1,
-}  # what can be written: pixels a side
 
 
 def write(path: str | Path, photo: Photo) -> None:
@@ -40,25 +32,14 @@ def write(path: str | Path, photo: Photo) -> None:
     """
     path = Path(path)
     suffix, (height, width) = path.suffix.lower(), photo.pixels.shape[:2]
-    if suffix not in LONGEST:
-        raise ImageError(f"expected a name that ends in {', '.join(LONGEST)}, got {path.name}")
-    if max(height, width) > LONGEST[suffix]:
-        raise ImageError(
-            f"expected at most {LONGEST[suffix]} pixels a side for {suffix}, got "
-            f"{width}x{height}: give --ext png: {path}"
-        )
-    if photo.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
-        if photo.alpha.min() < np.iinfo(photo.alpha.dtype).max:
-            raise ImageError(
-                "expected a format with transparency (.png, .webp, .tif), got "
-                f"{suffix}: give --ext png: {path}"
-            )
+    check(path, photo)
+    if suffix in OPAQUE:
         photo = replace(photo, alpha=None)
     pixels = photo.pixels if photo.alpha is None else np.dstack((photo.pixels, photo.alpha))
-    if pixels.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
+    if pixels.dtype == np.uint16 and suffix not in (".png", *TIFF):
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     try:
-        if suffix in (".tif", ".tiff"):
+        if suffix in TIFF:
             encoded = _tiff(pixels, photo)
         elif pixels.dtype == np.uint16:
             encoded = _deep_png(pixels, photo)
@@ -74,11 +55,19 @@ def write(path: str | Path, photo: Photo) -> None:
     write_bytes(path, encoded)
 
 
+def check(path: Path, photo: Photo, scale: int = 1) -> None:
+    """ImageError if the photo, `scale` times as large, cannot be written there."""
+    height, width = (scale * side for side in photo.pixels.shape[:2])
+    alpha = photo.alpha
+    clear = alpha is not None and bool(alpha.min() < np.iinfo(alpha.dtype).max)
+    formats.check(path, width, height, clear)
+
+
 def _pillow(pixels: NDArray[np.uint8], photo: Photo, suffix: str) -> bytes:
     options: dict[str, Any] = {}
     if suffix != ".bmp":
         options = {"exif": photo.exif or b"", "icc_profile": photo.icc or b""}
-    if suffix in (".jpg", ".jpeg"):
+    if suffix in JPEG:
         options |= {"quality": 95, "subsampling": 0}
     elif suffix == ".webp":
         options |= {"quality": 95}

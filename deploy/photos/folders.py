@@ -1,5 +1,6 @@
 """What a run over files and folders is: which images, under which names, which share of them."""
 
+import contextlib
 import os
 import stat
 from collections import Counter
@@ -7,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy.photos import formats
 from utils.command import UserError
-from utils.images import EXTENSIONS
+from utils.datasets import SCALE
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """The images in order; what of the folders could not be read, a line each; and the images
-    that are left out because they look like results of an earlier run."""
+    """The images in order; what of the folders could not be read, a line each; the images that are
+    left out because they look like results of an earlier run; and what else a user should know."""
 
     jobs: list[Job] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def plan(
@@ -58,45 +61,96 @@ def plan(
     found: dict[Path, Path] = {}  # image: folder of its result
     unreadable: list[str] = []
     left_out: list[Path] = []
+    others: Counter[str] = Counter()
     for given in inputs:
         if os.path.isdir(given):
             content = _scan(given, output, suffix, recursive)
             found |= content.targets
             unreadable += content.unreadable
             left_out += content.left_out
+            others += content.others
         elif os.path.lexists(given):
             found[given] = output or given.parent
         else:
             raise UserError(f"expected an image or a folder, found nothing: {given}")
     found = {source: found[source] for source in _once(sorted(found))}
+    notes = _describe(others)
     if not found and not unreadable:
-        but = f" but {len(left_out)} named like results" if left_out else ""
+        but = [f"{len(left_out)} named like results"] if left_out else []
+        but += notes
         raise UserError(
-            f"expected images ({', '.join(sorted(EXTENSIONS))}), found none{but}: "
-            f"{', '.join(map(str, inputs))}"
+            f"expected images ({', '.join(sorted(formats.readable()))}), found none"
+            f"{' but ' * bool(but)}{', '.join(but)}: {', '.join(map(str, inputs))}"
         )
-    if output and output.suffix.lower() in EXTENSIONS and not os.path.isdir(output):
+    kind = output.suffix.lower() if output and not os.path.isdir(output) else ""
+    if kind in formats.readable() | formats.OTHERS and kind not in formats.LONGEST:
+        raise UserError(
+            f"expected an -o that ends in {', '.join(formats.LONGEST)}, or a folder, got {output}"
+        )
+    if output and kind in formats.LONGEST:
         if len(inputs) > 1 or os.path.isdir(inputs[0]):
             raise UserError(
                 f"expected a folder for the results of several images, got a file name: {output}"
             )
         targets = [output]
     else:
-        targets = _targets(found, suffix, ext)
+        endings = {source: f".{ext}" for source in found}
+        if ext == "auto":
+            endings, converted = _own_formats(found)
+            notes += converted
+        targets = _targets(found, suffix, endings)
     for folder in dict.fromkeys(target.parent for target in targets):
         _check_writable(folder)
     there = {identity for source in found if (identity := _identity(source))}
     jobs = [
-        Job(
-            source,
-            target,
-            "the result would overwrite an input: give another --suffix or -o"
-            if _identity(target) in there
-            else "",
-        )
+        Job(source, target, _find_problem(target, there))
         for source, target in zip(found, targets, strict=True)
     ]
-    return Plan(jobs, unreadable, left_out)
+    return Plan(jobs, unreadable, left_out, notes)
+
+
+def _find_problem(target: Path, inputs: set[tuple[int, int]]) -> str:
+    """Why a result cannot be written under its name, or an empty text."""
+    if _identity(target) in inputs:
+        return "the result would overwrite an input: give another --suffix or -o"
+    longest, length = 255, len(os.fsencode(target.name))
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a system that does not tell
+        longest = os.pathconf(find_existing(target.parent), "PC_NAME_MAX")
+    if length > longest:
+        return (
+            f"expected at most {longest} bytes for the result's name, got {length}: give a shorter "
+            "--suffix, or the result's name by -o"
+        )
+    return ""
+
+
+def _describe(others: Counter[str]) -> list[str]:
+    """A line on the images that are left out for their formats, if there are any."""
+    kinds = ", ".join(f"{others[suffix]} {suffix}" for suffix in sorted(others))
+    count = others.total()
+    return [f"{count} file{'s' * (count > 1)} left out: {kinds}"] if count else []
+
+
+def _own_formats(sources: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
+    """The suffix of each result that is to have its input's format, or .png where that cannot be
+    written or cannot hold the result; and lines on these."""
+    endings, notes = {}, []
+    unwritten: Counter[str] = Counter()
+    for source in sources:
+        endings[source] = source.suffix
+        suffix = source.suffix.lower()
+        if suffix not in formats.LONGEST:
+            unwritten[suffix or "no suffix"] += 1
+            endings[source] = ".png"
+        elif suffix != ".png" and (header := formats.peek(source)):
+            size = (SCALE * header.width, SCALE * header.height)
+            if limit := formats.find_limit(suffix, *size, header.clear):
+                notes.append(f"{source}: the result becomes a PNG: {limit}")
+                endings[source] = ".png"
+    if unwritten:
+        kinds = ", ".join(f"{unwritten[suffix]} {suffix}" for suffix in sorted(unwritten))
+        notes.append(f"results become PNG where their inputs' formats are not written: {kinds}")
+    return endings, notes
 
 
 def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
@@ -106,11 +160,13 @@ def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
 
 @dataclass(frozen=True)
 class Content:
-    """What is in a folder: its images with the folders of their results, and as in Plan."""
+    """What is in a folder: its images with the folders of their results, as in Plan, and how many
+    images of each suffix are not read."""
 
     targets: dict[Path, Path] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def _scan(folder: Path, output: Path | None, suffix: str, recursive: bool) -> Content:
@@ -133,7 +189,9 @@ def _scan(folder: Path, output: Path | None, suffix: str, recursive: bool) -> Co
         ]
         for name in files:
             path = here / name
-            if name[0] == "." or path.suffix.lower() not in EXTENSIONS:
+            kind = path.suffix.lower()
+            if name[0] == "." or kind not in formats.readable():
+                content.others.update([kind] if name[0] != "." and kind in formats.OTHERS else [])
                 continue
             if beside and suffix and path.stem.endswith(f"_{suffix}"):
                 content.left_out.append(path)
@@ -160,17 +218,17 @@ def _once(paths: Iterable[Path]) -> list[Path]:
     return list({os.path.abspath(path): path for path in paths}.values())
 
 
-def _targets(found: dict[Path, Path], suffix: str, ext: str) -> list[Path]:
+def _targets(found: dict[Path, Path], suffix: str, endings: dict[Path, str]) -> list[Path]:
     """A name for each result; those that would have one name get their inputs' formats into it,
     and a number if that does not suffice."""
-    ending = f"_{suffix}" if suffix else ""
-    named = {}
-    for source, folder in found.items():
-        dot = source.suffix if ext == "auto" else f".{ext}"
-        named[source] = [
-            folder / f"{source.stem}{ending}{dot}",
-            folder / f"{source.stem}_{source.suffix[1:]}{ending}{dot}",
+    added = f"_{suffix}" if suffix else ""
+    named = {
+        source: [
+            folder / f"{source.stem}{added}{endings[source]}",
+            folder / f"{source.stem}_{source.suffix[1:]}{added}{endings[source]}",
         ]
+        for source, folder in found.items()
+    }
     shared = Counter(_key(plain) for plain, _ in named.values())
     taken: set[Path] = set()
     targets = []
