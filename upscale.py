@@ -16,9 +16,10 @@ if __name__ == "__main__":
 from deploy import backends
 from deploy.photos import folders, formats
 from deploy.photos.folders import Job, Plan
-from deploy.pipeline import Tally, fail, run
+from deploy.pipeline import OUT_OF_MEMORY, Tally, fail, run
 from deploy.upscaler import SCALE, Upscaler
 from utils import command, devices
+from utils.memory import is_exhausted
 
 logger = logging.getLogger("upscale")
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("upscale", "deploy"):
         logging.getLogger(name).setLevel(logging.INFO if args.verbose else logging.WARNING)
-    return command.run("upscale.py", lambda: upscale(args), wrong=(MemoryError,))
+    return command.run("upscale.py", lambda: upscale(args), failures=(MemoryError,))
 
 
 def upscale(args: argparse.Namespace) -> int:
@@ -37,20 +38,12 @@ def upscale(args: argparse.Namespace) -> int:
 
     Raises:
         UserError: inputs, output, device, backend or weights that cannot be had.
-        MemoryError: not even the smallest tile fits.
+        MemoryError: too little is free.
     """
     tally = Tally()
     plan = folders.plan(args.inputs, args.output, args.suffix, args.ext, args.recursive)
     jobs, there = select(plan, args.shard, args.skip_existing)
-    upscaler = Upscaler(
-        device=args.device,
-        backend=args.backend,
-        precision=args.precision,
-        checkpoint=args.checkpoint,
-        tile=args.tile or None,
-        memory_bytes=None if args.memory is None else args.memory << 20,
-        self_ensemble=args.self_ensemble,
-    )
+    upscaler = make_upscaler(args)
     print(
         f"LKDN x{SCALE} on {upscaler.device}, {upscaler.backend.name} "
         f"{upscaler.backend.precision}, weights {upscaler.checkpoint}",
@@ -74,6 +67,25 @@ def upscale(args: argparse.Namespace) -> int:
     encoding = sys.stdout.encoding or "utf-8"  # it may lack characters of a file's name
     print(summary(tally, there, args.output).encode(encoding, "backslashreplace").decode(encoding))
     return command.FAILED if tally.failed else command.GOOD
+
+
+def make_upscaler(args: argparse.Namespace) -> Upscaler:
+    """The network as these options want it."""
+    try:
+        return Upscaler(
+            device=args.device,
+            backend=args.backend,
+            precision=args.precision,
+            checkpoint=args.checkpoint,
+            tile=args.tile or None,
+            memory_bytes=None if args.memory is None else args.memory << 20,
+            self_ensemble=args.self_ensemble,
+        )
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        reason = f"{error}: " if isinstance(error, MemoryError) and str(error) else ""
+        raise MemoryError(f"out of memory: {reason}{OUT_OF_MEMORY}") from error
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -18,10 +18,13 @@ from deploy.upscaler import SCALE, Upscaler
 from utils import decode
 from utils.decode import Photo
 from utils.images import BAD_IMAGE, ImageError
+from utils.memory import is_exhausted
 
 WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for
 LARGE = 64 << 20  # bytes of a result, uncompressed, from which on the disk is looked at first
 FAILURES = (*BAD_IMAGE, ValueError, OSError)  # of one image; the others go on
+# What to do when memory runs out.
+OUT_OF_MEMORY = "free some, or let the network take less of it by --memory MIB or a smaller --tile"
 
 logger = logging.getLogger(__name__)
 
@@ -145,5 +148,7 @@ def fail(tally: Tally, problem: str) -> None:
 
 def _one_line(source: Path, error: BaseException) -> str:
     """One line that names the file once."""
+    if is_exhausted(error):
+        return f"{source}: out of memory: {OUT_OF_MEMORY}"
     message = " ".join(str(error).split()) or type(error).__name__
     return f"{source}: {message.removesuffix(f': {source}')}"

@@ -5,11 +5,12 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from utils.memory import is_exhausted
 
 # LR pixels that LKDN sees to each side of one: 1 (first convolution) + 5 blocks of 12 (four 3x3,
 # a 5x5 and a 5x5 of dilation 3) + 1 (c2) + 1 (upsampler).
@@ -61,7 +62,7 @@ def tile_size(memory_bytes: int, bytes_per_pixel: float, context: int = CONTEXT)
     """
     size = math.isqrt(max(0, int(memory_bytes / bytes_per_pixel))) - 2 * context
     if size < SMALLEST:
-        least = math.ceil((SMALLEST + 2 * context) ** 2 * bytes_per_pixel / 2**20)
+        least = math.ceil(least_memory(bytes_per_pixel, context) / 2**20)
         raise MemoryError(
             f"expected at least {least} MiB for a tile of {SMALLEST} pixels and its "
             f"context, got {memory_bytes >> 20} MiB"
@@ -69,33 +70,9 @@ def tile_size(memory_bytes: int, bytes_per_pixel: float, context: int = CONTEXT)
     return size
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process may still take on a device, or None where nobody tells."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
-    if device.type != "cpu":
-        return None
-    limits = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                limits.append(int(line.split()[1]) << 10)
-    # A container's own limit (control groups, version 2 and 1) may be below the machine's.
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            limits.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return max(0, min(limits)) if limits else None
+def least_memory(bytes_per_pixel: float, context: int = CONTEXT) -> float:
+    """Bytes that the smallest tile takes with its context."""
+    return (SMALLEST + 2 * context) ** 2 * bytes_per_pixel
 
 
 @torch.inference_mode()
@@ -109,7 +86,7 @@ def restore(
     progress: bool = False,
     border: int = 0,
 ) -> Tensor:
-    """net(x), computed tile by tile. Where CUDA's memory does not suffice, with smaller tiles.
+    """net(x), computed tile by tile. Where memory does not suffice, with smaller tiles.
 
     Equal to the whole up to the rounding of sums: every tile sees true pixels as far as the
     network looks, and the image's own borders where they are.
@@ -127,7 +104,7 @@ def restore(
             smaller by scale * border on each side.
 
     Raises:
-        torch.OutOfMemoryError: a tile of SMALLEST does not fit.
+        MemoryError: a tile of SMALLEST does not fit.
     """
     height, width = x.shape[-2:]
     pending = deque(tiles(height, width, size, context))
@@ -136,9 +113,11 @@ def restore(
             tile = pending.popleft()
             try:
                 piece, top, left = _run_window(net, x, tile, size + 2 * context, context)
-            except torch.OutOfMemoryError:
-                if size <= SMALLEST:
+            except Exception as error:
+                if not is_exhausted(error):
                     raise
+                if size <= SMALLEST:
+                    raise MemoryError(f"not even a tile of {size} pixels fits") from error
                 size = max(SMALLEST, size // 2)
                 logger.warning("out of memory: going on with tiles of %d pixels", size)
                 torch.cuda.empty_cache()

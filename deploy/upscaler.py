@@ -1,6 +1,7 @@
 """The network for whoever has an image: array in, array of 4 times the size out, in any memory."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from deploy.tiling import CONTEXT, SMALLEST
 from models.team23_LKDN import LKDN
 from utils.command import UserError
 from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
+from utils.memory import free_memory
 from utils.weights import SHIPPED, load_weights
 
 SCALE = 4
@@ -60,8 +62,8 @@ class Upscaler:
     Raises:
         DeviceError, BackendError, CheckpointError: see utils/devices.py, deploy/backends.py and
             utils/weights.py; all are UserErrors, which are ValueErrors.
-        UserError: the tile is too small.
-        MemoryError: memory_bytes are not enough for the smallest tile.
+        UserError: the tile is too small, or memory_bytes for the smallest tile.
+        MemoryError: so little is free.
     """
 
     def __init__(
@@ -94,7 +96,12 @@ class Upscaler:
         self.progress = False
         self._cost = backends.MEMORY[self.backend.name] + (ENSEMBLE if self_ensemble else 0)
         self.memory_bytes = memory_bytes or _default_memory(self.device, self._cost)
-        tiling.tile_size(self.memory_bytes, self._cost)
+        try:
+            tiling.tile_size(self.memory_bytes, self._cost)
+        except MemoryError as error:
+            if memory_bytes:
+                raise UserError(str(error)) from error
+            raise
 
     def __call__(self, image: NDArray) -> NDArray:
         """The image of 4 times the size, rounded to its own depth.
@@ -147,8 +154,7 @@ class Upscaler:
         if self._fits(height * width, held):
             return None
         # What the image itself takes has to be there in any case.
-        least = (SMALLEST + 2 * CONTEXT) ** 2 * self._cost
-        room = max(least, self.memory_bytes - held)
+        room = max(math.ceil(tiling.least_memory(self._cost)), self.memory_bytes - held)
         return _best_tile(height, width, tiling.tile_size(room, self._cost))
 
     def _fits(self, pixels: int, held: int) -> bool:
@@ -203,9 +209,11 @@ def _check(image: NDArray, dtypes: tuple[type, ...], dimensions: tuple[int, ...]
 
 
 def _default_memory(device: torch.device, cost: int) -> int:
-    free = tiling.free_memory(device)
-    half = ASSUMED if free is None else free // 2
-    return min(half, CPU_PIXELS * cost) if device.type == "cpu" else half
+    free = free_memory(device)
+    if free is None:
+        free = 2 * ASSUMED
+    some = max(free // 2, min(free, math.ceil(tiling.least_memory(cost))))
+    return min(some, CPU_PIXELS * cost) if device.type == "cpu" else some
 
 
 def _best_tile(height: int, width: int, largest: int) -> int:

@@ -16,6 +16,7 @@ from deploy import upscaler as module
 from deploy.upscaler import Upscaler
 from models.team23_LKDN import LKDN
 from utils.bicubic import downscale
+from utils.command import UserError
 from utils.devices import DeviceError
 from utils.weights import CheckpointError
 
@@ -224,7 +225,7 @@ def test_wrong_options_are_refused(random_weights: Path, tmp_path: Path) -> None
         Upscaler("cpu", "fast", checkpoint=random_weights)
     with pytest.raises(CheckpointError, match="does not fit LKDN"):
         Upscaler("cpu", "eager", checkpoint=other)
-    with pytest.raises(MemoryError, match="expected at least 120 MiB"):
+    with pytest.raises(UserError, match="expected at least 120 MiB"):
         Upscaler("cpu", "eager", checkpoint=random_weights, memory_bytes=MIB)
 
 
