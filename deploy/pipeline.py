@@ -102,8 +102,9 @@ def _restore(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> 
         time.perf_counter() - began,
         job.target,
     )
-    if enlarged.note:
-        logger.warning("%s: %s", job.source, enlarged.note)
+    notes = (enlarged.note, encode.find_losses(job.target, enlarged))
+    if note := "; ".join(filter(None, notes)):
+        logger.warning("%s: %s", job.source, note)
     return Writing(job, pool.submit(encode.write, job.target, enlarged), enlarged.pixels.nbytes)
 
 

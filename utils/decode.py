@@ -1,6 +1,6 @@
 """Any picture a person has: depth, transparency, orientation and colour profile kept.
 
-Not carried over: XMP, IPTC, resolution, the camera maker's own EXIF notes, and all frames but the
+Not carried over: XMP, IPTC, the camera maker's own EXIF notes, and all frames but the
 first.
 """
 
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
+from utils.colour import Chunks, read_chunks
 from utils.images import ImageError
-from utils.metadata import read_exif, read_icc
+from utils.metadata import read_dpi, read_exif, read_icc
 
 LARGEST = 64 << 20  # LR pixels; 16 times as many come out
 # What is looked for in a file. Others of Pillow's formats start programs, or take any text.
@@ -37,7 +38,7 @@ class Photo:
 
     pixels: (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16. alpha: (H, W) of the same dtype, not
     multiplied into the colours, or None. exif, icc: bytes that go with it, or None. note: what a
-    user should know, or "".
+    user should know, or "". chunks: PNG's on colour. dpi: dots an inch across and down, or None.
     """
 
     pixels: NDArray
@@ -45,6 +46,8 @@ class Photo:
     exif: bytes | None = None
     icc: bytes | None = None
     note: str = ""
+    chunks: Chunks = ()
+    dpi: tuple[float, float] | None = None
 
 
 def read(path: str | Path) -> Photo:
@@ -142,6 +145,7 @@ def _decode(file: BinaryIO) -> Photo:
             :: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1
         ]
         icc = read_icc(im, grey=pixels.shape[2] < 3)
+        chunks, dpi = read_chunks(file), read_dpi(im, orientation)
     colours = 1 if pixels.shape[2] < 3 else 3
     return Photo(
         np.ascontiguousarray(pixels[..., :colours]),
@@ -149,6 +153,8 @@ def _decode(file: BinaryIO) -> Photo:
         exif,
         icc,
         "; ".join(note for note in notes if note),
+        chunks,
+        dpi,
     )
 
 

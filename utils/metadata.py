@@ -1,8 +1,10 @@
-"""What goes with a picture beside its pixels: EXIF and colour profile."""
+"""What goes with a picture beside its pixels: EXIF, resolution and colour profile."""
 
 from typing import Any
 
 from PIL import Image
+
+from utils.colour import ADOBE_RGB, make_profile
 
 EXIF_ROOM = 65533  # bytes, all that JPEG has
 # EXIF tags that tell of the picture and not of how the file holds it: description, make, model,
@@ -22,7 +24,9 @@ ABOUT = {
     0x9C9E,
     0x9C9F,
 }
-EXIF_IFD, GPS_IFD, ORIENTATION = 0x8769, 0x8825, 0x0112
+EXIF_IFD, GPS_IFD, INTEROP_IFD, ORIENTATION = 0x8769, 0x8825, 0xA005, 0x0112
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+COLOUR_SPACE = 0xA001
 # Width and height, which will change; maker's notes and a table, full of offsets; padding.
 OUTDATED = {0xA002, 0xA003, 0x927C, 0xA005, 0xEA1C}
 
@@ -39,6 +43,8 @@ def read_exif(im: Image.Image) -> tuple[bytes | None, int, str]:
             inner = source.get_ifd(tag).items()
             if part := {k: exif_text(v) for k, v in inner if k not in OUTDATED}:
                 kept[tag] = part
+        if len(kept):
+            kept.update(dpi_tags(read_dpi(im, orientation)))
         exif = kept.tobytes() if len(kept) else None
     except Exception:  # as in read; a picture is worth having without its notes
         exif, note = None, "its EXIF data are damaged and left out"
@@ -53,9 +59,48 @@ def exif_text(value: Any) -> Any:
     return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
+def read_dpi(im: Image.Image, orientation: int = 1) -> tuple[float, float] | None:
+    """Dots an inch across and down the upright picture, where the file tells them."""
+    told = im.info.get("dpi")
+    if im.format in ("JPEG", "MPO") and im.info.get("jfif_unit") not in (1, 2):
+        told = None  # Pillow says 72 where there is none
+    try:
+        if told is None:
+            exif = im.getexif()
+            scale = {2: 1, 3: 2.54}[exif.get(RESOLUTION_UNIT, 2)]
+            told = [scale * float(exif[tag]) for tag in (X_RESOLUTION, Y_RESOLUTION)]
+        across, down = (round(float(value), 2) for value in told)
+    except Exception:  # as in read_exif
+        return None
+    if not (1 <= across <= 65535 and 1 <= down <= 65535):  # what JPEG holds
+        return None
+    return (down, across) if orientation in range(5, 9) else (across, down)
+
+
+def dpi_tags(dpi: tuple[float, float] | None) -> dict[int, Any]:
+    """The tags of EXIF and TIFF that tell it."""
+    if dpi is None:
+        return {}
+    return {X_RESOLUTION: dpi[0], Y_RESOLUTION: dpi[1], RESOLUTION_UNIT: 2}
+
+
 def read_icc(im: Image.Image, grey: bool) -> bytes | None:
-    """The embedded profile, if it is one for these pixels."""
+    """The embedded profile, if it is one for these pixels; one of Adobe RGB, if EXIF tells it."""
+    if im.mode in ("CMYK", "LAB"):
+        return None
     icc = im.info.get("icc_profile")
-    if not isinstance(icc, bytes) or icc[36:40] != b"acsp" or im.mode in ("CMYK", "LAB"):
+    if not icc and _is_adobe_rgb(im):
+        return make_profile(ADOBE_RGB, grey)
+    if not isinstance(icc, bytes) or icc[36:40] != b"acsp":
         return None
     return icc if icc[16:20] == (b"GRAY" if grey else b"RGB ") else None
+
+
+def _is_adobe_rgb(im: Image.Image) -> bool:
+    """As cameras write it: no profile, but "R03" (DCF 2.0) or, some, a colour space of 2."""
+    try:
+        exif = im.getexif()
+        name = str(exif.get_ifd(INTEROP_IFD).get(1, "")).rstrip("\0 ")
+        return name == "R03" or exif.get_ifd(EXIF_IFD).get(COLOUR_SPACE) == 2
+    except Exception:  # as in read_exif
+        return False

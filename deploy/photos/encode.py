@@ -11,20 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffTags
 from PIL import TiffImagePlugin as tiff
+from PIL.PngImagePlugin import PngInfo
 
 from deploy.photos import formats
 from deploy.photos.formats import JPEG, OPAQUE, TIFF
+from utils.colour import SRGB, find_profile, find_space
 from utils.decode import Photo
 from utils.files import write_bytes
 from utils.images import ImageError
-from utils.metadata import EXIF_IFD, GPS_IFD, exif_text
+from utils.metadata import EXIF_IFD, GPS_IFD, dpi_tags, exif_text
 
 
 def write(path: str | Path, photo: Photo) -> None:
     """Write a picture as its suffix says; the file appears whole or not at all.
 
     16 bit is written as PNG and TIFF, and rounded to 8 for JPEG, WebP and BMP. BMP holds neither
-    EXIF nor a profile; WebP holds grey as RGB, without a profile of grey.
+    EXIF nor a profile; WebP holds grey as RGB, without a profile of grey. PNG's own words on colour
+    become a profile elsewhere.
 
     Raises:
         ImageError: an unknown suffix, or one of a format that has no transparency or not the size.
@@ -35,6 +38,9 @@ def write(path: str | Path, photo: Photo) -> None:
     check(path, photo)
     if suffix in OPAQUE:
         photo = replace(photo, alpha=None)
+    if suffix != ".png" and not photo.icc:
+        grey = photo.pixels.shape[2] == 1 and suffix != ".webp"
+        photo = replace(photo, icc=find_profile(photo.chunks, grey))
     pixels = photo.pixels if photo.alpha is None else np.dstack((photo.pixels, photo.alpha))
     if pixels.dtype == np.uint16 and suffix not in (".png", *TIFF):
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -63,16 +69,37 @@ def check(path: Path, photo: Photo, scale: int = 1) -> None:
     formats.check(path, width, height, clear)
 
 
+def find_losses(path: Path, photo: Photo) -> str:
+    """What a result there does not tell of the photo's colours, or an empty text."""
+    suffix, lost = path.suffix.lower(), False
+    if photo.icc:
+        lost = suffix == ".bmp" or suffix == ".webp" and photo.icc[16:20] == b"GRAY"
+    elif photo.chunks and suffix != ".png" and find_space(photo.chunks) != SRGB:
+        lost = suffix == ".bmp" or find_profile(photo.chunks) is None
+    return f"{suffix} does not hold its colour space: give --ext png" if lost else ""
+
+
 def _pillow(pixels: NDArray[np.uint8], photo: Photo, suffix: str) -> bytes:
     options: dict[str, Any] = {}
+    icc = photo.icc or b""
     if suffix != ".bmp":
-        options = {"exif": photo.exif or b"", "icc_profile": photo.icc or b""}
+        options = {"exif": photo.exif or b"", "icc_profile": icc}
+    if photo.dpi:
+        options["dpi"] = photo.dpi
     if suffix in JPEG:
         options |= {"quality": 95, "subsampling": 0}
     elif suffix == ".webp":
         options |= {"quality": 95}
-        if photo.pixels.shape[2] == 1:
+        if icc[16:20] == b"GRAY":
             options["icc_profile"] = b""
+        if photo.dpi and not photo.exif:
+            tags = Image.Exif()
+            tags.update(dpi_tags(photo.dpi))
+            options["exif"] = tags.tobytes()
+    elif suffix == ".png":
+        options["pnginfo"] = PngInfo()
+        for name, data in photo.chunks:
+            options["pnginfo"].add(name, data)
     buffer = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
         buffer, Image.registered_extensions()[suffix], **options
@@ -92,6 +119,10 @@ def _deep_png(pixels: NDArray[np.uint16], photo: Photo) -> bytes:
     chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))]
     if photo.icc:
         chunks.append(chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.icc)))
+    chunks += [chunk(*told) for told in photo.chunks if not photo.icc or told[0] != b"sRGB"]
+    if photo.dpi:
+        dots = (round(value / 0.0254) for value in photo.dpi)
+        chunks.append(chunk(b"pHYs", struct.pack(">IIB", *dots, 1)))
     if photo.exif:
         chunks.append(chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0")))
     packer = zlib.compressobj(3)
@@ -134,7 +165,7 @@ def _tiff(pixels: NDArray, photo: Photo) -> bytes:
     }
     if photo.alpha is not None:
         tags[tiff.EXTRASAMPLES] = 2  # not multiplied into the colours
-    for tag, value in tags.items():
+    for tag, value in (tags | dpi_tags(photo.dpi)).items():
         ifd[tag] = value
     if photo.icc:
         ifd.tagtype[tiff.ICCPROFILE] = TiffTags.UNDEFINED
