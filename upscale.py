@@ -84,8 +84,9 @@ def make_upscaler(args: argparse.Namespace) -> Upscaler:
     except Exception as error:
         if not is_exhausted(error):
             raise
-        reason = f"{error}: " if isinstance(error, MemoryError) and str(error) else ""
-        raise MemoryError(f"out of memory: {reason}{OUT_OF_MEMORY}") from error
+        told = isinstance(error, MemoryError) and str(error)
+        advice = f"{error}: free some, or dare more by --memory MIB" if told else OUT_OF_MEMORY
+        raise MemoryError(f"out of memory: {advice}") from error
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -110,7 +110,7 @@ def test_a_picture_is_made_in_smaller_tiles(
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
-    Image.fromarray(photo(90, 170)).save("a.png")
+    Image.fromarray(photo(6, 170)).save("a.png")
     forward = upscaler.Upscaler._forward
 
     def limited(self: upscaler.Upscaler, piece: torch.Tensor) -> torch.Tensor:
