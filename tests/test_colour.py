@@ -4,11 +4,12 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import noise, opened, photo, png
+from image_files import noise, opened, photo, png, profile
 from PIL import Image, ImageCms
 
 from deploy.photos.encode import find_losses, write
@@ -98,6 +99,12 @@ def test_a_png_keeps_what_it_says(
     assert dict((*told, dots)).items() <= chunks_of(tmp_path / "b.png").items()
     assert b"iCCP" not in chunks_of(tmp_path / "b.png")
     np.testing.assert_array_equal(read(tmp_path / "b.png").pixels, pixels)
+    icc = profile()
+    write(tmp_path / "c.png", replace(photo, icc=icc))
+    beside = dict(told) if told != SRGB else dict(told[1:])  # one of both, by the specification
+    found = chunks_of(tmp_path / "c.png")
+    assert beside.items() <= found.items() and b"iCCP" in found and b"sRGB" not in found
+    assert opened(tmp_path / "c.png").info["icc_profile"] == icc
 
 
 def test_other_formats_get_a_profile_or_a_note(tmp_path: Path) -> None:

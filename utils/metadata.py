@@ -100,7 +100,9 @@ def _is_adobe_rgb(im: Image.Image) -> bool:
     """As cameras write it: no profile, but "R03" (DCF 2.0) or, some, a colour space of 2."""
     try:
         exif = im.getexif()
-        name = str(exif.get_ifd(INTEROP_IFD).get(1, "")).rstrip("\0 ")
-        return name == "R03" or exif.get_ifd(EXIF_IFD).get(COLOUR_SPACE) == 2
+        inner = exif.get_ifd(EXIF_IFD)
+        if INTEROP_IFD not in inner:
+            return inner.get(COLOUR_SPACE) == 2
+        return str(exif.get_ifd(INTEROP_IFD).get(1)).rstrip("\0 ") == "R03"
     except Exception:  # as in read_exif
         return False

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffTags
 from PIL import TiffImagePlugin as tiff
-from PIL.PngImagePlugin import PngInfo
 
 from deploy.photos import formats
 from deploy.photos.formats import JPEG, OPAQUE, TIFF
@@ -96,42 +95,47 @@ def _pillow(pixels: NDArray[np.uint8], photo: Photo, suffix: str) -> bytes:
             tags = Image.Exif()
             tags.update(dpi_tags(photo.dpi))
             options["exif"] = tags.tobytes()
-    elif suffix == ".png":
-        options["pnginfo"] = PngInfo()
-        for name, data in photo.chunks:
-            options["pnginfo"].add(name, data)
     buffer = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
         buffer, Image.registered_extensions()[suffix], **options
     )
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    # Behind the header, not by Pillow, of which older versions leave cICP out.
+    return data[:33] + _colour_chunks(photo) + data[33:] if suffix == ".png" else data
+
+
+def _colour_chunks(photo: Photo) -> bytes:
+    """What a PNG says of its colours; sRGB may not stand beside a profile."""
+    told = [_chunk(*told) for told in photo.chunks if not photo.icc or told[0] != b"sRGB"]
+    return b"".join(told)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG with its checksum."""
+    checked = name + data
+    return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
 
 
 def _deep_png(pixels: NDArray[np.uint16], photo: Photo) -> bytes:
     """PNG of 16 bit, (H, W, 1..4), which Pillow writes of grey alone."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        checked = name + data
-        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
-
     height, width, channels = pixels.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))]
+    chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))]
     if photo.icc:
-        chunks.append(chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.icc)))
-    chunks += [chunk(*told) for told in photo.chunks if not photo.icc or told[0] != b"sRGB"]
+        chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.icc)))
+    chunks.append(_colour_chunks(photo))
     if photo.dpi:
         dots = (round(value / 0.0254) for value in photo.dpi)
-        chunks.append(chunk(b"pHYs", struct.pack(">IIB", *dots, 1)))
+        chunks.append(_chunk(b"pHYs", struct.pack(">IIB", *dots, 1)))
     if photo.exif:
-        chunks.append(chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0")))
+        chunks.append(_chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0")))
     packer = zlib.compressobj(3)
     for row in pixels.astype(">u2").reshape(height, -1).view(np.uint8):
         line = np.insert(row, 0, 1)  # the filter "Sub": each byte less that of the pixel before it
         line[1 + 2 * channels :] -= row[: -2 * channels]
         if data := packer.compress(line.tobytes()):
-            chunks.append(chunk(b"IDAT", data))
-    chunks += [chunk(b"IDAT", packer.flush()), chunk(b"IEND", b"")]
+            chunks.append(_chunk(b"IDAT", data))
+    chunks += [_chunk(b"IDAT", packer.flush()), _chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
