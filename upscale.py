@@ -85,7 +85,7 @@ def make_upscaler(args: argparse.Namespace) -> Upscaler:
         if not is_exhausted(error):
             raise
         told = isinstance(error, MemoryError) and str(error)
-        advice = f"{error}: free some, or dare more by --memory MIB" if told else OUT_OF_MEMORY
+        advice = f"{error}: free some, or allow more by --memory MIB" if told else OUT_OF_MEMORY
         raise MemoryError(f"out of memory: {advice}") from error
 
 

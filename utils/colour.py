@@ -44,7 +44,8 @@ def read_chunks(file: BinaryIO) -> Chunks:
     head = file.read(8)
     if head[4:8] == b"ftyp":
         code = (head + file.read(4096)).partition(b"colrnclx")[2][:4]
-        if len(code) < 4 or code in (b"\0\x02\0\x02", b"\0\x01\0\x0d"):  # unknown, sRGB
+        # Not told, or what all take for sRGB: BT.709 and 601, and sRGB itself.
+        if len(code) < 4 or code[1] in (1, 2) and code[3] in (1, 2, 6, 13):
             return ()
         return ((b"cICP", bytes((code[1], code[3], 0, 1))),)
     found: dict[bytes, bytes] = {}

@@ -106,8 +106,8 @@ def _pillow(pixels: NDArray[np.uint8], photo: Photo, suffix: str) -> bytes:
 
 def _colour_chunks(photo: Photo) -> bytes:
     """What a PNG says of its colours; sRGB may not stand beside a profile."""
-    told = [_chunk(*told) for told in photo.chunks if not photo.icc or told[0] != b"sRGB"]
-    return b"".join(told)
+    told = (pair for pair in photo.chunks if not photo.icc or pair[0] != b"sRGB")
+    return b"".join(_chunk(*pair) for pair in told)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
