@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,14 +15,14 @@ if __name__ == "__main__":
 
 from train.packing import pack
 from utils import command
-from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find
+from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find, pairs_of
 from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
 from utils.images import ImageError, find_images
+from utils.layouts import HR_END, words_of
 
-# What folders of the benchmark sets are called in lower case, but for an ending.
-ENDING = re.compile(r"_[hl]r.*$", re.IGNORECASE)
+# What folders of the benchmark sets are called in lower case, but for words of HR and LR.
 SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
 
 
@@ -219,12 +218,11 @@ def prepare_benchmarks(sources: Sequence[Path], data_dir: Path) -> None:
     with scratch_in(data_dir) as scratch:
         for source in sources:
             tree = source if source.is_dir() else unpack(source, scratch)
-            sets: dict[str, list[Pair]] = {}
-            for folder in (tree, *sorted(path for path in tree.rglob("*") if path.is_dir())):
-                stem = ENDING.sub("", folder.name)
-                if (name := SPELLINGS.get(stem.lower())) and not sets.get(name):
-                    root = folder.with_name(stem)
-                    sets[name] = find_pairs(root)
+            files: dict[str, list[Path]] = {}
+            for path in find_images(tree):
+                if name := set_of(path.parent, tree):
+                    files.setdefault(name, []).append(path)
+            sets = {name: with_hr(pairs_of(paths, tree)) for name, paths in files.items()}
             missing = [name for name in sets or BENCHMARKS if not sets.get(name)]
             if missing:
                 raise DataError(
@@ -250,13 +248,26 @@ def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
 def find_pairs(root: Path) -> list[Pair]:
     """The pairs of the set called `root` whose HR images are there, by their plain names."""
     try:
-        return [
-            replace(pair, name=pair.name.removesuffix(f"_SRF_{SCALE}_HR"))
-            for pair in find(str(root), root.parent).pairs
-            if pair.hr
-        ]
+        return with_hr(find(str(root), root.parent).pairs)
     except DatasetError:
         return []
+
+
+def with_hr(pairs: Sequence[Pair]) -> list[Pair]:
+    """Those whose HR images are there, by their plain names."""
+    return [replace(pair, name=HR_END.sub("", pair.name)) for pair in pairs if pair.hr]
+
+
+def set_of(folder: Path, tree: Path) -> str | None:
+    """The benchmark set that the images in a folder are of, if below the set's own folder there
+    are only such as are called for HR or LR images or for a scale."""
+    for name in (folder, *folder.parents):
+        words = words_of(name.name)
+        if found := SPELLINGS.get(words.rest.lower()):
+            return found
+        if name == tree or not words.tells or words.rest:
+            return None
+    return None
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import skimage
 
 from utils.command import UserError
 from utils.images import find_images
+from utils.layouts import LR_REST, SCALE, read, words_of
+from utils.pairing import pair
 
-SCALE = 4
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 CHALLENGE = (
     "DIV2K_valid",
@@ -23,9 +24,8 @@ CHALLENGE = (
 HELD_OUT = re.compile(r"_(valid|test)_[HL]R|^val1$")  # DIV2K_valid_HR, .., LSDIR's validation
 DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
-# Folders of HR images and of their LR images, relative to the data folder. First what the
-# challenge's template and DIV2K's archives have, then the common layouts of the benchmark sets.
-HR_FOLDERS = (
+# Where a set is looked for, to be named if it is nowhere; utils/layouts.py has all names.
+PLACES = (
     "{name}_HR",
     "DIV2K/{name}_HR",
     "{name}/HR",
@@ -33,8 +33,7 @@ HR_FOLDERS = (
     "{name}/GTmod12",
     "{name}/original",
     "{name}/image_SRF_4",
-)
-LR_FOLDERS = (
+    "{name}",
     "{name}_LR",
     "DIV2K/{name}_LR",
     "{name}_LR_bicubic/X4",
@@ -46,6 +45,10 @@ LR_FOLDERS = (
 
 
 class DatasetError(UserError):
+    """A set that is not there, or whose LR images are not those of its HR images."""
+
+
+class AbsentError(DatasetError):
     """A set that is not there; the message names every place where it was looked for."""
 
 
@@ -73,31 +76,66 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         data_dir: where named sets lie.
 
     Raises:
-        DatasetError: it is not there, or holds no images.
+        AbsentError: it is not there, or holds no images.
+        DatasetError: its LR images are not those of its HR images.
     """
     if name == "demo":
         return _demo()
     known = name in BENCHMARKS + CHALLENGE
-    looked: list[Path] = []
-    for base in [Path(data_dir)] if known else [Path(data_dir), Path.cwd()]:
-        hr_folders = [base / folder.format(name=name) for folder in HR_FOLDERS]
-        lr_folders = [base / folder.format(name=name) for folder in LR_FOLDERS]
-        hr_folders.append(base / name)
-        hr_folder, lr_folder = _first_with_images(hr_folders), _first_with_images(lr_folders)
-        if hr_folder or lr_folder:
+    bases = [Path(data_dir)] if known else [Path(data_dir), Path.cwd()]
+    for base in bases:
+        here = base / name
+        folders = [folder for folder in dict.fromkeys(_folders_of(here)) if folder.is_dir()]
+        files = [path for folder in folders for path in find_images(folder, recursive=False)]
+        if files:
             label = name if known else Path(name).resolve().name
-            return ImageSet(label, tuple(_unique(_pair_up(hr_folder, lr_folder))))
-        looked += [*hr_folders, *lr_folders]
-    places = "\n  ".join(map(str, dict.fromkeys(looked)))
-    raise DatasetError(f"expected images of {name}, found none in any of\n  {places}")
+            return ImageSet(label, tuple(pairs_of(files, here.parent)))
+    places = (base / place.format(name=name) for base in bases for place in PLACES)
+    raise AbsentError(
+        f"expected images of {name}, found none in any of\n  "
+        + "\n  ".join(map(str, dict.fromkeys(places)))
+    )
+
+
+def pairs_of(paths: Sequence[Path], tree: Path) -> list[Pair]:
+    """The pairs of one set, given all of its files, which lie below `tree`. Of several folders of
+    HR images the one is taken that the table of layouts has first; without any, its LR images
+    alone.
+
+    Raises:
+        DatasetError: there are LR images, but none is an HR image's.
+    """
+    files = [replace(read(path, tree), set=()) for path in paths]
+    pairing = pair(files)
+    if not pairing.pairs:
+        alone = pairing.alone
+        return list(_unique(Pair(LR_REST.sub("", f.path.stem), None, f.path) for f in alone))
+    best = min((hr for hr, _ in pairing.pairs), key=lambda hr: hr.rank).path.parent
+    pairing.pairs[:] = [(hr, lr) for hr, lr in pairing.pairs if hr.path.parent == best]
+    if not any(lr for _, lr in pairing.pairs) and (reason := pairing.missing()):
+        raise DatasetError(reason)
+    lr_folder = next((lr.parent for _, lr in pairing.pairs if lr), None)
+    # One missing among others is an error of that pair, not made by bicubic.
+    return list(
+        _unique(
+            Pair(
+                hr.path.stem,
+                hr.path,
+                lr or (lr_folder and lr_folder / f"{hr.path.stem}x{SCALE}.png"),
+            )
+            for hr, lr in pairing.pairs
+        )
+    )
 
 
 def is_there(name: str, data_dir: str | Path) -> bool:
-    """Whether `find` finds this set."""
+    """Whether there are images for `find`, which may still be at odds with each other."""
     try:
         find(name, data_dir)
-    except DatasetError:
+    except AbsentError:
         return False
+    except DatasetError:
+        return True
     return True
 
 
@@ -127,43 +165,43 @@ def _demo() -> ImageSet:
     return ImageSet("demo", tuple(Pair(path.stem, path, None) for path in paths))
 
 
-def _first_with_images(folders: Iterable[Path]) -> Path | None:
-    return next((f for f in folders if f.is_dir() and find_images(f, recursive=False)), None)
+def _folders_of(here: Path) -> Iterator[Path]:
+    """Where images of the set called `here` may lie: beside it in NAME_HR, NAME_LR_bicubic and the
+    like, also of DIV2K/; in it; and as RCAN has them, in HR/NAME and LR/LRBI/NAME."""
+    tops = _subfolders(here.parent)
+    for folder in (*tops, *_subfolders(here.parent / "DIV2K")):
+        words = words_of(folder.name)
+        if words.role and words.rest == here.name:
+            yield from _with_parts(folder)
+    yield from _with_parts(here)
+    for folder in tops:
+        if words_of(folder.name).role and not words_of(folder.name).rest:
+            for middle in (folder, *_subfolders(folder)):
+                yield from _with_parts(middle / here.name)
 
 
-def _pair_up(hr_folder: Path | None, lr_folder: Path | None) -> Iterable[Pair]:
-    """Pairs by file name: LR is named like HR, with or without x4 behind it."""
-    if hr_folder and hr_folder.name == "image_SRF_4":
-        yield from _pair_up_srf(hr_folder)
-        return
-    lr_paths = find_images(lr_folder, recursive=False) if lr_folder else []
-    if hr_folder is None:
-        yield from (Pair(path.stem.removesuffix(f"x{SCALE}"), None, path) for path in lr_paths)
-        return
-    lr_files = {path.stem: path for path in lr_paths}
-    for path in find_images(hr_folder, recursive=False):
-        lr = lr_files.get(f"{path.stem}x{SCALE}") or lr_files.get(path.stem)
-        if lr_folder and not lr:  # one missing among others is an error of that pair, not bicubic
-            lr = lr_folder / f"{path.stem}x{SCALE}.png"
-        yield Pair(path.stem, path, lr)
+def _with_parts(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """A folder, and those in it that its name tells to be for HR or LR images or for a scale."""
+    yield folder
+    for inner in _subfolders(folder) if depth else ():
+        words = words_of(inner.name)
+        if words.tells and words.rest in ("", "sub"):
+            yield from _with_parts(inner, depth - 1)
 
 
-def _pair_up_srf(folder: Path) -> Iterable[Pair]:
-    """Pairs of a folder of img_001_SRF_4_HR.png, .._LR.png and what other methods made of them."""
-    files = find_images(folder, recursive=False)
-    has_lr = any(path.stem.endswith(f"_SRF_{SCALE}_LR") for path in files)
-    for path in files:
-        if path.stem.endswith(f"_SRF_{SCALE}_HR"):  # as above, one missing LR is an error
-            lr = path.with_name(f"{path.stem.removesuffix('HR')}LR{path.suffix}")
-            yield Pair(path.stem, path, lr if has_lr else None)
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
 
 
 def _unique(pairs: Iterable[Pair]) -> Iterator[Pair]:
     """The same pairs; a.png and a.jpg go by a_png and a_jpg, or one would overwrite the other."""
     pairs = list(pairs)
-    times = Counter(pair.name for pair in pairs)
-    for pair in pairs:
-        path = pair.hr or pair.lr
-        if times[pair.name] > 1 and path:
-            pair = replace(pair, name=path.name.replace(".", "_"))
-        yield pair
+    times = Counter(one.name for one in pairs)
+    for one in pairs:
+        path = one.hr or one.lr
+        if times[one.name] > 1 and path:
+            one = replace(one, name=path.name.replace(".", "_"))
+        yield one
