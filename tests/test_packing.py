@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from train import packing
-from train.packing import Pack, pack
+from train.packing import pack
+from train.packs import Pack
 from utils.bicubic import downscale
 from utils.images import ImageError
 

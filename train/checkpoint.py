@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.optim import Muon
-from train.packing import Pack
+from train.packs import Pack
 from train.recipes import ENDLESS, STAGES, Stage
 from utils.datasets import SCALE
 from utils.files import read_json, write_bytes, write_json

@@ -4,67 +4,37 @@ import hashlib
 import json
 import logging
 import os
-import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
+from train.packs import Pack, PackedImage, describe, digest_of, open_pack
 from utils.bicubic import downscale
-from utils.datasets import SCALE, held_out
-from utils.files import read_json, remove_leftovers, whole_file, write_bytes
-from utils.images import ImageError, find_images, mod_crop, read_rgb
+from utils.datasets import SCALE, DatasetError, held_out
+from utils.files import remove_leftovers, whole_file, write_bytes
+from utils.images import BAD_IMAGE, ImageError, find_images, mod_crop, read_rgb
+from utils.layouts import read
+from utils.pairing import pair
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-LR_FOLDER = re.compile(r"LR|.*_LR(_bicubic)?")
-
-
-@dataclass(frozen=True)
-class PackedImage:
-    """One pair in a pack. Sizes are the LR image's; the HR image is `SCALE` times as large.
-
-    Offsets count pixels (3 bytes) from the start of the file. `sha256` is that of the decoded,
-    mod-cropped HR pixels.
-    """
-
-    name: str
-    height: int
-    width: int
-    lr_offset: int
-    hr_offset: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Training pairs ready to be cropped.
-
-    pixels: (N, 3) uint8, every image's rows one after another, memory-mapped.
-    fingerprint: sha256 over all images, LR and HR; equal data have equal fingerprints.
-    skipped: files that could not be used, each with its reason.
-    """
-
-    pixels: Tensor
-    images: tuple[PackedImage, ...]
-    fingerprint: str
-    skipped: tuple[str, ...]
+UNUSABLE = (*BAD_IMAGE, OSError)  # one image, whatever is wrong with it, never ends the others
 
 
 def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack:
     """Pack every HR image below `folders`, or open the pack made of the same files before.
 
-    LR images are those in folders called LR, NAME_LR or NAME_LR_bicubic (and X4 in them), with or
-    without x4 behind the name; where there is none, LR is made from the whole HR image by the
-    MATLAB-equal bicubic. Folders of validation or test images (DIV2K_valid_HR, ..) and of the
-    benchmark sets are left out, with a warning: they are not for training.
+    LR images are found by the table in utils/layouts.py; where there is none, LR is made from the
+    whole HR image by the MATLAB-equal bicubic. Folders of validation or test images
+    (DIV2K_valid_HR, ..) and of the benchmark sets are left out, with a warning: they are not for
+    training. An image that cannot be used is skipped, with its reason.
 
     Args:
         folders: trees of HR images, with or without LR images; or alone the .json of a pack,
@@ -74,6 +44,7 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
 
     Raises:
         FileNotFoundError: a folder does not exist.
+        UserError: a folder in one cannot be read, or LR images belong to no HR image.
         ImageError: no usable image was found.
     """
     if [Path(folder).suffix for folder in folders] == [".json"]:
@@ -83,15 +54,20 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
                 f"{folders[0]}: leave --first out"
             )
         return open_pack(Path(folders[0]))
-    pairs = [pair for folder in folders for pair in _find_pairs(Path(folder), first)]
+    pairs = _find_pairs([Path(folder) for folder in folders], first)
     key = hashlib.sha256(json.dumps([FORMAT, [_stamp(pair) for pair in pairs]]).encode())
     stem = Path(cache) / key.hexdigest()[:16]
     index_path, pixels_path = stem.with_suffix(".json"), stem.with_suffix(".bin")
-    if not _is_whole(index_path, pixels_path):
-        _write(pairs, pixels_path, index_path)
-    pack = open_pack(index_path)
+    try:
+        pack = open_pack(index_path)
+    except FileNotFoundError:
+        pack = _write(pairs, pixels_path, index_path)
+    except ImageError as error:
+        logger.warning("%s; it is made anew", error)
+        pack = _write(pairs, pixels_path, index_path)
     if not pack.images:
         index_path.unlink()
+        index_path.with_suffix(".verified").unlink(missing_ok=True)
         reasons = "; ".join(pack.skipped[:3])
         raise ImageError(
             f"expected training images in {', '.join(map(str, folders))}, got none "
@@ -104,54 +80,40 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     return pack
 
 
-def open_pack(index_path: Path) -> Pack:
-    """A pack from its .json and the .bin beside it.
-
-    Raises:
-        FileNotFoundError, ImageError: it is not there, or not whole.
-    """
-    pixels_path = index_path.with_suffix(".bin")
-    if not index_path.exists():
-        raise FileNotFoundError(f"expected a pack, found no file {index_path}")
-    if not _is_whole(index_path, pixels_path):
-        raise ImageError(
-            f"expected a whole pack, got one cut short or without its pixels in "
-            f"{pixels_path}: pack the images again, or join its parts"
-        )
-    index = read_json(index_path)
-    # Copy-on-write, not read-only: torch warns of arrays that it could not write to.
-    pixels = np.zeros((0, 3), np.uint8)
-    if index["images"]:
-        pixels = np.memmap(pixels_path, np.uint8, mode="c").reshape(-1, 3)
-    images = tuple(PackedImage(**image) for image in index["images"])
-    return Pack(torch.from_numpy(pixels), images, index["fingerprint"], tuple(index["skipped"]))
-
-
-def _is_whole(index_path: Path, pixels_path: Path) -> bool:
-    """Whether a pack is there with all of its pixels."""
-    try:
-        images = read_json(index_path)["images"]
-        pixels = sum(i["height"] * i["width"] * (1 + SCALE**2) for i in images)
-        return pixels_path.stat().st_size == 3 * pixels
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
-def _find_pairs(folder: Path, first: int | None) -> list[tuple[Path, Path | None]]:
-    """(HR file, LR file or None) of one folder."""
-    lr_files: dict[tuple[str, ...], Path] = {}
-    hr_files, left_out = [], set()
-    for path in find_images(folder):
-        below = path.relative_to(folder.parent).parts[:-1]
-        if forbidden := held_out(below):
-            left_out.add(forbidden)
-        elif any(LR_FOLDER.fullmatch(part) for part in below):
-            lr_files[_identity(path)] = path
-        elif not any("_LR" in part for part in below):  # other degradations and scales
-            hr_files.append(path)
+def _find_pairs(folders: Sequence[Path], first: int | None) -> list[tuple[Path, Path | None]]:
+    """(HR file, LR file or None), the first so many HR files of each folder. Raises DatasetError
+    where LR images belong to no HR image."""
+    files, left_out = [], set()
+    for folder in folders:
+        for path in find_images(folder):
+            if forbidden := held_out(path.relative_to(folder.parent).parts[:-1]):
+                left_out.add(forbidden)
+            else:
+                files.append(read(path, folder))
     for name in sorted(left_out):
         logger.warning("left out %s: validation and test images are not for training", name)
-    return [(path, lr_files.get(_identity(path))) for path in hr_files[:first]]
+    pairing = pair(files)
+    if reason := pairing.missing():
+        raise DatasetError(reason)
+    for name in sorted({str(file.path.parent) for file in pairing.left}):
+        logger.info("left out %s: of another scale or degradation", name)
+    if pairing.alone:
+        count, example = len(pairing.alone), pairing.alone[0].path
+        logger.warning("left out %d LR images that are no HR image's: %s, ..", count, example)
+    sets = {hr.set for hr, lr in pairing.pairs if lr}
+    if bare := [hr.path for hr, lr in pairing.pairs if not lr and hr.set in sets]:
+        logger.warning(
+            "%d HR images have no LR image among the others': %s, ..; theirs are made by bicubic",
+            len(bare),
+            bare[0],
+        )
+    taken: Counter[Path] = Counter()
+    chosen = []
+    for hr, lr in pairing.pairs:
+        taken[hr.tree] += 1
+        if first is None or taken[hr.tree] <= first:
+            chosen.append((hr.path, lr))
+    return chosen
 
 
 def held_out_images(folder: Path) -> list[Path]:
@@ -165,35 +127,18 @@ def digests(files: Sequence[Path]) -> dict[str, str]:
     left out."""
     found = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for path, digest in zip(files, pool.map(_digest_of, files), strict=True):
+        for path, digest in zip(files, pool.map(_digest_of_file, files), strict=True):
             if digest:
                 found[digest] = str(path)
     return found
 
 
-def _digest_of(path: Path) -> str | None:
+def _digest_of_file(path: Path) -> str | None:
     try:
-        return _digest(mod_crop(read_rgb(path), SCALE, path))
-    except ImageError as error:
-        logger.warning("not compared: %s", error)
+        return digest_of(mod_crop(read_rgb(path), SCALE, path))
+    except UNUSABLE as error:
+        logger.warning("not compared: %s", _reason(error, path))
         return None
-
-
-def _digest(hr: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(_describe(hr)).hexdigest()
-
-
-def _describe(pixels: NDArray[np.uint8]) -> bytes:
-    """Shape and pixels, to be hashed."""
-    return str(pixels.shape).encode() + pixels.tobytes()
-
-
-def _identity(path: Path) -> tuple[str, ...]:
-    """What an HR image and its LR image have in common: folders without _HR, _LR_bicubic, X4, ..
-    and the name without x4."""
-    folders = [re.sub(r"_?(HR|LR)(_bicubic)?$", "", part) for part in path.parent.parts]
-    kept = [part for part in folders if part not in ("", f"X{SCALE}")]
-    return (*kept, path.stem.removesuffix(f"x{SCALE}"))
 
 
 def _stamp(pair: tuple[Path, Path | None]) -> list[list[str | int]]:
@@ -202,10 +147,10 @@ def _stamp(pair: tuple[Path, Path | None]) -> list[list[str | int]]:
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
-def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_path: Path) -> None:
-    """Write pixels, then the index: a pack with an index is whole."""
+def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_path: Path) -> Pack:
+    """Write pixels, then the index: a pack with an index is whole. It is opened as any other."""
     images, skipped, offset, total = [], [], 0, hashlib.sha256()
-    for path in (pixels_path, index_path):
+    for path in (pixels_path, index_path, index_path.with_suffix(".verified")):
         remove_leftovers(path, age_s=3600)
     with whole_file(pixels_path) as file:
         for path, loaded in tqdm(_load_all(pairs), "pack", len(pairs), unit="image"):
@@ -215,10 +160,11 @@ def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_p
             lr, hr = loaded
             for part in (lr, hr):
                 file.write(part.tobytes())
-                total.update(_describe(part))
+                for content in describe(part):
+                    total.update(content)
             height, width = lr.shape[:2]
             hr_offset = offset + height * width
-            images.append(PackedImage(path.name, height, width, offset, hr_offset, _digest(hr)))
+            images.append(PackedImage(path.name, height, width, offset, hr_offset, digest_of(hr)))
             offset = hr_offset + height * width * SCALE**2
     index = {
         "fingerprint": total.hexdigest(),
@@ -226,6 +172,7 @@ def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_p
         "skipped": skipped,
     }
     write_bytes(index_path, json.dumps(index).encode())
+    return open_pack(index_path)
 
 
 Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]] | str
@@ -246,8 +193,14 @@ def _load(pair: tuple[Path, Path | None]) -> Loaded:
     try:
         hr = mod_crop(read_rgb(hr_path), SCALE, hr_path)
         lr = read_rgb(lr_path) if lr_path else downscale(hr, SCALE)
-    except ImageError as error:
-        return str(error)
+    except UNUSABLE as error:
+        return _reason(error, hr_path)
     if (expected := (hr.shape[0] // SCALE, hr.shape[1] // SCALE, 3)) != lr.shape:
         return f"expected {expected} pixels in {lr_path}, got {lr.shape}: not the LR of {hr_path}"
     return lr, hr
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Why an image cannot be used, with its name."""
+    reason = str(error).split("\n")[0] or type(error).__name__
+    return reason if isinstance(error, ImageError) else f"{path}: {reason}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from train.packing import Pack, PackedImage
+from train.packs import Pack, PackedImage
 from utils.datasets import SCALE
 from utils.images import ImageError
 

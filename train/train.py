@@ -22,7 +22,8 @@ from models.team23_LKDN import LKDB, LKDN
 from train import checkpoint, log, loop
 from train.optim import make_optimizers
 from train.options import engine_of, parse, stages_of
-from train.packing import Pack, pack
+from train.packing import pack
+from train.packs import Pack
 from train.patches import measure_detail, on_device, sampler
 from train.recipes import Engine, Stage
 from train.reparam import training_form

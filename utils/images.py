@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from utils.command import UserError
 from utils.files import write_bytes
 
+SYSTEM_FOLDERS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
 # What a data set takes. Photos may be of more formats: deploy/photos/formats.py.
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -106,20 +108,32 @@ def mod_crop(
 
 def find_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     """Image files in a folder, and below it if `recursive`, sorted by path; hidden files and
-    folders are left out, linked folders entered once.
+    folders and those of the system are left out, linked folders entered once.
 
     Raises:
         FileNotFoundError: the folder does not exist.
+        UserError: it, or a folder in it, cannot be read: its images would be missing unnoticed.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"cannot read the folder {error.filename}: {error.strerror}; let it be read, or move "
+            "it away"
+        ) from error
+
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images, got none: {folder}")
     found, seen = [], set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         visited = (real := os.path.realpath(root)) in seen
         seen.add(real)
-        folders[:] = [f for f in sorted(folders) if recursive and not visited and f[0] != "."]
+        inner = [f for f in sorted(folders) if f[0] != "." and f not in SYSTEM_FOLDERS]
+        folders[:] = inner if recursive and not visited else []
         if not visited:
             paths = [Path(root, file) for file in files if file[0] != "."]
-            found += [p for p in paths if p.suffix.lower() in EXTENSIONS and p.is_file()]
+            try:
+                found += [p for p in paths if p.suffix.lower() in EXTENSIONS and p.is_file()]
+            except PermissionError as error:
+                refuse(error)
     return sorted(found)
