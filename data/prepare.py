@@ -20,7 +20,7 @@ from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
 from utils.images import ImageError, find_images
-from utils.layouts import HR_END, words_of
+from utils.layouts import HR_END, read, words_of
 
 # What folders of the benchmark sets are called in lower case, but for words of HR and LR.
 SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
@@ -195,9 +195,11 @@ def prepare_lsdir(sources: Sequence[Path], first: int, data_dir: Path) -> None:
         for source in sources:
             tree = source if source.is_dir() else unpack(source, scratch)
             for path in find_images(tree):
-                # 0000001.png, but not 0000001x4.png nor what is for validation
+                # 0000001.png, but not 0000001x4.png, X4/0000001.png, nor what is for validation
                 held_out = any(map(HELD_OUT.search, path.relative_to(tree.parent).parts))
-                if path.stem.isdecimal() and not held_out:
+                file = read(path, tree)
+                hr = file.role != "LR" and file.sure and not file.left
+                if path.stem.isdecimal() and hr and not held_out:
                     found.setdefault(path.name, path)
         if len(found) < first:
             raise DataError(

@@ -17,11 +17,29 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a log.jsonl; a last line cut off by a crash is left out."""
+    """All lines of a log.jsonl that this module wrote; others, as a crash or a power cut leaves
+    them, are left out, those before the last with a warning."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    parsed = [_parse(line) for line in lines[:-1]]
+    if bad := parsed.count(None):
+        logger.warning("left out %d of %d lines of %s: damaged", bad, len(parsed), path)
+    return [line for line in parsed if line is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """A line of a log, or None if it is not one."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or not isinstance(content.get("stage"), str):
+        return None
+    good = type(content.get("step")) is int and isinstance(content.get("loss", 0), int | float)
+    scores = [content.get(key) for key in ("val_psnr", "val_psnr_y")]
+    good &= all(isinstance(score, int | float | None) for score in scores)
+    return content if good else None
 
 
 def trim(path: Path, stage: str, step: int) -> None:

@@ -39,7 +39,7 @@ class Outcome(enum.IntEnum):
 
 
 class Diverged(FloatingPointError):
-    """The loss or a gradient is not finite; the last checkpoint is from before."""
+    """The loss or a gradient is not finite. Every checkpoint has weights that gave finite ones."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
     threads = torch.get_num_threads()
     few = devices.torch_threads(1 if run.engine.kernels == "native" else threads)
     began, work, outcome = time.monotonic(), _begin_work(run, state), Outcome.GO_ON
+    start, due = state.step, False  # due: to be saved, as soon as the weights have shown to be good
     unseen: list[Tensor] = []  # (loss, gradient norm) of the steps not looked at yet
     logged: list[list[float]] = []
     since = time.monotonic()
@@ -111,18 +112,19 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
             outcome = _agree(run.world, Outcome.STOPPED if stopped() else own, state.step)
             if outcome != Outcome.GO_ON:
                 break
-            if run.engine.compile == "graphs":
-                torch.compiler.cudagraph_mark_step_begin()
             rate = learning_rate(stage, state.step)
             set_learning_rate(state.optimizers, rate)
             unseen.append(_gradients(run, state, gradients, patches))
             step = state.step + 1
             last = step == stage.steps
-            to_log, to_save = step % run.log_every == 0 or last, step % run.save_every == 0
+            to_log = step % run.log_every == 0 or last
             # On a CPU a look at each loss costs nothing; on a GPU it stalls the queue of kernels.
-            if device.type == "cpu" or to_log or to_save:
+            if device.type == "cpu" or to_log or due:
                 logged += _check_finite(unseen, state.step, stage)
                 unseen = []
+            if due:
+                _save(run, state, work, began)
+            due = step % run.save_every == 0 and not last
             for optimizer in state.optimizers:
                 optimizer.step()
             update_ema(state.ema, weights, stage.ema, state.step)
@@ -142,15 +144,17 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
                 with devices.torch_threads(threads):
                     _validate(run, state)
                 since += time.monotonic() - paused
-            if to_save and not last:
-                _save(run, state, work, began)
-        _check_finite(unseen, state.step - 1, stage)
+        if state.step > start:  # whether the last step was good shows in the next one's loss
+            unseen.append(_gradients(run, state, gradients, patches))
+            _check_finite(unseen, state.step, stage)
         _save(run, state, work, began)
         return _agree(run.world, Outcome.STOPPED if stopped() else outcome, 0)
 
 
 def _gradients(run: Run, state: checkpoint.State, gradients: Gradients, patches: Patches) -> Tensor:
     """Leave the gradients of the global batch in the parameters; (loss, gradient norm)."""
+    if run.engine.compile == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()
     loss = gradients(*next(patches))
     parameters = (p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"])
     grads = [p.grad for p in parameters if p.grad is not None]

@@ -1,6 +1,7 @@
 """Train LKDN: python train/train.py --data DIR ... --val DIR --out runs/NAME"""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -32,6 +33,7 @@ from utils.command import UserError
 from utils.datasets import SCALE, find
 from utils.files import ROOT, remove_leftovers, sha256
 from utils.images import ImageError
+from utils.lock import locked
 from utils.weights import load_state, read_checkpoint, state_dict_of
 
 logger = logging.getLogger("train")
@@ -80,8 +82,17 @@ def join_world(device_name: str) -> loop.World:
 
 
 def work(args: argparse.Namespace, stop_at: float) -> int:
-    """Prepare a run and train its stages, one after another; the exit code."""
+    """Train in a folder that no other run writes to meanwhile; the exit code."""
     world = join_world(args.device)
+    with contextlib.ExitStack() as stack:
+        if world.rank == 0:  # for all processes of this run
+            args.out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(args.out / ".lock", f"the run in {args.out}"))
+        return train_stages(args, world, stop_at)
+
+
+def train_stages(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
+    """Prepare a run and train its stages, one after another; the exit code."""
     logging.getLogger().setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
     stages = stages_of(args)
     engine = engine_of(args, world.device, stages)
@@ -98,7 +109,6 @@ def work(args: argparse.Namespace, stop_at: float) -> int:
                 f"expected a new run, got one in {file}: give --resume to continue "
                 "it, or another --out"
             )
-    args.out.mkdir(parents=True, exist_ok=True)
     folders = args.val if world.rank == 0 else []
     samples = {Path(folder).name: validation_samples(folder) for folder in folders}
     first = min(stages)  # weights that cannot be had are missed before the data are packed

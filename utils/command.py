@@ -46,6 +46,8 @@ def run(
         interrupted: what to say after Ctrl-C.
     """
     users: tuple[type[Exception], ...] = (UserError, *wrong)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot print
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return work() or GOOD
     except failures as error:

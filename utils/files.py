@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from utils.text import encoded
+
 ROOT = Path(__file__).resolve().parent.parent
 
 MOST_JSON = 256 << 20  # bytes that are read; a record of 10,000 images takes 4 MB
@@ -108,10 +110,9 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN and infinity become null."""
+    """Write JSON whole or not at all; NaN and infinity become null, see `encoded` for names."""
     text = json.dumps(finite(content), indent=1, allow_nan=False, ensure_ascii=False)
-    # Names of files may hold what UTF-8 cannot; as an escape JSON does.
-    write_bytes(path, (text + "\n").encode(errors="backslashreplace"))
+    write_bytes(path, encoded(text + "\n"))
 
 
 def read_json(path: str | Path) -> Any:

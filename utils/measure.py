@@ -19,6 +19,7 @@ from utils.bicubic import Convention
 from utils.datasets import BENCHMARKS, SCALE, ImageSet, Pair
 from utils.files import sha256
 from utils.images import BAD_IMAGE, write_png
+from utils.lock import locked
 from utils.run_log import log_file
 from utils.text import in_terminal
 
@@ -82,6 +83,9 @@ def measure_set(
     Several networks take turns image by image, so that what disturbs the machine disturbs all.
     Memory is measured on CUDA alone; on a CPU, where it would be that of all that the process did
     before, see `memory_alone`.
+
+    Raises:
+        UserError: another process measures one of these runs into the same folder.
     """
     tallies = [_Tally(model) for model in models]
     runs = [_conditions(model, image_set, device, options) for model in models]
@@ -89,7 +93,10 @@ def measure_set(
         efficiency.reset_peak_memory(device)
     with ExitStack() as stack:
         for tally, run in zip(tallies, runs, strict=True):
-            file = options.save_dir / f"{record.run_stem(run)}.log"
+            stem = record.run_stem(run)
+            what = f"the run {stem} in {options.save_dir}"
+            stack.enter_context(locked(options.save_dir / f".{stem}.lock", what))
+            file = options.save_dir / f"{stem}.log"
             stack.enter_context(log_file(logger, file, tally.model.name, tally.failed))
         bar = stack.enter_context(
             tqdm(

@@ -16,7 +16,7 @@ import torch
 from utils import template
 from utils.files import ROOT, read_json, write_bytes, write_json
 from utils.schema import NAME, Kind, misfit
-from utils.text import printable
+from utils.text import encoded, printable
 
 PUBLISHED = ROOT / "results" / "published"
 ENTRY = "23_LKDN"  # what the shipped weights are called in results
@@ -146,8 +146,7 @@ def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
         seen = now
         runs = read_runs(save_dir)
         write_json(save_dir / "results.json", template.results(runs))
-        table = template.table(runs).encode(errors="backslashreplace")
-        write_bytes(save_dir / "results.txt", table)
+        write_bytes(save_dir / "results.txt", encoded(template.table(runs)))
     return path
 
 

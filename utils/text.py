@@ -29,6 +29,12 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
+def encoded(text: str) -> bytes:
+    """Text for a file, in UTF-8. Bytes of a file's name that are no UTF-8, which Python has as lone
+    surrogates, are escaped as \\udc82, of which JSON makes the same name again."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def printable(value: object, most: int = 60) -> str:
     """Text from a file for a terminal: one line, without control characters, cut to `most`."""
     text = str(value)

@@ -17,7 +17,7 @@ from utils.record import ENTRY, RUN, run_stem
 from utils.report import comparison, published, speed, summary, training_tables
 from utils.report.published import Published
 from utils.schema import misfit
-from utils.text import markdown, number
+from utils.text import encoded, markdown, number
 
 DOCUMENTS = (
     "README.md",
@@ -99,7 +99,7 @@ def _published_name(file: Path, run: Any, training: dict[str, Any]) -> str:
 def regenerate(root: Path = ROOT) -> None:
     """Write every generated part of the documents anew from results/published/."""
     paths = [root / name for name in DOCUMENTS if (root / name).exists()]
-    write_all({path: fill_in(path.read_text(encoding="utf-8"), root).encode() for path in paths})
+    write_all({path: encoded(fill_in(path.read_text(encoding="utf-8"), root)) for path in paths})
 
 
 def fill_in(document: str, root: Path = ROOT) -> str:
