@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from skimage import data as photos
 
-from utils.datasets import DatasetError, find
+from utils.datasets import DatasetError, find, is_there
 from utils.images import read_rgb
 
 # (set, an HR file, its LR file), as the organisers' template reads them, as DIV2K's archives
@@ -28,6 +28,13 @@ LAYOUTS = [
     ("Set14", "Set14/image_SRF_4/img_001_SRF_4_HR.png", "Set14/image_SRF_4/img_001_SRF_4_LR.png"),
     ("B100", "B100/image_SRF_4/img_001_SRF_4_HR.png", None),
     ("Manga109", "Manga109/ARMS.png", None),
+    ("Set5", "Set5/X4/GT/baby.png", "Set5/X4/LR/baby.png"),
+    ("Set5", "HR/Set5/x4/baby_HR_x4.png", "LR/LRBI/Set5/x4/baby_LRBI_x4.png"),
+    ("mine", "mine/hr/0001.png", "mine/LQ/0001.png"),
+    ("setx4", "setx4/HR/0001.png", "setx4/LR/0001_x4.png"),
+    ("setLRBI_x4", "setLRBI_x4/HR/0001.png", "setLRBI_x4/LR/0001_LRBI_x4.png"),
+    ("mine", "mine/HR_sub/0001_s001.png", "mine/X4_sub/0001_s001.png"),
+    ("my LR", None, "my LR/a.png"),
     ("Set5", "Set5/baby.png", "Set5/LR/babyx4.png"),
     ("my photos", "my photos/HR/a.JPG", "my photos/LR/ax4.png"),
     ("my photos", None, "my photos/LR/ax4.png"),
@@ -53,7 +60,14 @@ def test_layout_is_found(tmp_path: Path, name: str, hr: str | None, lr: str | No
     assert found.name == name
     (pair,) = found.pairs
     assert (pair.hr, pair.lr) == (hr_path, lr_path)
-    assert pair.name == Path(hr or lr or "").stem.removesuffix("x4")
+    assert pair.name == (Path(hr).stem if hr else Path(lr or "").stem.removesuffix("x4"))
+
+
+def test_lr_images_that_belong_to_no_hr_image_are_an_error_that_names_them(tmp_path: Path) -> None:
+    touch(tmp_path, "Set5/HR/baby.png", "Set5/LR/baby_small.png")
+    with pytest.raises(DatasetError, match="Set5/LR/baby_small.png .* babyx4.png"):
+        find("Set5", tmp_path)
+    assert is_there("Set5", tmp_path)  # so that it is not passed over
 
 
 @pytest.mark.parametrize("given", ["relative", "absolute"])

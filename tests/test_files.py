@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import remove_leftovers, whole_file, write_bytes
+from utils.files import read_json, remove_leftovers, whole_file, write_bytes, write_json
 
 Steps = list[tuple[str, str]]
 
@@ -93,3 +93,10 @@ def test_leftovers_of_a_file_are_removed_and_no_others(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob(".*.tmp"))) == 2
     remove_leftovers(tmp_path / "mine.txt")
     assert len(list(tmp_path.glob(".*.tmp"))) == 1 and (tmp_path / "mine.txt").exists()
+
+
+def test_any_name_of_a_file_goes_into_json_and_comes_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\x82\xa0 \xc3\xbc.png")  # Shift-JIS, then UTF-8
+    write_json(tmp_path / "a.json", {name: [name]})
+    assert '"\\udc82\\udca0 ü.png"' in (tmp_path / "a.json").read_text("utf-8")
+    assert read_json(tmp_path / "a.json") == {name: [name]}

@@ -1,6 +1,7 @@
 """test_demo.py as a judge uses it: in a process of its own, from another directory."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -94,6 +95,23 @@ def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Pa
     assert run["ave_psnr"] == run["images"][0]["psnr"]
     assert f"{run['ave_psnr']:.2f} dB" in done.stdout
     assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")
+def test_names_that_are_not_utf8(tmp_path: Path, random_weights: Path) -> None:
+    name = os.fsdecode(b"\x82\xa0")  # in Shift-JIS
+    for stem in ("ok", name):
+        write_png(tmp_path / name / f"{stem}.png", photo(24, 28))
+    (tmp_path / name / f"{name}2.png").touch()
+    options = ("--dataset", name, "--checkpoint", random_weights, "--save_dir", "out")
+    done = judge(tmp_path, *options, "--report", "--verbose", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1 and "Logging error" not in done.stderr
+    assert f"  {ascii(name)[1:-1]}2: expected" in done.stderr
+    file = tmp_path / "out" / f"{STEM}_{name}_cpu_eager_fp32.json"
+    assert [image["name"] for image in strict(file)["images"]] == ["ok", name]
+    assert (tmp_path / "out" / STEM / name / f"{name}.png").exists()
+    assert ascii(name)[1:-1] in file.with_suffix(".log").read_text()
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -> None:

@@ -1,6 +1,7 @@
 """Trees of images become one file of pixels, decoded once, with what was skipped by name."""
 
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from train import packing
 from train.packing import pack
 from train.packs import Pack
 from utils.bicubic import downscale
+from utils.command import UserError
+from utils.datasets import DatasetError
 from utils.images import ImageError
 
 Image = NDArray[np.uint8]
@@ -274,3 +277,64 @@ def test_a_pack_moves_in_parts(tree: Path, tmp_path: Path) -> None:
     assert (moved.images, moved.fingerprint) == (original.images, original.fingerprint)
     with pytest.raises(FileNotFoundError, match="absent"):
         pack([tmp_path / "absent.json"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't allocate memory"),
+        OSError(5, "Input/output error"),
+        PermissionError(13, "Permission denied"),
+    ],
+)
+def test_one_image_that_cannot_be_had_is_skipped_and_the_others_packed(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    read = packing.read_rgb
+
+    def fail(path: Path) -> Image:
+        if Path(path).name == "b.png":
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(packing, "read_rgb", fail)
+    packed = pack([tree], tmp_path / "cache")
+    assert set(unpacked(packed)) == {"a.png", "ü.png"}
+    assert packed.skipped == (f"{tree / 'b.png'}: {str(error) or 'MemoryError'}",)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # root may read any folder
+        if os.path.basename(path) == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="photos/sub: Permission denied"):
+        pack([tree], tmp_path / "cache")
+    (tree / "sub").rename(tree / "lost+found")  # which every disk has, and nobody may read
+    assert len(pack([tree], tmp_path / "cache").images) == 2
+
+
+def test_lr_images_of_no_hr_image_end_it_before_packing(
+    tmp_path: Path, noise: MakeImage, save: Save
+) -> None:
+    save(tmp_path / "set" / "HR" / "1.png", noise(16, 16))
+    save(tmp_path / "set" / "LR" / "1_small.png", noise(4, 4))
+    with pytest.raises(DatasetError, match="1_small.png .* 1x4.png"):
+        pack([tmp_path / "set"], tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_lr_folders_given_beside_their_hr_folders_are_paired(
+    tmp_path: Path, noise: MakeImage, save: Save
+) -> None:
+    save(tmp_path / "T_HR" / "1.png", noise(16, 16))
+    save(tmp_path / "T_LR_bicubic" / "X4" / "1x4.png", noise(4, 4, 1))
+    packed = pack([tmp_path / "T_HR", tmp_path / "T_LR_bicubic" / "X4"], tmp_path / "cache")
+    assert np.array_equal(unpacked(packed)["1.png"][0], noise(4, 4, 1))

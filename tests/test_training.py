@@ -1,6 +1,8 @@
 """Training: right gradients, and a command that trains, scores, and refuses what it cannot do."""
 
 import copy
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from train.patches import Sampler, sample, sampler
 from train.reparam import fuse, training_form
 from utils import evaluate
 from utils.datasets import Pair
+from utils.lock import locked
 from utils.weights import read_checkpoint
 
 Image = NDArray[np.uint8]
@@ -129,19 +132,35 @@ def test_stage_2_starts_from_the_average_of_stage_1_with_its_own_loss(
     assert lines[-1]["loss"] == pytest.approx(squared, rel=1e-4)  # float32, another order of sums
 
 
-def test_divergence_is_reported_and_the_last_checkpoint_stays_good(
-    place: Path, train: Run, logged: Logged
+DIVERGE = """
+import runpy, sys
+sys.argv = [sys.argv[1] + "/train/train.py", *sys.argv[2:]]
+sys.path.insert(0, sys.argv[0].rsplit("/", 2)[0])
+import train.loop
+rate = train.loop.learning_rate
+train.loop.learning_rate = lambda stage, step: 1e30 if step == 4 else rate(stage, step)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("steps", [12, 5])
+def test_divergence_is_reported_and_the_checkpoint_is_of_before_the_bad_step(
+    place: Path, root: Path, train: Run, logged: Logged, steps: int
 ) -> None:
-    done = train("diverged", *DIVERGING, "--warmup", 0, "--schedule", "constant", "--save_every", 1)
+    """Also if that was the last step."""
+    (place / "diverge.py").write_text(DIVERGE)
+    run = f"diverged of {steps}"
+    options = ("--optimizer", "adam", "--save_every", 1, "--steps", steps)
+    done = train(run, *options, script=(place / "diverge.py", root))
     assert done.returncode == 1
     (message,) = [line for line in done.stderr.splitlines() if "finite" in line]
-    assert "step 1," in message and "1e+30" in message and "--lr" in message
-    saved = read_checkpoint(place / "diverged" / "stage1.pt")
-    assert saved["step"] == 1
-    assert all(torch.isfinite(value).all() for value in saved["params"].values())
-    trained, failure = logged(place / "diverged")
-    assert trained["step"] == failure["step"] == 1
-    assert message == f"train/train.py: {failure['failed']}"
+    assert "step 5," in message and "--lr" in message
+    saved = read_checkpoint(place / run / "stage1.pt")
+    assert saved["step"] == 4
+    assert all(value.abs().max() < 10 for value in saved["params"].values())
+    *trained, failure = logged(place / run)
+    assert [line["step"] for line in trained] == [1, 2, 3, 4, 5]
+    assert failure["step"] == 5 and message == f"train/train.py: {failure['failed']}"
 
 
 def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run) -> None:
@@ -203,6 +222,35 @@ def test_existing_run_is_not_overwritten_nor_continued_with_other_settings(
     for named in ("lr 0.01, now 0.5", "batch 2, now 3", "seed 4, now 5", "data "):
         assert named in other.stderr
     assert ((uninterrupted / "stage1.pt").read_bytes(), logged(uninterrupted)) == before
+
+
+def test_second_run_into_one_folder_is_refused_and_names_the_first(
+    place: Path, train: Run, uninterrupted: Path, logged: Logged
+) -> None:
+    before = logged(uninterrupted)
+    with locked(uninterrupted / ".lock", "the run"):
+        done = train("uninterrupted", "--resume")
+    assert done.returncode == 2
+    assert f"in use by process {os.getpid()} on" in done.stderr.splitlines()[-1]
+    assert logged(uninterrupted) == before
+    assert not (uninterrupted / ".lock").exists()
+
+
+def test_damaged_lines_of_a_log_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "log.jsonl"
+    bad = ['{"stage": "stage1", "st', "", "\0" * 40, "[1]", "3", "[" * 100_000]
+    bad += ['{"stage": "stage1"}', '{"stage": "stage1", "step": "2"}', '{"stage": 1, "step": 2}']
+    bad += ['{"stage": "stage1", "step": 2, "loss": "0.5"}']
+    good = [{"stage": "stage1", "step": step, "loss": 0.5} for step in (1, 2)]
+    content = [json.dumps(good[0]), *bad, json.dumps(good[1]), ""]
+    path.write_bytes("\n".join(content).encode() + b"\xff\n")
+    assert log.read(path) == good and f"{len(bad) + 1} of" in caplog.text
+    log.trim(path, "stage1", 2)
+    caplog.clear()
+    assert log.read(path) == good and not caplog.text
+    log.plot(path, tmp_path / "curves.png")
 
 
 def test_log_drops_a_cut_line_and_what_a_resumed_run_writes_again(tmp_path: Path) -> None:

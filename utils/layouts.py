@@ -30,7 +30,7 @@ SRF = re.compile(r"image_SRF_(\d)", re.I)  # in it each file tells what it is
 # baby_LRBI_x4.png, 0001_bicLRx4.png, img_001_SRF_4_LR.png, Canon_001_LR4.png.
 _LR = rf"{BICUBIC}?{LR}(?:{BICUBIC}|{OTHER})?(?:x?\d)?"
 _TIMES = rf"x\d|{SEPARATOR}\dx|{SEPARATOR}SRF{SEPARATOR}\d"
-LR_REST = re.compile(rf"(?:{SEPARATOR}?(?:{_LR}|{BICUBIC}(?:x?\d)?|{_TIMES}))+$", re.I)
+LR_REST = re.compile(rf"(?:{SEPARATOR}?(?:{_LR}|{BICUBIC}(?:x?\d)?|{_TIMES}))++$", re.I)
 # .. and, at its end, what tells that it is one of either kind, whatever its folder is called.
 LR_END = re.compile(
     rf"{SEPARATOR}{BICUBIC}?(?:LR|LQ)(?:{BICUBIC}|{OTHER})?(?:{SEPARATOR}?x?\d)?$", re.I
@@ -42,9 +42,13 @@ Role = Literal["HR", "LR", ""]
 
 @dataclass(frozen=True)
 class Words:
-    """What a folder's name tells: `role` and `scale` where it does; `other`: its images are of
-    another degradation than bicubic; `rest`: the name of a set. Where `ends`, it is the name of a
-    set or of anything, with a scale at its end."""
+    """What a folder's name tells.
+
+    role, scale: where it tells them, and then `tells` is set.
+    other: its images are of another degradation than bicubic.
+    rest: the name of a set, or set/sub for the pieces of its images.
+    ends: it is the name of a set, or of anything, with a scale at its end.
+    """
 
     role: Role = ""
     scale: str = ""
@@ -87,7 +91,9 @@ def words_of(folder: str) -> Words:
     rest = [w for w in words if w not in found and w not in degraded]
     scales = [s for m in found.values() if (s := m["scale"] or m["times"])]
     scale = next((s for s in scales if s != str(SCALE)), scales[0] if scales else "")
-    other, name = bool(degraded) or any(m["other"] for m in found.values()), "_".join(rest)
+    other = bool(degraded) or any(m["other"] for m in found.values())
+    name = "_".join(word for word in rest if word != "sub")
+    name = "/".join(filter(None, (name, "sub" if "sub" in rest else "")))  # cut up by BasicSR
     if hr or lr:
         everyday = all(map(EVERYDAY.match, hr + lr)) and not set(rest) <= BESIDE
         if everyday or (hr and lr):
@@ -111,7 +117,9 @@ def read(path: Path, tree: Path) -> File:
         file = replace(file, role="HR" if hr else "LR", sure=True)
     elif mixed:
         return replace(file, left=True)
-    end = hr if file.role == "HR" else lr
+    elif lr and file.role == "HR":
+        file = replace(file, sure=False)
+    end = hr or lr
     return replace(file, left=file.left or is_of_another_scale(end[0] if end else ""))
 
 
@@ -120,11 +128,12 @@ def _read_folder(folder: Path, inside: int) -> File:
     """What all files in a folder are, which lies so many folders inside its tree."""
     names = folder.parts
     words = [words_of(name) for name in names]
-    telling = [w for w in words[len(words) - inside :] if w.tells] if inside else []
-    telling = telling or [w for w in words[-inside - 1 : len(words) - inside] if w.tells]
+    top = len(words) - inside
+    inner = [word for word in words[top:] if word.tells]
+    telling = inner or [word for word in words[top - 1 : top] if word.tells]
     role: Role = next((w.role for w in reversed(telling) if w.role), "")
     sets = [w.rest if w.tells else name for w, name in zip(words, names, strict=True)]
-    ends = (*sets[:-1], words[-1].rest) if words[-1].ends and not telling else None
+    ends = (*sets[:-1], words[-1].rest) if words[-1].ends and not inner else None
     ranks = [
         i
         for i, word in enumerate(HR)
@@ -137,8 +146,8 @@ def _read_folder(folder: Path, inside: int) -> File:
         role,
         sure=not telling or bool(telling[-1].role) or role == "LR",
         left=any(w.scale not in ("", str(SCALE)) or (w.other and role == "LR") for w in telling),
-        set=tuple(filter(None, sets)),
-        ends=ends and tuple(filter(None, ends)),
+        set=tuple("/".join(filter(None, sets)).split("/")),
+        ends=ends and tuple("/".join(filter(None, ends)).split("/")),
         rank=ranks[0] if ranks else len(HR),
     )
 

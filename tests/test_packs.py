@@ -1,0 +1,91 @@
+"""A pack whose pixels are not those that its index describes is noticed before it is trained on."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from train import packs
+from train.packing import pack
+from utils.images import ImageError
+
+Image = NDArray[np.uint8]
+
+
+@pytest.fixture()
+def tree(tmp_path: Path, noise: Callable[..., Image], save: Callable[[Path, Image], Path]) -> Path:
+    for seed in range(3):
+        save(tmp_path / "photos" / f"{seed}.png", noise(16, 24, seed))
+    return tmp_path / "photos"
+
+
+def harm(index: Path, kind: str) -> None:
+    """Damage that leaves all sizes as they were, with the time of the last change set back."""
+    file = index if kind in ("offsets", "digest", "names of types") else index.with_suffix(".bin")
+    before = file.stat()
+    content = json.loads(index.read_text())
+    pixels = bytearray(index.with_suffix(".bin").read_bytes())
+    whole = len(pixels) // 3
+    if kind == "zeroed":
+        pixels[whole : whole + 30] = bytes(30)
+    elif kind == "one bit of LR":
+        pixels[0] ^= 1
+    elif kind == "swapped":
+        pixels[:whole], pixels[whole : 2 * whole] = pixels[whole : 2 * whole], pixels[:whole]
+    elif kind == "offsets":
+        one, two = content["images"][:2]
+        for key in ("lr_offset", "hr_offset", "sha256"):
+            one[key], two[key] = two[key], one[key]
+    elif kind == "digest":
+        content["fingerprint"] = "0" * 64
+    elif kind == "names of types":
+        content["images"][0]["height"] = "4"
+    if file == index:
+        index.write_text(json.dumps(content))
+    else:
+        file.write_bytes(pixels)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "kind", ["zeroed", "one bit of LR", "swapped", "offsets", "digest", "names of types"]
+)
+def test_damage_is_noticed(
+    tree: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = pack([tree], tmp_path / "cache")
+    pixels, fingerprint = whole.pixels.clone(), whole.fingerprint
+    (index,) = (tmp_path / "cache").glob("*.json")
+    harm(index, kind)
+    with pytest.raises(ImageError, match="expected .* pack the images again"):
+        pack([index], tmp_path)
+    with caplog.at_level(logging.WARNING):  # of the images themselves it is made anew
+        again = pack([tree], tmp_path / "cache")
+    assert "made anew" in caplog.text
+    assert torch.equal(again.pixels, pixels) and again.fingerprint == fingerprint
+
+
+def test_a_pack_is_verified_once(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack([tree], tmp_path / "cache")
+    (index,) = (tmp_path / "cache").glob("*.json")
+    verified: list[int] = []
+
+    def verify(images: object, fingerprint: object, pixels: Image) -> str:
+        verified.append(len(pixels))
+        return ""
+
+    monkeypatch.setattr(packs, "_find_damage", verify)
+    pack([index], tmp_path)
+    assert verified == []
+    index.with_suffix(".verified").write_text("{")
+    pack([index], tmp_path)
+    pack([index], tmp_path)
+    assert verified == [3 * 17 * 24]  # pixels: of three images 24 of LR and 16 times as many of HR
