@@ -70,6 +70,11 @@ def test_lr_images_that_belong_to_no_hr_image_are_an_error_that_names_them(tmp_p
     assert is_there("Set5", tmp_path)  # so that it is not passed over
 
 
+def test_images_of_another_scale_alone_are_no_set(tmp_path: Path) -> None:
+    touch(tmp_path, "Set5/X2/GT/baby.png", "Set5/LRbicx3/baby.png")
+    assert not is_there("Set5", tmp_path)
+
+
 @pytest.mark.parametrize("given", ["relative", "absolute"])
 def test_folder_is_found_by_its_own_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str

@@ -87,9 +87,9 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         here = base / name
         folders = [folder for folder in dict.fromkeys(_folders_of(here)) if folder.is_dir()]
         files = [path for folder in folders for path in find_images(folder, recursive=False)]
-        if files:
+        if pairs := pairs_of(files, here.parent):
             label = name if known else Path(name).resolve().name
-            return ImageSet(label, tuple(pairs_of(files, here.parent)))
+            return ImageSet(label, tuple(pairs))
     places = (base / place.format(name=name) for base in bases for place in PLACES)
     raise AbsentError(
         f"expected images of {name}, found none in any of\n  "
@@ -108,8 +108,8 @@ def pairs_of(paths: Sequence[Path], tree: Path) -> list[Pair]:
     files = [replace(read(path, tree), set=()) for path in paths]
     pairing = pair(files)
     if not pairing.pairs:
-        alone = pairing.alone
-        return list(_unique(Pair(LR_REST.sub("", f.path.stem), None, f.path) for f in alone))
+        paths = [file.path for file in pairing.alone]
+        return list(_unique(Pair(LR_REST.sub("", p.stem) or p.stem, None, p) for p in paths))
     best = min((hr for hr, _ in pairing.pairs), key=lambda hr: hr.rank).path.parent
     pairing.pairs[:] = [(hr, lr) for hr, lr in pairing.pairs if hr.path.parent == best]
     if not any(lr for _, lr in pairing.pairs) and (reason := pairing.missing()):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.images import ImageError, read_rgb
+from utils.images import BAD_IMAGE, read_rgb
 from utils.layouts import HR_END, LR_REST, SCALE, File, is_of_another_scale, words_of
 
 Names = dict[tuple[tuple[str, ...], str], File]
@@ -54,12 +54,16 @@ def pair(files: Sequence[File]) -> Pairing:
     _enter(hr, names)
     unsure = [file for file in rest if file.role != "LR" and not file.sure]
     ending = [file for file in rest if file.role != "LR" and file.sure and file.ends is not None]
-    for file in unsure + ending:
+    for file in ending:
         if _hr_of(file, names, file.ends):
-            scale = words_of(file.path.parent.name).scale if file.ends is not None else ""
+            scale = words_of(file.path.parent.name).scale
             (left if is_of_another_scale(scale) else lr).append(file)
         else:
-            (hr if file.role == "HR" or file.ends is not None else lr).append(file)
+            hr.append(file)
+    _enter(hr, names)
+    for file in unsure:
+        is_hr = file.role == "HR" and not _hr_of(file, names)
+        (hr if is_hr else lr).append(file)
     _enter(hr, names)
     beside = _beside(hr, names)
     hr_paths = {file.path for file in hr} - beside
@@ -68,7 +72,7 @@ def pair(files: Sequence[File]) -> Pairing:
     order = {folder: i for i, folder in enumerate(dict.fromkeys(f.path.parent for f in lr))}
     lr.sort(key=lambda f: (order[f.path.parent], f"x{SCALE}" not in f.path.stem.lower()))
     for file in [*lr, *(file for file in hr if file.path in beside)]:
-        if not (match := _hr_of(file, names, file.ends)):
+        if not (match := _hr_of(file, names, file.ends) or _hr_of(file, names)):
             alone.append(file)
         elif is_of_another_scale(match[1]):
             left.append(file)
@@ -116,6 +120,6 @@ def _beside(hr: Sequence[File], names: Names) -> set[Path]:
 def _is_quarter(lr: Path, hr: Path) -> bool:
     try:
         small, large = read_rgb(lr).shape, read_rgb(hr).shape
-    except ImageError:
+    except BAD_IMAGE:
         return False
     return small[:2] == (large[0] // SCALE, large[1] // SCALE)
