@@ -22,6 +22,7 @@ from utils.bicubic import downscale
 from utils.command import UserError
 from utils.files import ROOT
 from utils.images import mod_crop, read_rgb, to_tensor, to_uint8, write_png
+from utils.lock import locked
 from utils.metrics import psnr
 from utils.networks import Entry
 
@@ -112,6 +113,20 @@ def test_names_that_are_not_utf8(tmp_path: Path, random_weights: Path) -> None:
     assert (tmp_path / "out" / STEM / name / f"{name}.png").exists()
     assert ascii(name)[1:-1] in file.with_suffix(".log").read_text()
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_two_runs_of_one_name_into_one_folder_are_not_mixed(
+    tmp_path: Path, random_weights: Path
+) -> None:
+    write_png(tmp_path / "set" / "a.png", photo(24, 28))
+    options = ("--dataset", "set", "--checkpoint", random_weights, "--save_dir", "out")
+    lock = tmp_path / "out" / f".{STEM}_set_cpu_eager_fp32.lock"
+    lock.parent.mkdir()
+    with locked(lock, "the run"):
+        done = judge(tmp_path, *options, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert f"in use by process {os.getpid()} on" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -> None:
