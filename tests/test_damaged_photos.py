@@ -12,8 +12,8 @@ from image_files import mutated, noise, png, small_files
 from PIL import Image
 
 from deploy.photos.encode import write
-from utils import decode
 from utils.decode import read
+from utils.formats import LARGEST
 from utils.images import ImageError
 
 
@@ -93,7 +93,7 @@ def test_damaged_files_are_photos_or_image_errors(tmp_path: Path) -> None:
         else:
             outcomes["photo"] += 1
             height, width, channels = photo.pixels.shape
-            assert 0 < height * width <= decode.LARGEST and channels in (1, 3)
+            assert 0 < height * width <= LARGEST and channels in (1, 3)
             assert photo.pixels.dtype in (np.uint8, np.uint16)
             assert photo.alpha is None or photo.alpha.shape == (height, width)
             assert photo.alpha is None or photo.alpha.dtype == photo.pixels.dtype
@@ -102,4 +102,4 @@ def test_damaged_files_are_photos_or_image_errors(tmp_path: Path) -> None:
     assert min(outcomes.values()) > 0
     # No header made the process larger than a picture of LARGEST pixels would, decoded and copied.
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown * (1 if sys.platform == "darwin" else 1024) < 16 * decode.LARGEST
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 16 * LARGEST

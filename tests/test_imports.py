@@ -35,6 +35,8 @@ OTHERS: dict[str, set[str]] = {
     "kernels": {"torch", "triton", "numpy"},
     "utils": {"numpy", "cv2", "torch", "tqdm", "skimage"},
     "utils/decode.py": {"PIL"},
+    "utils/pixels.py": {"PIL"},
+    "utils/tiff.py": {"PIL"},
     "utils/metadata.py": {"PIL"},
     "utils/efficiency.py": {"fvcore"},
     "utils/report/speed.py": {"matplotlib"},

@@ -1,35 +1,39 @@
-"""Any picture a person has: depth, transparency, orientation and colour profile kept.
+"""The one reader of image files, for all commands: any picture a person has, with its depth,
+transparency, orientation and colour profile.
 
 Not carried over: XMP, IPTC, the camera maker's own EXIF notes, and all frames but the
 first.
 """
 
+import importlib
 import io
 import re
-import struct
-import sys
 import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
+from utils import formats, tiff
 from utils.colour import Chunks, read_chunks
-from utils.images import ImageError
+from utils.formats import ImageError, ImageReader
 from utils.metadata import read_dpi, read_exif, read_icc
+from utils.pixels import deep_tiff, read_netpbm, to_pixels, turn
 
-LARGEST = 64 << 20  # LR pixels; 16 times as many come out
 # What is looked for in a file. Others of Pillow's formats start programs, or take any text.
 READABLE = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF")
+PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
+NETPBM = re.compile(rb"P([2356])" + 3 * (GAP + rb"(\d{1,9})") + rb"\s")
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # bytes of a profile or text; Pillow's 1 MiB is too few
 
 FEWER = {"1": 255, "L;2": 85, "L;4": 17}  # a level of a PNG below 8 bit, in 8 bit
-
-# Filters of warnings belong to the whole process: two threads that restore them would mix them up.
-_FILTERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,30 +54,36 @@ class Photo:
     dpi: tuple[float, float] | None = None
 
 
-def read(path: str | Path) -> Photo:
-    """Read a picture: PNG, JPEG, WebP, TIFF, BMP, GIF, PNM, and AVIF where Pillow knows it.
+def read(path: str | Path, pixels_only: bool = False) -> Photo:
+    """Read a picture: PNG, JPEG, WebP, TIFF, BMP, GIF, PNM, and AVIF where Pillow knows it; HEIC
+    and JPEG XL where their plugins for Pillow are installed.
 
-    1 bit becomes 8-bit grey, a palette RGB, CMYK sRGB through its profile, 32-bit grey 16-bit.
+    1 bit becomes 8-bit grey, a palette RGB, CMYK sRGB through its profile, 32-bit grey 16-bit. Data
+    behind the end of a PNG or JPEG are not looked at.
+
+    Args:
+        path: the file, whatever its name.
+        pixels_only: leave the pixels as they are stored, not turned upright, and what goes with
+            them unread.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, damaged, no picture or too large.
+        ImageError: the file is missing, empty, truncated, damaged, no picture or too large, or of a
+            kind that is not read, which is named.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise ImageError(f"expected an image file, got a folder or device: {path}")
-        file = path.open("rb")
+        file = ImageReader(io.FileIO(path))
     except OSError as error:
         raise ImageError(f"expected an image file, got {error.strerror}: {path}") from error
-    with file, _FILTERS, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
+    with file, _quiet():
         try:
-            _check_webp(file.read(30))
-            return _decode(file)
+            return _read(file, pixels_only)
         except ImageError as error:
             raise ImageError(f"{error}: {path}") from error
         except Image.DecompressionBombError as error:
-            raise ImageError(f"{_too_large('many more')}: {path}") from error
+            raise ImageError(f"{formats.too_large('many more')}: {path}") from error
         # Damage makes decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib's,
         # KeyError, IndexError, OverflowError, MemoryError; all of it is about this one file.
         except Exception as error:
@@ -83,53 +93,112 @@ def read(path: str | Path) -> Photo:
             ) from error
 
 
-def _too_large(count: object) -> str:
-    return f"expected at most {LARGEST} pixels, got {count}: cut the image into parts"
+_lock, _readers = threading.Lock(), 0
+_filters: warnings.catch_warnings | None = None
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > LARGEST:
-        raise ImageError(_too_large(width * height))
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow's warnings left out. Filters of warnings belong to the whole process: of the threads
+    that read, the first sets them and the last takes them back."""
+    global _readers, _filters
+    with _lock:
+        _readers += 1
+        if _filters is None:
+            _filters = warnings.catch_warnings()
+            _filters.__enter__()
+            warnings.filterwarnings("ignore", module="PIL")
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if not _readers and _filters:
+                _filters.__exit__(None, None, None)
+                _filters = None
 
 
-def _check_webp(head: bytes) -> None:
-    """The size in a WebP's header, for which memory is taken as soon as the file is opened."""
-    if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
-        return
-    if head[12:16] == b"VP8X":
-        _check_size(*(1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27)))
-    elif head[12:16] == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        _check_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
-    else:
-        _check_size(*(size & 0x3FFF for size in struct.unpack("<HH", head[26:30])))
+def _read(file: ImageReader, pixels_only: bool) -> Photo:
+    """The picture in a file, by what its first bytes say that it is."""
+    head = file.read(1 << 16)
+    if head.startswith(PNG):
+        png = formats.read_png(file)
+        try:
+            return _decode(file, pixels_only, png=png)
+        except (ValueError, SyntaxError) as error:
+            if isinstance(error, ImageError):
+                raise
+        bare = io.BytesIO(formats.without_texts(file, png))
+        photo = _decode(bare, pixels_only, png=formats.read_png(bare))
+        note = "its texts or colour profile are damaged or huge and left out"
+        return replace(photo, note="; ".join(filter(None, (photo.note, note))))
+    if head[:4] in TIFF:
+        layout = tiff.read_layout(file)
+        file.patches = tiff.patches(layout)
+        try:
+            return _decode(file, pixels_only, layout=layout)
+        except (UnidentifiedImageError, OSError) as error:
+            known = layout.get(tiff.COMPRESSION, 1) in tiff.KNOWN
+            if known and not isinstance(error, UnidentifiedImageError):
+                raise
+            raise ImageError(f"cannot read {tiff.describe(layout)}: save it as PNG") from error
+    if (netpbm := NETPBM.match(head)) and int(netpbm[4]) > 255:
+        return Photo(read_netpbm(file, netpbm))
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        formats.check_webp(head, file.seek(0, io.SEEK_END))
+    try:
+        return _decode(file, pixels_only)
+    except ImageError:
+        raise
+    except Exception:
+        if not (name := formats.recognise(head)) or name == "AVIF" and name in Image.OPEN:
+            raise
+    if name not in formats.PLUGINS:
+        raise formats.refusal(name)
+    module, as_pillow_has_it, _ = formats.PLUGINS[name]
+    try:
+        plugin: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise formats.refusal(name) from error
+    if name == "HEIC":
+        plugin.register_heif_opener()
+    return _decode(file, pixels_only, (as_pillow_has_it,))
 
 
-def _open(file: BinaryIO) -> ImageFile.ImageFile:
+def _open(file: BinaryIO, names: tuple[str, ...]) -> ImageFile.ImageFile:
     """The picture with its header read and checked, and no pixel decoded."""
     file.seek(0)
     Image.init()
-    im = Image.open(file, formats=[name for name in READABLE if name in Image.OPEN])
-    _check_size(*im.size)
-    tags = getattr(im, "tag_v2", {})
-    _check_size(tags.get(322, 1), tags.get(323, 1))  # of one tile of a TIFF
-    if tags.get(284) == 2 and 16 in tags.get(258, ()):  # which Pillow would take for 8 bit
-        raise ImageError(
-            "expected the channels of a 16-bit TIFF interleaved, got one after the "
-            "other: save it as PNG"
-        )
+    im = Image.open(file, formats=[name for name in names if name in Image.OPEN])
+    formats.check_size(*im.size)
     return im
 
 
-def _decode(file: BinaryIO) -> Photo:
-    with _open(file) as im:
-        frames = getattr(im, "n_frames", 1)
-        notes = [f"first of {frames} frames"] if frames > 1 else []
+def _decode(
+    file: BinaryIO,
+    pixels_only: bool,
+    names: tuple[str, ...] = READABLE,
+    png: formats.Png | None = None,
+    layout: tiff.Layout | None = None,
+) -> Photo:
+    with _open(file, names) as im:
+        notes = [_note_frames(im, layout)]
         rawmode = _rawmode(im)
-        im.load()
-        deep = re.fullmatch(r"(RGB|RGBA|RGBX|RGBa|LA);16([BLN])", rawmode)
-        pixels, note = (_deep(file, *deep.groups()), "") if deep else _pixels(im, rawmode)
+        if layout and tiff.is_deep(layout):
+            pixels, note = deep_tiff(file, layout, im.getbands(), rawmode)
+        else:
+            jpeg = b""
+            if im.format in ("JPEG", "MPO"):
+                file.seek(0)
+                jpeg = file.read(6 * im.width * im.height + (16 << 20))
+                formats.check_jpeg_scans(jpeg)
+            im.load()
+            _check_last_pixel(im, file, png, jpeg)
+            deep = re.fullmatch(r"(RGB|RGBA|LA);16B", rawmode)
+            pixels, note = (_deep_png(file, deep[1]), "") if deep else to_pixels(im, rawmode)
         notes.append(note)
+        if layout and layout.further(im.mode):
+            notes.append(f"{layout.further(im.mode)} further channels are left out")
         if (key := im.info.get("transparency")) is not None and pixels.shape[2] in (1, 3):
             levels = np.iinfo(pixels.dtype).max
             # Pillow gives it in the file's bits, of which there may be fewer than in the pixels.
@@ -137,15 +206,17 @@ def _decode(file: BinaryIO) -> Photo:
                 key = min(key * FEWER[rawmode], levels)
             visible = (pixels != np.array(key)).any(2, keepdims=True)
             pixels = np.dstack((pixels, visible * pixels.dtype.type(levels)))
-        exif, orientation, note = read_exif(im)
-        notes.append(note)
-        if orientation >= 5:
-            pixels = pixels.swapaxes(0, 1)
-        pixels = pixels[
-            :: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1
-        ]
-        icc = read_icc(im, grey=pixels.shape[2] < 3)
-        chunks, dpi = read_chunks(file), read_dpi(im, orientation)
+        exif = icc = dpi = None
+        chunks: Chunks = ()
+        if not pixels_only:
+            exif, orientation, note = read_exif(im)
+            notes.append(note)
+            orientation = layout.get(tiff.ORIENTATION, 1) if layout else orientation
+            pixels = turn(pixels, orientation)
+            icc = read_icc(im, grey=pixels.shape[2] < 3)
+            chunks, dpi = read_chunks(file), read_dpi(im, orientation)
+        if im.format in ("BMP", "DIB") and pixels.shape[2] == 4 and not pixels[..., 3].any():
+            pixels = pixels[..., :3]  # which says that there is none
     colours = 1 if pixels.shape[2] < 3 else 3
     return Photo(
         np.ascontiguousarray(pixels[..., :colours]),
@@ -158,87 +229,61 @@ def _decode(file: BinaryIO) -> Photo:
     )
 
 
+def _note_frames(im: ImageFile.ImageFile, layout: tiff.Layout | None) -> str:
+    """What to know about further pictures in the file; previews of this one are none."""
+    try:
+        frames = layout.frames if layout else getattr(im, "n_frames", 1)
+    except ImageError:  # so many of a GIF's that it takes too long to count them
+        return "first of very many frames"
+    if im.format == "MPO":
+        entries = getattr(im, "mpinfo", {}).get(0xB002, ())[1:]
+        kinds = [str(entry["Attribute"]["MPType"]) for entry in entries]
+        if not any(kind.startswith("Multi-Frame") for kind in kinds):
+            previews = all(kind.startswith("Large Thumbnail") for kind in kinds)
+            return "" if previews else "its HDR gain map is left out"
+    return f"first of {frames} frames" if frames > 1 else ""
+
+
 def _rawmode(im: ImageFile.ImageFile) -> str:
     """Pillow's name for how the file lays its pixels out, or an empty one."""
     args = im.tile[0][3] if im.tile else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _deep(file: BinaryIO, bands: str, order: str) -> NDArray[np.uint16]:
-    """16-bit colour, (H, W, 2..4), of which Pillow keeps 8 bits: decoded once for each half.
+def _check_last_pixel(
+    im: ImageFile.ImageFile, file: BinaryIO, png: formats.Png | None, jpeg: bytes
+) -> None:
+    """Raise ImageError if pixels are missing, which decoders leave black or grey without a word."""
+    width, height = im.size
+    if png:
+        last_row = np.asarray(im.crop((0, height - 1, width, height)))
+        if png.interlaced or not last_row.any():
+            formats.check_png_rows(file, png)
+    elif jpeg:
+        last = np.asarray(im.crop((width - 1, height - 1, width, height)))
+        if np.isin(last, (127, 128)).all():
+            with Image.open(io.BytesIO(formats.with_other_end(jpeg)), formats=["JPEG"]) as other:
+                if not np.array_equal(np.asarray(other), np.asarray(im)):
+                    raise ImageError("expected a whole JPEG, got one that lacks rows")
 
-    Its rawmodes ;16B and ;16L take the first and the second byte of each value.
-    """
+
+def _deep_png(file: BinaryIO, bands: str) -> NDArray[np.uint16]:
+    """16-bit colour of a PNG, (H, W, 2..4), of which Pillow keeps 8 bits: decoded once for each
+    half. Its rawmodes ;16B and ;16L take the first and the second byte of each value."""
     if bands == "LA":  # two values of two bytes: four channels to Pillow
-        high, low = (_bytes(file, "RGBA")[..., half::2].astype(np.uint16) for half in (0, 1))
+        high, low = (_bytes(file, "RGBA")[..., half::2] for half in (0, 1))
     else:
-        first, second = (
-            _bytes(file, f"{bands.upper()};16{half}").astype(np.uint16) for half in "BL"
-        )
-        big = order == "B" or order == "N" and sys.byteorder == "big"
-        high, low = (first, second) if big else (second, first)
-    pixels = np.left_shift(high, 8, dtype=np.uint16) | low
-    if bands == "RGBa":  # alpha is multiplied into the colours
-        colour = pixels[..., :3] / np.maximum(pixels[..., 3:], 1).astype(np.float32)
-        pixels[..., :3] = round_to(colour, pixels.dtype)
-    return pixels
+        high, low = (_bytes(file, f"{bands};16{half}") for half in "BL")
+    return np.left_shift(high, 8, dtype=np.uint16) | low
 
 
 def _bytes(file: BinaryIO, rawmode: str) -> NDArray[np.uint8]:
-    """The picture as another rawmode makes it.
+    """A PNG as another rawmode makes it.
 
-    ImageFile._Tile is private to Pillow, which has no public way to choose a rawmode: the tests of
-    16-bit pictures are to pass before requirements.txt or constraints.txt names another version.
+    Pillow has no public way to choose a rawmode: the tests of 16-bit pictures are to pass before
+    requirements.txt or constraints.txt names another version.
     """
-    with _open(file) as im:
-        im.tile = [
-            ImageFile._Tile(
-                codec, extents, at, (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
-            )
-            for codec, extents, at, args in im.tile
-        ]
+    with _open(file, ("PNG",)) as im:
+        im.tile = [tile._replace(args=rawmode) for tile in im.tile]
         im.load()
         return np.asarray(im)
-
-
-def _pixels(im: Image.Image, rawmode: str) -> tuple[NDArray, str]:
-    """A decoded picture as (H, W, 1..4), and what to know about it."""
-    mode, note = im.mode, ""
-    if mode[0] in "IF":
-        pixels, note = _deep_grey(np.asarray(im), 4095 if rawmode == "I;12" else 65535)
-        if getattr(im, "tag_v2", {}).get(262) == 0:  # white is zero, which Pillow leaves so
-            pixels = 65535 - pixels
-        return pixels[..., None], note
-    if mode == "CMYK":
-        try:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(im.info["icc_profile"]))
-            srgb = ImageCms.createProfile("sRGB")
-            im = ImageCms.profileToProfile(im, profile, srgb, outputMode="RGB") or im
-        except (KeyError, OSError, ImageCms.PyCMSError):  # none, or a damaged one
-            im = im.convert("RGB")
-    elif mode not in ("L", "LA", "RGB", "RGBA"):
-        clear = mode in ("PA", "RGBa") or mode == "P" and im.has_transparency_data
-        grey = {"1": "L", "La": "LA"}
-        im = im.convert(grey.get(mode, "RGBA" if clear else "RGB"))
-    return np.atleast_3d(np.asarray(im)), note
-
-
-def _deep_grey(values: NDArray, most: int) -> tuple[NDArray[np.uint16], str]:
-    """(H, W) of more than 8 bits as 16 bit, and what to know about it."""
-    if not np.isfinite(values).all():
-        raise ImageError("expected finite pixels, got NaN or infinity")
-    low, high = float(values.min()), float(values.max())
-    if values.dtype.kind == "f":
-        most = 1
-    if low >= 0 and high <= most:
-        scaled = values if most == 65535 else np.rint(values * (65535 / most))
-        return scaled.astype(np.uint16), ""
-    scaled = (values.astype(np.float64) - low) * (65535 / (high - low or 1))
-    return np.rint(scaled).astype(np.uint16), f"its values, {low:g} to {high:g}, became 0 to 65535"
-
-
-def round_to(image: NDArray[np.float32], dtype: np.dtype) -> NDArray:
-    """0..1 -> all levels of an integer, clamped, then rounded."""
-    clamped = image.clip(0, 1)
-    clamped *= np.iinfo(dtype).max
-    return np.rint(clamped, out=clamped).astype(dtype)

@@ -5,6 +5,7 @@ import errno
 import http.client
 import json
 import lzma
+import os
 import re
 import shutil
 import ssl
@@ -17,6 +18,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -258,10 +260,14 @@ def _harmless(archive: Path, entries: Iterable[Entry], folder: Path) -> list[Ent
 
 
 def put(pictures: Mapping[str, Path], target: Path, scratch: Path) -> None:
-    """Make the folder `target` of images, each under its name there: whole or not at all."""
+    """Make the folder `target` of images, each under its name there: whole or not at all.
+
+    Raises:
+        ImageError: one is no whole image.
+    """
     whole = Path(mkdtemp(dir=scratch), target.name)
-    for name, picture in pictures.items():
-        link(picture, whole / name)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(lambda name: link(pictures[name], whole / name), pictures))
     target.parent.mkdir(parents=True, exist_ok=True)
     whole.replace(target)
 
@@ -269,13 +275,10 @@ def put(pictures: Mapping[str, Path], target: Path, scratch: Path) -> None:
 def link(picture: Path, target: Path) -> None:
     """Give an image a second name, or copy it where that cannot be; a target in another format is
     written anew. ImageError if it is no whole image."""
-    data = picture.read_bytes() if picture.is_file() else b""
-    is_png = data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR"
-    if not (is_png and any(data[16:20]) and any(data[20:24]) and b"IEND" in data[-4096:]):
-        images.read_rgb(picture)  # decodes or fails; a PNG's header and end are enough
+    rgb = images.read_rgb(picture)
     target.parent.mkdir(parents=True, exist_ok=True)
     if picture.suffix.lower() != target.suffix.lower():
-        images.write_png(target, images.read_rgb(picture))
+        images.write_png(target, rgb)
         return
     try:
         target.hardlink_to(picture.resolve())

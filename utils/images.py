@@ -1,5 +1,6 @@
 """Image files to uint8 RGB arrays to network tensors and back, the challenge's way."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -9,17 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from utils import decode
 from utils.command import UserError
 from utils.files import write_bytes
+from utils.formats import ImageError
 
 SYSTEM_FOLDERS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
 # What a data set takes. Photos may be of more formats: deploy/photos/formats.py.
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message names the file or size and the reason."""
-
+logger = logging.getLogger(__name__)
 
 # What concerns one image and not the others; running out of memory is a RuntimeError on a CPU.
 BAD_IMAGE = (ImageError, FloatingPointError, MemoryError, RuntimeError)
@@ -28,35 +28,19 @@ BAD_IMAGE = (ImageError, FloatingPointError, MemoryError, RuntimeError)
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     """Read an image file as (H, W, 3) uint8 RGB; grey is repeated, alpha dropped, depth 8 bit.
 
+    The orientation that a file tells of is not applied. Warns of further frames, and of values that
+    had to be scaled.
+
     Raises:
         ImageError: the file is missing, empty, truncated or no image.
     """
-    path = Path(path)
-    try:
-        encoded = np.fromfile(path, np.uint8)  # not cv2.imread: it fails on non-ASCII paths
-    except OSError as error:
-        raise ImageError(f"expected an image file, got {error.strerror}: {path}") from error
-    decoded = None
-    if len(encoded):
-        try:
-            decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error:  # OpenCV's own size limit, among others
-            decoded = None
-    if decoded is None or not _is_complete(encoded.tobytes()):
-        raise ImageError(f"expected a whole image, got a broken, truncated or foreign file: {path}")
-    return np.ascontiguousarray(decoded[:, :, ::-1])
-
-
-def _is_complete(data: bytes) -> bool:
-    """Whether the end marker is there: some OpenCV versions return half-read images."""
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" in data[-4096:]
-    if not data.startswith(b"\xff\xd8"):
-        return True
-    at = 2  # JPEG: behind the segments, one of which may hold a thumbnail with an end of its own
-    while data[at : at + 1] == b"\xff" and data[at + 1] != 0xDA:
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.find(b"\xff\xd9", at) >= 0
+    photo = decode.read(path, pixels_only=True)
+    if photo.note:
+        logger.warning("%s: %s", path, photo.note)
+    pixels = photo.pixels
+    if pixels.dtype == np.uint16:  # exact for 8-bit values times 257 and times 256 alike
+        pixels = (pixels >> 8).astype(np.uint8)
+    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2)
 
 
 def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:

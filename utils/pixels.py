@@ -1,0 +1,97 @@
+"""What a file's values are as pixels: grey or colour of 8 or 16 bits, upright."""
+
+import io
+import re
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from utils import tiff
+from utils.formats import ImageError, check_size
+
+
+def deep_tiff(
+    file: BinaryIO, layout: tiff.Layout, bands: tuple[str, ...], rawmode: str
+) -> tuple[NDArray, str]:
+    """More than 8 bits of a TIFF, in the bands and of the rawmode that it had with 8."""
+    pixels, note = tiff.read_deep(file, layout)[..., : len(bands)], ""
+    if layout.get(tiff.SAMPLE_FORMAT, 1) != 1:
+        pixels, note = _deep_grey(pixels, 65535)
+    if layout.get(tiff.PHOTOMETRIC) == 0:  # white is zero
+        pixels = np.iinfo(pixels.dtype).max - pixels
+    if "a" in rawmode:  # alpha is multiplied into the colours
+        alpha = np.maximum(pixels[..., -1:], 1).astype(np.float32)
+        pixels = np.dstack((round_to(pixels[..., :-1] / alpha, pixels.dtype), pixels[..., -1]))
+    return pixels, note
+
+
+def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray[np.uint16]:
+    """PGM or PPM of more than 8 bits, scaled to 16."""
+    width, height, most = (int(number) for number in header.groups()[1:])
+    check_size(width, height)
+    shape = (height, width, 3 if header[1] in b"36" else 1)
+    count = width * height * shape[2]
+    file.seek(header.end())
+    if header[1] in b"56":
+        values = np.frombuffer(file.read(2 * count), ">u2", count)
+    else:
+        values = np.fromstring(file.read(), np.int32, count, sep=" ")
+    if len(values) < count or not count or most > 65535:
+        raise ImageError("expected a whole PNM, got one that lacks pixels")
+    pixels = values.reshape(shape)
+    if most < 65535:
+        pixels = np.rint(pixels.clip(0, most) * np.float32(65535 / most))
+    return pixels.astype(np.uint16)
+
+
+def to_pixels(im: Image.Image, rawmode: str) -> tuple[NDArray, str]:
+    """A decoded picture as (H, W, 1..4), and what to know about it."""
+    mode, note = im.mode, ""
+    if mode[0] in "IF":
+        pixels, note = _deep_grey(np.asarray(im), 65535)
+        return pixels[..., None], note
+    if mode == "CMYK":
+        if rawmode.startswith("CMYK;16"):
+            note = "its CMYK was read as 8 bit"
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(im.info["icc_profile"]))
+            srgb = ImageCms.createProfile("sRGB")
+            im = ImageCms.profileToProfile(im, profile, srgb, outputMode="RGB") or im
+        except (KeyError, OSError, ImageCms.PyCMSError):  # none, or a damaged one
+            im = im.convert("RGB")
+    elif mode not in ("L", "LA", "RGB", "RGBA"):
+        clear = mode in ("PA", "RGBa") or mode == "P" and im.has_transparency_data
+        grey = {"1": "L", "La": "LA"}
+        im = im.convert(grey.get(mode, "RGBA" if clear else "RGB"))
+    return np.atleast_3d(np.asarray(im)), note
+
+
+def _deep_grey(values: NDArray, most: int) -> tuple[NDArray[np.uint16], str]:
+    """Grey of more than 8 bits as 16 bit, and what to know about it."""
+    if not np.isfinite(values).all():
+        raise ImageError("expected finite pixels, got NaN or infinity")
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f":
+        values, most = values.astype(max(values.dtype, np.dtype(np.float32))), 1
+    if low >= 0 and high <= most:
+        scaled = values if most == 65535 else np.rint(values * (65535 / most))
+        return scaled.astype(np.uint16), ""
+    scaled = (values.astype(np.float64) - low) * (65535 / (high - low or 1))
+    return np.rint(scaled).astype(np.uint16), f"its values, {low:g} to {high:g}, became 0 to 65535"
+
+
+def turn(pixels: NDArray, orientation: int) -> NDArray:
+    """Upright pixels of those with this orientation, as EXIF counts them."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    return pixels[::down, :: -1 if orientation in (2, 3, 6, 7) else 1]
+
+
+def round_to(image: NDArray[np.float32], dtype: np.dtype) -> NDArray:
+    """0..1 -> all levels of an integer, clamped, then rounded."""
+    clamped = image.clip(0, 1)
+    clamped *= np.iinfo(dtype).max
+    return np.rint(clamped, out=clamped).astype(dtype)
