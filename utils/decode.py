@@ -24,13 +24,11 @@ from utils import formats, tiff
 from utils.colour import Chunks, read_chunks
 from utils.formats import ImageError, ImageReader
 from utils.metadata import read_dpi, read_exif, read_icc
-from utils.pixels import deep_tiff, read_netpbm, to_pixels, turn
+from utils.pixels import NETPBM, deep_tiff, read_netpbm, to_pixels, turn
 
 # What is looked for in a file. Others of Pillow's formats start programs, or take any text.
 READABLE = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF")
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
-NETPBM = re.compile(rb"P([2356])" + 3 * (GAP + rb"(\d{1,9})") + rb"\s")
 PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # bytes of a profile or text; Pillow's 1 MiB is too few
 
 FEWER = {"1": 255, "L;2": 85, "L;4": 17}  # a level of a PNG below 8 bit, in 8 bit
@@ -142,7 +140,7 @@ def _read(file: ImageReader, pixels_only: bool) -> Photo:
             if known and not isinstance(error, UnidentifiedImageError):
                 raise
             raise ImageError(f"cannot read {tiff.describe(layout)}: save it as PNG") from error
-    if (netpbm := NETPBM.match(head)) and int(netpbm[4]) > 255:
+    if (netpbm := NETPBM.match(head)) and (netpbm["plain"] or int(netpbm["most"]) > 255):
         return Photo(read_netpbm(file, netpbm))
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         formats.check_webp(head, file.seek(0, io.SEEK_END))

@@ -11,6 +11,17 @@ from PIL import Image, ImageCms
 from utils import tiff
 from utils.formats import ImageError, check_size
 
+GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
+NETPBM = re.compile(
+    rb"P(?:(?P<plain>(?P<bits>1)|[23])|[56])"
+    + GAP
+    + rb"(?P<width>\d{1,9})"
+    + GAP
+    + rb"(?P<height>\d{1,9})(?(bits)|"
+    + GAP
+    + rb"(?P<most>\d{1,9}))\s"
+)
+
 
 def deep_tiff(
     file: BinaryIO, layout: tiff.Layout, bands: tuple[str, ...], rawmode: str
@@ -27,23 +38,28 @@ def deep_tiff(
     return pixels, note
 
 
-def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray[np.uint16]:
-    """PGM or PPM of more than 8 bits, scaled to 16."""
-    width, height, most = (int(number) for number in header.groups()[1:])
+def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray:
+    """PBM, PGM or PPM written in digits, or of more than 8 bits, scaled to 8 or 16."""
+    width, height, most = int(header["width"]), int(header["height"]), int(header["most"] or 1)
     check_size(width, height)
-    shape = (height, width, 3 if header[1] in b"36" else 1)
+    shape = (height, width, 3 if header[0][1:2] in b"36" else 1)
     count = width * height * shape[2]
     file.seek(header.end())
-    if header[1] in b"56":
+    if not header["plain"]:
         values = np.frombuffer(file.read(2 * count), ">u2", count)
     else:
-        values = np.fromstring(file.read(), np.int32, count, sep=" ")
-    if len(values) < count or not count or most > 65535:
+        data = re.sub(rb"#[^\r\n]*", b"", file.read())
+        if header["most"]:
+            values = np.fromstring(data, np.int32, count, sep=" ")
+        else:  # 1 is black, and there may be no blanks between
+            data = data.translate(None, b" \t\r\n\v\f")
+            values = np.uint8(ord("1")) - np.frombuffer(data, np.uint8, count)
+    if len(values) < count or not count or not 0 < most < 65536 or values.min() < 0:
         raise ImageError("expected a whole PNM, got one that lacks pixels")
-    pixels = values.reshape(shape)
-    if most < 65535:
-        pixels = np.rint(pixels.clip(0, most) * np.float32(65535 / most))
-    return pixels.astype(np.uint16)
+    levels, dtype = (255, np.uint8) if most < 256 else (65535, np.uint16)
+    if most < levels:
+        values = np.rint(values.clip(0, most) * np.float32(levels / most))
+    return values.reshape(shape).astype(dtype)
 
 
 def to_pixels(im: Image.Image, rawmode: str) -> tuple[NDArray, str]:

@@ -201,8 +201,8 @@ def read_deep(file: BinaryIO, layout: Layout) -> NDArray:
         return values
     if bits > 16:
         return (values >> (bits - 16)).astype(np.uint16)
-    dtype = np.dtype(np.uint16 if bits > 8 else np.uint8)
-    return np.rint(values * np.float32(np.iinfo(dtype).max / (2**bits - 1))).astype(dtype)
+    most, dtype = (65535, np.uint16) if bits > 8 else (255, np.uint8)
+    return np.rint(values * (most / (2**bits - 1))).astype(dtype)
 
 
 def _read_values(file: BinaryIO, layout: Layout) -> NDArray:

@@ -1,6 +1,7 @@
 """Photos to files: PNG, JPEG, WebP, TIFF or BMP by the suffix, EXIF and colour profile within."""
 
 import io
+import logging
 import struct
 import zlib
 from dataclasses import replace
@@ -20,10 +21,15 @@ from utils.files import write_bytes
 from utils.images import ImageError
 from utils.metadata import EXIF_IFD, GPS_IFD, dpi_tags, exif_text
 
+PNG_ICC = 1 << 20  # bytes of a profile in a PNG that Pillow opens, unless told otherwise
+
+logger = logging.getLogger(__name__)
+
 
 def write(path: str | Path, photo: Photo) -> None:
     """Write a picture as its suffix says; the file appears whole or not at all.
 
+    A profile that few programs would open in a PNG is left out of it, with a warning.
     16 bit is written as PNG and TIFF, and rounded to 8 for JPEG, WebP and BMP. BMP holds neither
     EXIF nor a profile; WebP holds grey as RGB, without a profile of grey. PNG's own words on colour
     become a profile elsewhere.
@@ -40,6 +46,14 @@ def write(path: str | Path, photo: Photo) -> None:
     if suffix != ".png" and not photo.icc:
         grey = photo.pixels.shape[2] == 1 and suffix != ".webp"
         photo = replace(photo, icc=find_profile(photo.chunks, grey))
+    if suffix == ".png" and photo.icc and len(photo.icc) > PNG_ICC:
+        logger.warning(
+            "%s: its colour profile of %d bytes is left out, which many programs do not take in a "
+            "PNG: give --ext tif to keep it",
+            path,
+            len(photo.icc),
+        )
+        photo = replace(photo, icc=None)
     pixels = photo.pixels if photo.alpha is None else np.dstack((photo.pixels, photo.alpha))
     if pixels.dtype == np.uint16 and suffix not in (".png", *TIFF):
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
