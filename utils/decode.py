@@ -239,7 +239,8 @@ def _note_frames(im: ImageFile.ImageFile, layout: tiff.Layout | None) -> str:
         if not any(kind.startswith("Multi-Frame") for kind in kinds):
             previews = all(kind.startswith("Large Thumbnail") for kind in kinds)
             return "" if previews else "its HDR gain map is left out"
-    return f"first of {frames} frames" if frames > 1 else ""
+    more = " or more" if layout and frames == tiff.MOST_PAGES else ""
+    return f"first of {frames} frames{more}" if frames > 1 else ""
 
 
 def _rawmode(im: ImageFile.ImageFile) -> str:

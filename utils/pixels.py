@@ -48,7 +48,7 @@ def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray:
     if not header["plain"]:
         values = np.frombuffer(file.read(2 * count), ">u2", count)
     else:
-        data = re.sub(rb"#[^\r\n]*", b"", file.read())
+        data = re.sub(rb"#[^\r\n]*", b"", file.read(16 * count + (1 << 16)))
         if header["most"]:
             values = np.fromstring(data, np.int32, count, sep=" ")
         else:  # 1 is black, and there may be no blanks between

@@ -44,6 +44,7 @@ OTHERS = {6: "old JPEG", 33003: "JPEG 2000", 34661: "JBIG", 34676: "SGI LogLuv",
 OTHERS |= {34887: "LERC", 50000: "ZSTD", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"}
 
 MOST_TAGS = 1000  # of a page
+MOST_VALUES = 1 << 20  # of a tag
 MOST_PAGES = 10000  # that are counted
 MOST_STRIPS = 1 << 16  # of a plane
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -53,11 +54,13 @@ REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 class Layout:
     """How the first page of a TIFF holds its pixels.
 
-    order: of bytes, as struct has it. tags: the values of those of USED. places: where these lie in
-    the file. frames: the number of pages that are not previews of others.
+    order: of bytes, as struct has it. big: it has places of 8 bytes. tags: the values of those of
+    USED. places: where these lie in the file; of others that are huge, where their number does.
+    frames: the number of pages that are not previews of others.
     """
 
     order: str
+    big: bool
     tags: dict[int, NDArray]
     places: dict[int, int]
     frames: int
@@ -110,7 +113,7 @@ def read_layout(file: BinaryIO) -> Layout:
         if not first:
             first, first_places = tags, places
         frames += not int(tags.get(SUBFILE, np.zeros(1, np.int8))[0]) & PREVIEW
-    layout = Layout(order, first, first_places, frames)
+    layout = Layout(order, big, first, first_places, frames)
     check_size(layout.get(WIDTH), layout.get(HEIGHT))
     check_size(layout.get(TILE_WIDTH, 1), layout.get(TILE_HEIGHT, 1))
     return layout
@@ -132,6 +135,11 @@ def _read_page(
     tags, places = {}, {}
     for i, entry in enumerate(struct.iter_unpack(order + entry_form, entries)):
         tag, kind, number, value = entry
+        if number > MOST_VALUES:
+            if tag in used:
+                raise ImageError(f"expected at most {MOST_VALUES} values of a tag, got {number}")
+            if number > 16 * MOST_VALUES:
+                places[tag] = start + i * size + 4
         if tag not in used or kind not in KINDS:
             continue
         dtype = np.dtype(order + KINDS[kind])
@@ -156,7 +164,7 @@ def is_deep(layout: Layout) -> bool:
 
 def patches(layout: Layout) -> dict[int, bytes]:
     """What Pillow is to find instead in the file, by place: the first row on top, which it would
-    turn by itself, and 8 bits where it is to read all but the pixels."""
+    turn by itself; 8 bits where it is to read all but the pixels; and nothing in huge tags."""
     wanted = {ORIENTATION: 1}
     if is_deep(layout):
         wanted |= {BITS: 8, SAMPLE_FORMAT: 1, PLANAR: 1, FILL_ORDER: 1}
@@ -164,6 +172,10 @@ def patches(layout: Layout) -> dict[int, bytes]:
         layout.places[tag]: np.full_like(layout.tags[tag], value).tobytes()
         for tag, value in wanted.items()
         if tag in layout.places
+    } | {
+        place: bytes(8 if layout.big else 4)
+        for tag, place in layout.places.items()
+        if tag not in layout.tags
     }
 
 

@@ -1,0 +1,209 @@
+"""TIFFs of every depth, layout and compression, against what other programs write and read."""
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import noise, save, smooth
+from numpy.typing import NDArray
+from PIL import Image
+
+from deploy.photos.encode import write
+from utils.decode import Photo, read
+from utils.images import ImageError, read_rgb
+
+tifffile = pytest.importorskip("tifffile")
+H, W = 37, 53
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("tile", [None, (16, 32)])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("compression, predictor", [(None, False), ("zlib", True), ("lzma", False)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_every_layout_of_16_and_32_bits(
+    tmp_path: Path,
+    order: str,
+    tile: tuple[int, int] | None,
+    planes: str,
+    compression: str | None,
+    predictor: bool,
+    dtype: type,
+) -> None:
+    values = noise(H, W, 4, dtype=dtype)
+    expected = (values >> (8 * values.itemsize - 16)).astype(np.uint16)
+    for channels, kind, alpha in (
+        (1, "grey", ""),
+        (2, "grey", "a"),
+        (3, "rgb", ""),
+        (4, "rgb", "a"),
+    ):
+        pixels = values[..., :channels] if channels > 1 else values[..., 0]
+        options = {"extrasamples": ["unassalpha"]} if alpha else {}
+        options |= {"tile": tile} if tile else {"rowsperstrip": 10}
+        options |= {"planarconfig": planes} if channels > 1 else {}
+        tifffile.imwrite(
+            tmp_path / "a.tif",
+            np.moveaxis(pixels, 2, 0) if planes == "separate" and channels > 1 else pixels,
+            byteorder=order,
+            compression=compression,
+            predictor=predictor,
+            photometric="minisblack" if kind == "grey" else "rgb",
+            **options,
+        )
+        photo = read(tmp_path / "a.tif")
+        colours = channels - bool(alpha)
+        np.testing.assert_array_equal(photo.pixels, expected[..., :colours])
+        assert photo.pixels.dtype == np.uint16 and photo.note == ""
+        if alpha:
+            np.testing.assert_array_equal(photo.alpha, expected[..., colours])
+        repeated = expected[..., :colours].repeat(3 // colours, 2) >> 8
+        np.testing.assert_array_equal(read_rgb(tmp_path / "a.tif"), repeated)
+
+
+@pytest.mark.skipif(not shutil.which("convert"), reason="needs ImageMagick")
+@pytest.mark.parametrize("depth", [2, 4, 8, 12, 14, 16])
+@pytest.mark.parametrize("compression", ["None", "LZW", "RLE"])
+def test_as_imagemagick_writes_and_reads_it(tmp_path: Path, depth: int, compression: str) -> None:
+    source, path = save(tmp_path / "a.png", Image.fromarray(smooth())), tmp_path / "a.tif"
+    for colours in ("Grayscale", "TrueColor"):
+        for option in ("-endian MSB", "-interlace plane", "-define tiff:fill-order=lsb"):
+            options = f"-type {colours} -depth {depth} -compress {compression} {option}".split()
+            subprocess.run(["convert", source, *options, path], check=True)
+            raw = subprocess.run(
+                ["convert", path, "-depth", "16", "-endian", "LSB", "rgb:-"],
+                check=True,
+                capture_output=True,
+            ).stdout
+            expected = np.frombuffer(raw, "<u2").reshape(64, 96, 3)
+            pixels = read(path).pixels
+            scale = 1 if pixels.dtype == np.uint16 else 257
+            assert np.abs(pixels * np.float64(scale) - expected).max() <= 1  # rounding
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_grey(tmp_path: Path, dtype: type) -> None:
+    values = (noise(H, W) / 255).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    got = read(tmp_path / "a.tif").pixels[..., 0]
+    assert got.dtype == np.uint16 and np.abs(got - values.astype(float) * 65535).max() <= 0.51
+    tifffile.imwrite(tmp_path / "a.tif", values * 3)
+    assert "became 0 to 65535" in read(tmp_path / "a.tif").note
+
+
+def test_alpha_does_not_darken_colours(tmp_path: Path) -> None:
+    rgba = noise(H, W, 4)
+    for dtype in (np.uint8, np.uint16):
+        values = rgba.astype(dtype) * (1 if dtype is np.uint8 else 257)
+        tifffile.imwrite(tmp_path / "a.tif", values, extrasamples=["unassalpha"])
+        np.testing.assert_array_equal(read_rgb(tmp_path / "a.tif"), rgba[..., :3])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_our_own_16_bit_with_alpha_reads_back(tmp_path: Path, channels: int) -> None:
+    pixels, alpha = noise(H, W, channels, dtype=np.uint16), noise(H, W, dtype=np.uint16, seed=1)
+    write(tmp_path / "a.tif", Photo(pixels, alpha))
+    photo = read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(photo.pixels, pixels)
+    np.testing.assert_array_equal(photo.alpha, alpha)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_for_people_alone(
+    tmp_path: Path, dtype: type, orientation: int
+) -> None:
+    values = noise(H, W, 3, dtype=dtype)
+    tag = (274, "H", 1, orientation, True)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extratags=[tag])
+    turned = Image.fromarray((values >> (8 * values.itemsize - 8)).astype(np.uint8))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.tif"), np.asarray(turned))
+    steps = [[], [0], [3], [1], [5], [4], [6], [2]][orientation - 1]  # of Image.Transpose
+    for step in steps:
+        turned = turned.transpose(step)
+    got = read(tmp_path / "a.tif").pixels
+    np.testing.assert_array_equal(got >> (8 * got.itemsize - 8), np.asarray(turned))
+
+
+@pytest.mark.parametrize(
+    "values, options, name",
+    [
+        (np.zeros((H, W, 3), np.float32), {"photometric": "rgb"}, "32-bit float colour"),
+        (
+            np.zeros((H, W, 5), np.uint8),
+            {"photometric": "separated", "extrasamples": ["unassalpha"]},
+            "8-bit CMYK in 5 channels",
+        ),
+        (np.zeros((H, W, 3), np.int16), {"photometric": "rgb"}, "16-bit signed colour"),
+    ],
+)
+def test_what_is_not_read_is_named(
+    tmp_path: Path, values: NDArray, options: dict, name: str
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", values, **options)
+    with pytest.raises(ImageError, match=f"cannot read a TIFF of {name}.*: save it as .*PNG"):
+        read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("code, name", [(50000, "ZSTD"), (50001, "WebP"), (52546, "JPEG XL")])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_compression_that_is_not_read_is_named(
+    tmp_path: Path, code: int, name: str, dtype: type
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise(H, W, 3, dtype=dtype), photometric="rgb")
+    data = (tmp_path / "a.tif").read_bytes()
+    at = data.index(struct.pack("<HHI", 259, 3, 1)) + 8
+    (tmp_path / "a.tif").write_bytes(data[:at] + struct.pack("<H", code) + data[at + 2 :])
+    with pytest.raises(ImageError, match=f"cannot read .* compressed as {name}"):
+        read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_missing_strips_are_an_error(tmp_path: Path, compression: str | None) -> None:
+    values = noise(H, W, 2, dtype=np.uint16)
+    options = {"photometric": "minisblack", "extrasamples": ["unassalpha"], "rowsperstrip": 10}
+    tifffile.imwrite(tmp_path / "a.tif", values, compression=compression, **options)
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[:-100])
+    with pytest.raises(ImageError, match="expected a whole"):
+        read(tmp_path / "a.tif")
+
+
+def test_a_chain_of_pages_is_not_followed_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(H, W))
+    data = path.read_bytes()
+    at = struct.unpack("<I", data[4:8])[0]
+    count = struct.unpack("<H", data[at : at + 2])[0]
+    end = at + 2 + 12 * count
+    page = data[at:end]
+    pages = b"".join(
+        page + struct.pack("<I", len(data) + (i + 1) * (len(page) + 4)) for i in range(12000)
+    )
+    path.write_bytes(data[:end] + struct.pack("<I", len(data)) + data[end + 4 :] + pages)
+    photo = read(path)
+    assert photo.pixels.shape == (H, W, 1) and photo.note == "first of 10000 frames or more"
+    path.write_bytes(data[:end] + struct.pack("<I", at) + data[end + 4 :])  # a circle
+    assert read(path).note == ""
+
+
+@pytest.mark.parametrize("kind, note", [(0, "first of 2 frames"), (1, ""), (4, "")])
+def test_previews_and_masks_are_no_frames(tmp_path: Path, kind: int, note: str) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(noise(H, W, 3), photometric="rgb")
+        file.write(noise(H // 2, W // 2, 3), photometric="rgb", subfiletype=kind)
+    assert read(tmp_path / "a.tif").note == note
+
+
+def test_further_channels_are_left_out_with_a_note(tmp_path: Path) -> None:
+    for dtype in (np.uint8, np.uint16):
+        values = noise(H, W, 5, dtype=dtype)
+        extra = ["unassalpha", "unspecified"]
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=extra)
+        photo = read(tmp_path / "a.tif")
+        np.testing.assert_array_equal(photo.pixels, values[..., :3])
+        np.testing.assert_array_equal(photo.alpha, values[..., 3])
+        assert photo.note == "1 further channels are left out"
