@@ -279,10 +279,10 @@ def _deep_png(file: BinaryIO, bands: str) -> NDArray[np.uint16]:
 def _bytes(file: BinaryIO, rawmode: str) -> NDArray[np.uint8]:
     """A PNG as another rawmode makes it.
 
-    Pillow has no public way to choose a rawmode: the tests of 16-bit pictures are to pass before
-    requirements.txt or constraints.txt names another version.
+    ImageFile._Tile is private to Pillow, which has no public way to choose a rawmode: the tests of
+    16-bit pictures are to pass before requirements.txt or constraints.txt names another version.
     """
     with _open(file, ("PNG",)) as im:
-        im.tile = [tile._replace(args=rawmode) for tile in im.tile]
+        im.tile = [ImageFile._Tile(*tile[:3], rawmode) for tile in im.tile]
         im.load()
         return np.asarray(im)

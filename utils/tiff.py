@@ -21,18 +21,8 @@ STRIP_ROWS, STRIP_COUNTS = 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 284, 317, 322, 323, 324, 325
 EXTRA, SAMPLE_FORMAT = 338, 339
 USED = {SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, SAMPLES}
-USED |= {
-    ORIENTATION,
-    STRIP_ROWS,
-    STRIP_COUNTS,
-    PLANAR,
-    PREDICTOR,
-    TILE_WIDTH,
-    TILE_HEIGHT,
-    TILE_OFFSETS,
-    TILE_COUNTS,
-}
-USED |= {EXTRA, SAMPLE_FORMAT}
+USED |= {ORIENTATION, STRIP_ROWS, STRIP_COUNTS, PLANAR, PREDICTOR, EXTRA, SAMPLE_FORMAT}
+USED |= set(range(TILE_WIDTH, TILE_COUNTS + 1))
 PREVIEW = 1 | 4  # of SUBFILE: a smaller version of another page, or a mask
 
 COLOURS = {0: "grey", 1: "grey", 2: "colour", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELAB"}
@@ -168,15 +158,14 @@ def patches(layout: Layout) -> dict[int, bytes]:
     wanted = {ORIENTATION: 1}
     if is_deep(layout):
         wanted |= {BITS: 8, SAMPLE_FORMAT: 1, PLANAR: 1, FILL_ORDER: 1}
-    return {
-        layout.places[tag]: np.full_like(layout.tags[tag], value).tobytes()
-        for tag, value in wanted.items()
-        if tag in layout.places
-    } | {
+    found = {
         place: bytes(8 if layout.big else 4)
-        for tag, place in layout.places.items()
-        if tag not in layout.tags
+        for t, place in layout.places.items()
+        if t not in layout.tags
     }
+    for tag in wanted.keys() & layout.tags.keys():
+        found[layout.places[tag]] = np.full_like(layout.tags[tag], wanted[tag]).tobytes()
+    return found
 
 
 def describe(layout: Layout) -> str:
