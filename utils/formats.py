@@ -11,6 +11,7 @@ from typing import BinaryIO
 LARGEST = 64 << 20  # LR pixels; 16 times as many come out
 MOST_BYTES = 8 * LARGEST  # that are read at once: 16-bit RGBA
 MOST_READS = 2_000_000  # a few seconds of them; one of a byte or two counts eight times
+MOST_CHUNKS = 1 << 18  # of a PNG
 
 PLUGINS = {  # format: Python module, what Pillow calls it then, package
     "HEIC": ("pillow_heif", "HEIF", "pillow-heif"),
@@ -145,7 +146,7 @@ def read_png(file: BinaryIO) -> Png:
         file.seek(at)
         head = file.read(8)
         length, name = int.from_bytes(head[:4], "big"), head[4:]
-        if len(head) < 8 or not name.isalpha() or length >= 1 << 31:
+        if len(head) < 8 or not name.isalpha() or length >= 1 << 31 or len(chunks) >= MOST_CHUNKS:
             raise broken
         packed += length if name == b"IDAT" else 0
         if name[:1].isupper() and name != b"PLTE":
@@ -216,7 +217,7 @@ def without_texts(file: BinaryIO, png: Png) -> bytes:
     return b"".join(kept)
 
 
-def check_jpeg_scans(data: bytes, most: int = 100) -> None:
+def check_jpeg_scans(data: bytes, most: int = 50) -> None:
     """Raise ImageError for a JPEG that goes over its pixels more than `most` times: kilobytes that
     would take minutes."""
     start, end = _jpeg_scans(data)
