@@ -15,7 +15,7 @@ from PIL import Image, features
 from tests.fuzz.damage import Rng, damaged, pick
 from tests.fuzz.kinds import Kind, Unfit
 from tests.image_files import exif, noise, png, profile
-from utils import decode
+from utils import decode, formats
 from utils.images import ImageError, read_rgb
 
 W, H = 37, 29
@@ -234,7 +234,7 @@ def attack(path: Path) -> None:
         if isinstance(result, np.ndarray):
             result = decode.Photo(result)
         height, width, channels = result.pixels.shape
-        if not (0 < height * width <= decode.LARGEST and channels in (1, 3)):
+        if not (0 < height * width <= formats.LARGEST and channels in (1, 3)):
             raise Unfit(f"pixels {result.pixels.shape} of {reader.__name__}")
         if result.pixels.dtype not in (np.uint8, np.uint16):
             raise Unfit(f"pixels of {result.pixels.dtype}")
