@@ -163,6 +163,12 @@ def test_what_is_written_is_known_to_be_there(
     assert formats.is_there(tmp_path / f"a.{suffix}")
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_result_of_more_pixels_than_pillow_opens_is_there(tmp_path: Path, suffix: str) -> None:
+    Image.new("1", (16000, 12000)).save(tmp_path / f"a.{suffix}")  # of 12 megapixels
+    assert formats.is_there(tmp_path / f"a.{suffix}")
+
+
 def test_headers_are_read_as_pillow_has_them(tmp_path: Path) -> None:
     for name, data in small_files().items():
         path = tmp_path / name

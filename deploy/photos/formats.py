@@ -32,7 +32,8 @@ OTHERS = {f".{name}" for name in _NAMES.split()}
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's first bytes tell of a picture; `clear`: it may be transparent."""
+    """What a file's first bytes tell of a picture; `clear`: it may be transparent. 0x0 pixels
+    stand for more than Pillow opens unasked, as a result of 12 megapixels has."""
 
     width: int
     height: int
@@ -55,6 +56,8 @@ def peek(path: Path) -> Header | None:
             with warnings.catch_warnings(), path.open("rb") as file:
                 warnings.simplefilter("ignore")
                 return read(file)
+        except Image.DecompressionBombError:
+            return Header(0, 0, clear=False)
         except Exception:  # as in decode.read: damage raises nearly anything
             continue
     return None
