@@ -180,7 +180,7 @@ def _decode(
     layout: tiff.Layout | None = None,
 ) -> Photo:
     with _open(file, names) as im:
-        notes = [_note_frames(im, layout)]
+        notes = []
         rawmode = _rawmode(im)
         if layout and tiff.is_deep(layout):
             pixels, note = deep_tiff(file, layout, im.getbands(), rawmode)
@@ -215,6 +215,8 @@ def _decode(
             chunks, dpi = read_chunks(file), read_dpi(im, orientation)
         if im.format in ("BMP", "DIB") and pixels.shape[2] == 4 and not pixels[..., 3].any():
             pixels = pixels[..., :3]  # which says that there is none
+        # Last, for nothing more can be read where it takes too long to count them.
+        notes.insert(0, _note_frames(im, layout))
     colours = 1 if pixels.shape[2] < 3 else 3
     return Photo(
         np.ascontiguousarray(pixels[..., :colours]),
