@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from image_files import noise, opened, photo, png, profile
@@ -172,6 +173,10 @@ def test_no_resolution_is_made_up(tmp_path: Path) -> None:
     tags[0x010F] = "a camera"
     Image.fromarray(photo(3, 4)).save(tmp_path / "a.jpg", exif=tags)
     assert read(tmp_path / "a.jpg").dpi is None
+    for name in ("plain", "deep"):
+        pixels = noise(3, 4, 3, dtype=np.uint16 if name == "deep" else np.uint8)
+        cv2.imwrite(str(tmp_path / f"{name}.tif"), pixels)
+        assert read(tmp_path / f"{name}.tif").dpi is None
     tags.update({0x0112: 6, 0x011A: 118.11, 0x011B: 50.0, 0x0128: 3})  # a centimetre; turned
     Image.fromarray(photo(3, 4)).save(tmp_path / "b.webp", exif=tags)
     assert read(tmp_path / "b.webp").dpi == (127, 300)

@@ -62,8 +62,9 @@ def exif_text(value: Any) -> Any:
 def read_dpi(im: Image.Image, orientation: int = 1) -> tuple[float, float] | None:
     """Dots an inch across and down the upright picture, where the file tells them."""
     told = im.info.get("dpi")
-    if im.format in ("JPEG", "MPO") and im.info.get("jfif_unit") not in (1, 2):
-        told = None  # Pillow says 72 where there is none
+    jpeg = im.format in ("JPEG", "MPO")
+    if im.format == "TIFF" or jpeg and im.info.get("jfif_unit") not in (1, 2):
+        told = None  # Pillow says 1 or 72 where there is none
     try:
         if told is None:
             exif = im.getexif()
