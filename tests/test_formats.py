@@ -1,5 +1,6 @@
 """What upscale.py says before the work: names, formats, sizes, files it leaves out or has done."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from PIL import Image
 
 from deploy import pipeline
 from deploy.photos import encode, formats
+from deploy.photos.formats import BY_PLUGIN
 from utils.decode import Photo
+from utils.formats import PLUGINS
 
 
 @pytest.fixture()
@@ -132,6 +135,18 @@ def test_images_of_a_folder_are_taken_or_counted(
     assert caplog.messages == ["5 files left out: 1 .cr2, 2 .heic, 1 .jxl, 1 .tga"]
     assert enlarge("raw") == 2
     assert "found none but 5 files left out: 1 .cr2, 2" in capsys.readouterr().err
+
+
+def test_images_of_a_folder_are_taken_where_a_plugin_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, (module, _, _) in PLUGINS.items():
+        monkeypatch.setitem(sys.modules, module, None)
+        assert not BY_PLUGIN[name] & formats.readable.__wrapped__()
+        (tmp_path / f"{module}.py").touch()
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert set.union(*BY_PLUGIN.values()) <= formats.readable.__wrapped__()
 
 
 def test_a_result_that_cannot_be_read_is_made_again(

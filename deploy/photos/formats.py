@@ -1,6 +1,8 @@
 """Which image formats are read and which are written, by suffix, and how large a written one is."""
 
+import contextlib
 import functools
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import EXTRASAMPLES, IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 
 from utils.decode import READABLE
+from utils.formats import PLUGINS
 from utils.images import ImageError
 
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -28,6 +31,7 @@ _NAMES = """
     mrw kdc dcr erf mef mos raw
 """
 OTHERS = {f".{name}" for name in _NAMES.split()}
+BY_PLUGIN = {"HEIC": {".heic", ".heif", ".hif"}, "JPEG XL": {".jxl"}}
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,13 @@ class Header:
 
 @functools.cache
 def readable() -> frozenset[str]:
-    """The suffixes of what utils/decode.py reads with this Pillow."""
+    """The suffixes of what utils/decode.py reads with this Pillow and the plugins there are."""
     known = Image.registered_extensions()
-    return frozenset(s for s, name in known.items() if name in READABLE and name in Image.OPEN)
+    found = {s for s, name in known.items() if name in READABLE and name in Image.OPEN}
+    for name, (module, _, _) in PLUGINS.items():
+        with contextlib.suppress(ValueError):  # a module without a loader
+            found |= BY_PLUGIN[name] if importlib.util.find_spec(module) else set()
+    return frozenset(found)
 
 
 def peek(path: Path) -> Header | None:
