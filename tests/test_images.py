@@ -1,6 +1,7 @@
 """Image files: what goes in comes out, and what is broken says so with its path."""
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from image_files import noise
 from numpy.typing import NDArray
 from skimage import data as photos
 
@@ -199,3 +201,23 @@ def test_linked_folders_are_entered_once(tmp_path: Path, noise: MakeImage, save:
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "tree")
     assert find_images(tmp_path / "tree") == [tmp_path / "tree" / "link" / "a.png"]
     assert find_images(tmp_path / "tree", recursive=False) == []
+
+
+def test_a_bmp_in_runs_is_read(tmp_path: Path) -> None:
+    values = noise(400, 400)
+    runs = b"".join(
+        b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in values[::-1].tolist()
+    )
+    palette = b"".join(bytes((i, i, i, 0)) for i in range(256))
+    header = struct.pack("<IiiHHIIiiII", 40, 400, 400, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    size = 14 + len(header + palette)
+    path = tmp_path / "a.bmp"
+    path.write_bytes(
+        b"BM"
+        + struct.pack("<IHHI", size + len(runs), 0, 0, size)
+        + header
+        + palette
+        + runs
+        + b"\0\1"
+    )
+    np.testing.assert_array_equal(read_rgb(path)[..., 0], values)

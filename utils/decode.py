@@ -30,6 +30,7 @@ from utils.pixels import NETPBM, deep_tiff, read_netpbm, to_pixels, turn
 READABLE = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF")
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # bytes of a profile or text; Pillow's 1 MiB is too few
+MOST_RLE = 8 << 20  # bytes of a BMP in runs, of which Pillow takes a million a second
 
 FEWER = {"1": 255, "L;2": 85, "L;4": 17}  # a level of a PNG below 8 bit, in 8 bit
 
@@ -142,6 +143,9 @@ def _read(file: ImageReader, pixels_only: bool) -> Photo:
             raise ImageError(f"cannot read {tiff.describe(layout)}: save it as PNG") from error
     if (netpbm := NETPBM.match(head)) and (netpbm["plain"] or int(netpbm["most"]) > 255):
         return Photo(read_netpbm(file, netpbm))
+    if head[:2] == b"BM" and head[30:31] in (b"\1", b"\2") and file.seek(0, io.SEEK_END) < MOST_RLE:
+        file.seek(0)  # Pillow reads run by run, which is counted in an ImageReader
+        return _decode(io.BytesIO(file.read()), pixels_only)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         formats.check_webp(head, file.seek(0, io.SEEK_END))
     try:
