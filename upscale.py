@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent)]
 
 from deploy import backends
-from deploy.photos import folders, formats
+from deploy.photos import folders, suffixes
 from deploy.photos.folders import Job, Plan
 from deploy.pipeline import OUT_OF_MEMORY, Tally, fail, run
 from deploy.upscaler import SCALE, Upscaler
@@ -193,7 +193,7 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     jobs = folders.shard(plan.jobs, *share)
     if not skip_existing:
         return jobs, 0
-    new = [job for job in jobs if job.problem or not formats.is_there(job.target)]
+    new = [job for job in jobs if job.problem or not suffixes.is_there(job.target)]
     return new, len(jobs) - len(new)
 
 

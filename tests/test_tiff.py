@@ -207,3 +207,53 @@ def test_further_channels_are_left_out_with_a_note(tmp_path: Path) -> None:
         np.testing.assert_array_equal(photo.pixels, values[..., :3])
         np.testing.assert_array_equal(photo.alpha, values[..., 3])
         assert photo.note == "1 further channels are left out"
+
+
+def set_tags(file: Path, tags: dict[int, int]) -> None:
+    """Change single numbers in the first page of a little-endian TIFF."""
+    data = bytearray(file.read_bytes())
+    with tifffile.TiffFile(file) as tif:
+        for tag, value in tags.items():
+            at = tif.pages[0].tags[tag].valueoffset
+            data[at : at + 2] = struct.pack("<H", value)
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(("kind", "note"), [("i", "24-bit signed"), ("f", "24-bit float")])
+def test_24_bits_are_read_where_they_are_whole_numbers(
+    tmp_path: Path, kind: str, note: str
+) -> None:
+    file = tmp_path / "a.tif"
+    values = noise(H, W * 3)  # three bytes a value
+    Image.fromarray(values).save(file, tiffinfo={339: 1})
+    set_tags(file, {256: W, 258: 24})
+    as_words = values.reshape(H, W, 3).astype(np.uint32)
+    expected = as_words[..., 2] << 8 | as_words[..., 1]
+    np.testing.assert_array_equal(read(file).pixels[..., 0], expected)
+    set_tags(file, {339: {"i": 2, "f": 3}[kind]})
+    with pytest.raises(ImageError, match=note):
+        read(file)
+
+
+def test_a_strip_of_more_bytes_than_pillow_takes_pixels_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2 * H * W)  # the picture fits, not its bytes
+    pixels = noise(H, W, 3, dtype=np.uint16)
+    as_bytes = Image.fromarray(pixels.view(np.uint8).reshape(H, -1))
+    as_bytes.save(tmp_path / "bytes.tif", compression="tiff_lzw", tiffinfo={278: H, 277: 1})
+    set_tags(tmp_path / "bytes.tif", {256: W, 258: 16, 277: 3, 262: 2})
+    with pytest.raises(ImageError, match=f"a TIFF's strip of {pixels.nbytes} bytes"):
+        read(tmp_path / "bytes.tif")
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read(tmp_path / "bytes.tif").pixels, pixels)
+
+
+def test_the_resolution_of_a_turned_tiff_is_one_in_all_places(tmp_path: Path) -> None:
+    tags = {274: 6, 282: 100, 283: 200, 296: 2, 271: "maker"}
+    Image.fromarray(noise(H, W, 3)).save(tmp_path / "a.tif", tiffinfo=tags)
+    photo = read(tmp_path / "a.tif")
+    assert photo.dpi == (200, 100) and photo.exif
+    exif = Image.Exif()
+    exif.load(photo.exif)
+    assert (exif[282], exif[283]) == photo.dpi

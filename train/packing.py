@@ -24,7 +24,7 @@ from utils.pairing import pair
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 UNUSABLE = (*BAD_IMAGE, OSError)  # one image, whatever is wrong with it, never ends the others
 
 

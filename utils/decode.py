@@ -211,9 +211,9 @@ def _decode(
         exif = icc = dpi = None
         chunks: Chunks = ()
         if not pixels_only:
-            exif, orientation, note = read_exif(im)
+            turned = layout.get(tiff.ORIENTATION, 1) if layout else None
+            exif, orientation, note = read_exif(im, turned)
             notes.append(note)
-            orientation = layout.get(tiff.ORIENTATION, 1) if layout else orientation
             pixels = turn(pixels, orientation)
             icc = read_icc(im, grey=pixels.shape[2] < 3)
             chunks, dpi = read_chunks(file), read_dpi(im, orientation)

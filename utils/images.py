@@ -16,7 +16,7 @@ from utils.files import write_bytes
 from utils.formats import ImageError
 
 SYSTEM_FOLDERS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
-# What a data set takes. Photos may be of more formats: deploy/photos/formats.py.
+# What a data set takes. Photos may be of more formats: deploy/photos/suffixes.py.
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 logger = logging.getLogger(__name__)

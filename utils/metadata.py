@@ -31,12 +31,15 @@ COLOUR_SPACE = 0xA001
 OUTDATED = {0xA002, 0xA003, 0x927C, 0xA005, 0xEA1C}
 
 
-def read_exif(im: Image.Image) -> tuple[bytes | None, int, str]:
-    """EXIF without what will not be true any more, the orientation, and what to know about it."""
-    orientation = 1
+def read_exif(im: Image.Image, turned: int | None = None) -> tuple[bytes | None, int, str]:
+    """EXIF without what will not be true any more, the orientation, and what to know about it.
+
+    turned: the orientation, where it is known from elsewhere.
+    """
+    orientation = turned or 1
     try:
         source, kept = im.getexif(), Image.Exif()
-        orientation = source.get(ORIENTATION, 1)
+        orientation = turned or source.get(ORIENTATION, 1)
         for tag in ABOUT & set(source):
             kept[tag] = exif_text(source[tag])
         for tag in (EXIF_IFD, GPS_IFD):

@@ -19,9 +19,9 @@ SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259
 FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES = 266, 273, 274, 277
 STRIP_ROWS, STRIP_COUNTS = 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 284, 317, 322, 323, 324, 325
-EXTRA, SAMPLE_FORMAT = 338, 339
+SAMPLE_FORMAT = 339
 USED = {SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, SAMPLES}
-USED |= {ORIENTATION, STRIP_ROWS, STRIP_COUNTS, PLANAR, PREDICTOR, EXTRA, SAMPLE_FORMAT}
+USED |= {ORIENTATION, STRIP_ROWS, STRIP_COUNTS, PLANAR, PREDICTOR, SAMPLE_FORMAT}
 USED |= set(range(TILE_WIDTH, TILE_COUNTS + 1))
 PREVIEW = 1 | 4  # of SUBFILE: a smaller version of another page, or a mask
 
@@ -85,9 +85,7 @@ def read_layout(file: BinaryIO) -> Layout:
     file.seek(0)
     head = file.read(16)
     order, big = "<" if head[:2] == b"II" else ">", 43 in head[2:4]
-    at = (
-        struct.unpack(f"{order}Q", head[8:])[0] if big else struct.unpack(f"{order}I", head[4:8])[0]
-    )
+    (at,) = struct.unpack(order + "Q", head[8:]) if big else struct.unpack(order + "I", head[4:8])
     seen: set[int] = set()
     first: dict[int, NDArray] = {}
     first_places: dict[int, int] = {}
@@ -188,7 +186,7 @@ def read_deep(file: BinaryIO, layout: Layout) -> NDArray:
     """
     form, bits, samples = layout.get(SAMPLE_FORMAT, 1), layout.bits, layout.samples
     predictor, compression = layout.get(PREDICTOR, 1), layout.get(COMPRESSION, NONE)
-    whole = bits in (8, 16, 24, 32, 64)
+    whole = bits in (8, 16, 32, 64) or bits == 24 and form == 1
     if not (
         compression in (NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA)
         and (layout.tags[BITS] == bits).all()
@@ -295,5 +293,8 @@ def _decompress(data: bytes, compression: int, row_bytes: int, length: int) -> b
     tags |= {STRIP_ROWS: length // row_bytes, STRIP_COUNTS: len(data)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    with Image.open(io.BytesIO(head + data), formats=["TIFF"]) as im:
-        return im.tobytes()
+    try:
+        with Image.open(io.BytesIO(head + data), formats=["TIFF"]) as im:
+            return im.tobytes()
+    except Image.DecompressionBombError as error:  # whose limit on pixels is one on bytes here
+        raise ImageError(f"cannot read a TIFF's strip of {length} bytes: save it as PNG") from error

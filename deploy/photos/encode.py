@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, TiffTags
 from PIL import TiffImagePlugin as tiff
 
-from deploy.photos import formats
-from deploy.photos.formats import JPEG, OPAQUE, TIFF
+from deploy.photos import suffixes
+from deploy.photos.suffixes import JPEG, OPAQUE, TIFF
 from utils.colour import SRGB, find_profile, find_space
 from utils.decode import Photo
 from utils.files import write_bytes
@@ -79,7 +79,7 @@ def check(path: Path, photo: Photo, scale: int = 1) -> None:
     height, width = (scale * side for side in photo.pixels.shape[:2])
     alpha = photo.alpha
     clear = alpha is not None and bool(alpha.min() < np.iinfo(alpha.dtype).max)
-    formats.check(path, width, height, clear)
+    suffixes.check(path, width, height, clear)
 
 
 def find_losses(path: Path, photo: Photo) -> str:

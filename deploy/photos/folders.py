@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.photos import formats
+from deploy.photos import suffixes
 from utils.command import UserError
 from utils.datasets import SCALE
 
@@ -79,15 +79,15 @@ def plan(
         but = [f"{len(left_out)} named like results"] if left_out else []
         but += notes
         raise UserError(
-            f"expected images ({', '.join(sorted(formats.readable()))}), found none"
+            f"expected images ({', '.join(sorted(suffixes.readable()))}), found none"
             f"{' but ' * bool(but)}{', '.join(but)}: {', '.join(map(str, inputs))}"
         )
     kind = output.suffix.lower() if output and not os.path.isdir(output) else ""
-    if kind in formats.readable() | formats.OTHERS and kind not in formats.LONGEST:
+    if kind in suffixes.readable() | suffixes.OTHERS and kind not in suffixes.LONGEST:
         raise UserError(
-            f"expected an -o that ends in {', '.join(formats.LONGEST)}, or a folder, got {output}"
+            f"expected an -o that ends in {', '.join(suffixes.LONGEST)}, or a folder, got {output}"
         )
-    if output and kind in formats.LONGEST:
+    if output and kind in suffixes.LONGEST:
         if len(inputs) > 1 or os.path.isdir(inputs[0]):
             raise UserError(
                 f"expected a folder for the results of several images, got a file name: {output}"
@@ -139,12 +139,12 @@ def _own_formats(sources: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
     for source in sources:
         endings[source] = source.suffix
         suffix = source.suffix.lower()
-        if suffix not in formats.LONGEST:
+        if suffix not in suffixes.LONGEST:
             unwritten[suffix or "no suffix"] += 1
             endings[source] = ".png"
-        elif suffix != ".png" and (header := formats.peek(source)):
+        elif suffix != ".png" and (header := suffixes.peek(source)):
             size = (SCALE * header.width, SCALE * header.height)
-            if limit := formats.find_limit(suffix, *size, header.clear):
+            if limit := suffixes.find_limit(suffix, *size, header.clear):
                 notes.append(f"{source}: the result becomes a PNG: {limit}")
                 endings[source] = ".png"
     if unwritten:
@@ -190,8 +190,8 @@ def _scan(folder: Path, output: Path | None, suffix: str, recursive: bool) -> Co
         for name in files:
             path = here / name
             kind = path.suffix.lower()
-            if name[0] == "." or kind not in formats.readable():
-                content.others.update([kind] if name[0] != "." and kind in formats.OTHERS else [])
+            if name[0] == "." or kind not in suffixes.readable():
+                content.others.update([kind] if name[0] != "." and kind in suffixes.OTHERS else [])
                 continue
             if beside and suffix and path.stem.endswith(f"_{suffix}"):
                 content.left_out.append(path)

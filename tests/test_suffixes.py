@@ -10,8 +10,8 @@ from image_files import names, noise, opened, photo, small_files
 from PIL import Image
 
 from deploy import pipeline
-from deploy.photos import encode, formats
-from deploy.photos.formats import BY_PLUGIN
+from deploy.photos import encode, suffixes
+from deploy.photos.suffixes import BY_PLUGIN
 from utils.decode import Photo
 from utils.formats import PLUGINS
 
@@ -122,7 +122,7 @@ def test_images_of_a_folder_are_taken_or_counted(
     (tmp_path / "in").mkdir()
     (tmp_path / "raw").mkdir()
     taken = [".gif", ".jfif", ".jpe", ".JPEG", ".ppm", ".pgm", ".pbm", ".pnm", ".dib", ".apng"]
-    taken += [".avif"] if ".avif" in formats.readable() else []
+    taken += [".avif"] if ".avif" in suffixes.readable() else []
     picture = Image.fromarray(photo(3, 4)).convert("L")
     for suffix in taken:
         kind = Image.registered_extensions()[suffix.lower()]
@@ -142,11 +142,11 @@ def test_images_of_a_folder_are_taken_where_a_plugin_reads_them(
 ) -> None:
     for name, (module, _, _) in PLUGINS.items():
         monkeypatch.setitem(sys.modules, module, None)
-        assert not BY_PLUGIN[name] & formats.readable.__wrapped__()
+        assert not BY_PLUGIN[name] & suffixes.readable.__wrapped__()
         (tmp_path / f"{module}.py").touch()
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(tmp_path)
-    assert set.union(*BY_PLUGIN.values()) <= formats.readable.__wrapped__()
+    assert set.union(*BY_PLUGIN.values()) <= suffixes.readable.__wrapped__()
 
 
 def test_a_result_that_cannot_be_read_is_made_again(
@@ -175,13 +175,13 @@ def test_what_is_written_is_known_to_be_there(
     pixels = noise(3, 4, channels, dtype=dtype)
     alpha = None if suffix in ("jpg", "bmp", "jfif") else pixels[..., 0]
     encode.write(tmp_path / f"a.{suffix}", Photo(pixels, alpha))
-    assert formats.is_there(tmp_path / f"a.{suffix}")
+    assert suffixes.is_there(tmp_path / f"a.{suffix}")
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_a_result_of_more_pixels_than_pillow_opens_is_there(tmp_path: Path, suffix: str) -> None:
     Image.new("1", (16000, 12000)).save(tmp_path / f"a.{suffix}")  # of 12 megapixels
-    assert formats.is_there(tmp_path / f"a.{suffix}")
+    assert suffixes.is_there(tmp_path / f"a.{suffix}")
 
 
 def test_headers_are_read_as_pillow_has_them(tmp_path: Path) -> None:
@@ -190,8 +190,8 @@ def test_headers_are_read_as_pillow_has_them(tmp_path: Path) -> None:
         path.write_bytes(data)
         with Image.open(path) as picture:  # not loaded: Pillow may turn it upright then
             expected = (*picture.size, picture.mode == "RGBA" or "transparency" in picture.info)
-        assert formats.peek(path) == formats.Header(*expected), name
+        assert suffixes.peek(path) == suffixes.Header(*expected), name
         path.write_bytes(data[:6])
-        assert formats.peek(path) is None and not formats.is_there(path)
-    assert formats.peek(tmp_path / "missing.png") is None
-    assert formats.peek(tmp_path) is None and not formats.is_there(tmp_path)
+        assert suffixes.peek(path) is None and not suffixes.is_there(path)
+    assert suffixes.peek(tmp_path / "missing.png") is None
+    assert suffixes.peek(tmp_path) is None and not suffixes.is_there(tmp_path)
