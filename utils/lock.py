@@ -23,7 +23,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """Hold a lock on `path`, a file that is there for nothing else and is removed at the end.
 
     The system frees the lock of a process that ends in whatever way; the file that is left then
-    locks nobody out. Where the file system knows no locks, nothing is locked.
+    locks nobody out. Where the file system knows no locks, or the file cannot be made, nothing is
+    locked.
 
     Args:
         path: the file; its folder is there.
@@ -33,7 +34,11 @@ def locked(path: Path, what: str) -> Iterator[None]:
         UserError: another process holds it; the message says which.
     """
     while True:
-        file = path.open("a+", encoding="utf-8")
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError:  # what cannot be written then is said by who writes it
+            yield
+            return
         if not _lock(file):
             with file:
                 file.seek(0)
@@ -46,10 +51,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
             break
         file.close()  # its last holder removed it between our opening and locking it
     with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
         try:
+            with contextlib.suppress(OSError):  # a lock without a name is one, too
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
             yield
         finally:
             with contextlib.suppress(OSError):  # Windows removes no open file
