@@ -1,14 +1,17 @@
 """A disk that fails at one call: what is finished stays, one line says what failed, exit code 1."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import OPTIONS
 from warm_python import python
 
+from train import checkpoint, log, train
 from utils.files import ROOT
 from utils.images import read_rgb
 
@@ -90,3 +93,36 @@ def test_training(tmp_path: Path, save: Callable, noise: Callable) -> None:
         if outcome["code"] == 0:
             assert "run/stage1.pt" in below(outcome)
             assert "run/curves.png" in below(outcome) or "no out/run/curves.png" in outcome["said"]
+
+
+def test_training_goes_on_where_log_and_checkpoint_cannot_be_written_meanwhile(
+    tmp_path: Path,
+    save: Callable,
+    noise: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    save(tmp_path / "images" / "a.png", noise(48, 64))
+    monkeypatch.chdir(tmp_path)
+    append, write = log.append, checkpoint.save
+
+    def append_after_step_2(path: Path, line: dict[str, Any]) -> None:
+        if line["step"] > 2:
+            return append(path, line)
+        with path.open("a") as file:
+            file.write('{"stage": "sta')
+        raise OSError(28, os.strerror(28))
+
+    def save_after_step_2(path: Path, state: checkpoint.State, *more: Any) -> None:
+        if state.step <= 2:
+            raise OSError(28, os.strerror(28))
+        write(path, state, *more)
+
+    monkeypatch.setattr(log, "append", append_after_step_2)
+    monkeypatch.setattr(checkpoint, "save", save_after_step_2)
+    numbers = ["--out", "run", "--steps", "4", "--save_every", "1"]
+    assert train.main([*OPTIONS.split(), *numbers]) == 1
+    said = capfd.readouterr().err
+    assert "train/train.py: the run is saved, but 4 times not written: run" in said
+    assert (tmp_path / "run" / "stage1.pt").exists()
+    assert [line["step"] for line in log.read(tmp_path / "run" / "log.jsonl")] == [3, 4]

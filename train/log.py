@@ -11,9 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add one line to a log.jsonl."""
-    with path.open("a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+    """Add one line to a log.jsonl, and not to half a one that a full disk left."""
+    with path.open("a+b") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        begin = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(begin + json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

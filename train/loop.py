@@ -56,7 +56,8 @@ class Run:
     """What the loop needs besides its state.
 
     fingerprint is the data's; samples are the validation sets by name; log_every, val_every and
-    save_every count steps; stop_at is a time of time.monotonic().
+    save_every count steps; stop_at is a time of time.monotonic(). What could not be written while
+    the run went on is added to failed.
     """
 
     stage: Stage
@@ -71,6 +72,7 @@ class Run:
     val_every: int
     save_every: int
     stop_at: float
+    failed: list[str]
 
 
 def train(run: Run, state: checkpoint.State) -> Outcome:
@@ -123,7 +125,8 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
                 logged += _check_finite(unseen, state.step, stage)
                 unseen = []
             if due:
-                _save(run, state, work, began)
+                with _going_on(run, state, run.file):
+                    _save(run, state, work, began)
             due = step % run.save_every == 0 and not last
             for optimizer in state.optimizers:
                 optimizer.step()
@@ -137,7 +140,7 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
                 line = {"loss": loss, "gradient_norm": norm, "lr": rate, "images_per_s": speed}
                 if device.type == "cuda":
                     line["memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
-                _log(run, state, line)
+                log_line(run, state, line)
                 logged, since = [], time.monotonic()
             if run.samples and (step % run.val_every == 0 or last):
                 paused = time.monotonic()
@@ -195,13 +198,26 @@ def _validate(run: Run, state: checkpoint.State) -> None:
             line.setdefault("others", {})[name] = own
         else:
             line = own
-    _log(run, state, line)
+    log_line(run, state, line)
 
 
-def _log(run: Run, state: checkpoint.State, line: dict[str, Any]) -> None:
+def log_line(run: Run, state: checkpoint.State, line: dict[str, Any]) -> None:
+    """Add a line of this step to the run's log."""
     if run.world.rank == 0:
         line = finite({"stage": run.stage.name, "step": state.step, **line})
-        log.append(run.file.parent / "log.jsonl", line)
+        file = run.file.parent / "log.jsonl"
+        with _going_on(run, state, file):
+            log.append(file, line)
+
+
+@contextlib.contextmanager
+def _going_on(run: Run, state: checkpoint.State, file: Path) -> Iterator[None]:
+    """Train on where a file cannot be written: steps are dearer, and the next try may be good."""
+    try:
+        yield
+    except OSError as error:
+        run.failed.append(f"{file} at step {state.step}: {error.strerror}")
+        logger.warning("not written: %s; training goes on", run.failed[-1])
 
 
 def _begin_work(run: Run, state: checkpoint.State) -> dict[str, Any]:

@@ -84,15 +84,22 @@ def join_world(device_name: str) -> loop.World:
 def work(args: argparse.Namespace, stop_at: float) -> int:
     """Train in a folder that no other run writes to meanwhile; the exit code."""
     world = join_world(args.device)
+    failed: list[str] = []
     with contextlib.ExitStack() as stack:
         if world.rank == 0:  # for all processes of this run
             args.out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(args.out / ".lock", f"the run in {args.out}"))
-        return train_stages(args, world, stop_at)
+        code = train_stages(args, world, stop_at, failed)
+    if failed:
+        raise OSError(f"the run is saved, but {len(failed)} times not written: {failed[0]}")
+    return code
 
 
-def train_stages(args: argparse.Namespace, world: loop.World, stop_at: float) -> int:
-    """Prepare a run and train its stages, one after another; the exit code."""
+def train_stages(
+    args: argparse.Namespace, world: loop.World, stop_at: float, failed: list[str]
+) -> int:
+    """Prepare a run and train its stages, one after another; the exit code. What could not be
+    written meanwhile is added to `failed`."""
     logging.getLogger().setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
     stages = stages_of(args)
     engine = engine_of(args, world.device, stages)
@@ -141,6 +148,7 @@ def train_stages(args: argparse.Namespace, world: loop.World, stop_at: float) ->
             val_every=args.val_every,
             save_every=args.save_every,
             stop_at=stop_at,
+            failed=failed,
         )
         outcome = train_stage(run, state, args, data)
         done = state.step == stage.steps and number == max(stages)
@@ -202,8 +210,7 @@ def train_stage(
             f"expected the patches to fit in memory: lower --batch or --patch ({error})"
         ) from error
     except FloatingPointError as error:
-        if lead:
-            log.append(log_file, {"stage": stage.name, "step": state.step, "failed": str(error)})
+        loop.log_line(run, state, {"failed": str(error)})
         raise
     if lead:
         log.plot(log_file, curves)
