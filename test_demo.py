@@ -15,11 +15,11 @@ if __name__ == "__main__":
     # As Python sets it, but with -P.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent)]
 
-from utils import command, devices, efficiency, record
+from utils import command, devices, efficiency, measure, record
 from utils.command import UserError
 from utils.datasets import BENCHMARKS, CHALLENGE, ImageSet, benchmarks_in, find, is_there
 from utils.files import ROOT
-from utils.measure import LR_SOURCES, Model, Options, measure_set, memory_alone, memory_of
+from utils.measure import Model, Options
 from utils.networks import Entry, call, entry_of, listed, make_network
 from utils.report import comparison, page, summary
 from utils.text import in_terminal
@@ -108,7 +108,7 @@ def judge(args: argparse.Namespace) -> int:
         for model_id, checkpoint in choices
     ]
     if args.memory_of:
-        command.print_answer(memory_of(models, args.memory_of, device))
+        command.print_answer(measure.memory_of(models, args.memory_of, device))
         return command.GOOD
     if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
         raise UserError(
@@ -117,21 +117,8 @@ def judge(args: argparse.Namespace) -> int:
         )
     make_save_dir(args.save_dir)
     options = Options(args.save_dir, args.ssim, args.repeat, args.bicubic, not args.no_images)
-    runs: list[dict[str, Any]] = []
-    counts: dict[str, dict[str, int]] = {}
-    failures: list[str] = []
-    for image_set in sets:
-        measured = measure_set(models, image_set, device, options)
-        for choice, model, run in zip(choices, models, measured, strict=True):
-            if device.type != "cuda" and run["images"]:
-                run |= memory_alone(run, again(choice, model, device))
-            if model.name not in counts:
-                # After the timing: it would warm the device up for the cold first image.
-                counts[model.name] = asdict(efficiency.count(model.net))
-            runs.append(run | counts[model.name])
-            failures += [f"{model.name}, {f}" if len(models) > 1 else f for f in run["failed"]]
-            if run["images"]:
-                print(summary.text(runs[-1], recorded(runs[-1], args.save_dir, failures)))
+    with measure.runs_locked(models, sets, device, options):
+        runs, failures = measure_sets(choices, models, sets, device, options)
     print(comparison.text(runs), end="")
     if args.report and any(run["images"] for run in runs):
         file = args.save_dir / "report.html"
@@ -145,14 +132,30 @@ def judge(args: argparse.Namespace) -> int:
     return command.FAILED if failures else command.GOOD
 
 
-def recorded(run: dict[str, Any], save_dir: Path, failures: list[str]) -> str:
-    """Record a run and say where; where that fails, what was measured is shown all the same."""
-    try:
-        path = record.write_run(save_dir, run).resolve()
-    except OSError as error:
-        failures.append(f"record of {run['model']} on {run['dataset']}: {error}")
-        return "no file, for it could not be written"
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def measure_sets(
+    choices: Sequence[tuple[int, str]],
+    models: Sequence[Model],
+    sets: Sequence[ImageSet],
+    device: torch.device,
+    options: Options,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Measure, record and print every network on every set; the runs and what failed."""
+    runs: list[dict[str, Any]] = []
+    counts: dict[str, dict[str, int]] = {}
+    failures: list[str] = []
+    for image_set in sets:
+        measured = measure.measure_set(models, image_set, device, options)
+        for choice, model, run in zip(choices, models, measured, strict=True):
+            if device.type != "cuda" and run["images"]:
+                run |= measure.memory_alone(run, again(choice, model, device))
+            if model.name not in counts:
+                # After the timing: it would warm the device up for the cold first image.
+                counts[model.name] = asdict(efficiency.count(model.net))
+            runs.append(run | counts[model.name])
+            failures += [f"{model.name}, {f}" if len(models) > 1 else f for f in run["failed"]]
+            if run["images"]:
+                print(summary.text(runs[-1], record.recorded(runs[-1], options.save_dir, failures)))
+    return runs, failures
 
 
 def again(choice: tuple[int, str], model: Model, device: torch.device) -> list[str]:
@@ -233,7 +236,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add(
         "--bicubic",
-        choices=sorted(LR_SOURCES),
+        choices=sorted(measure.LR_SOURCES),
         default="double",
         help="how LR is made where there is no file: rounded once, or after each 8-bit pass",
     )
@@ -244,11 +247,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="only print the MiB that restoring one LR image of this size needs",
     )
     add("--no_images", action="store_true", help="do not write the restored images")
-    add(
-        "--report",
-        action="store_true",
-        help="make SAVE_DIR/report.html of all runs there: figures, charts, pictures to compare",
-    )
+    add("--report", action="store_true", help="make a page of all runs: SAVE_DIR/report.html")
     add("--verbose", action="store_true", help="print a line an image")
     args = parser.parse_args(argv)
     if args.repeat < 1:

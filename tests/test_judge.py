@@ -118,8 +118,10 @@ def test_names_that_are_not_utf8(tmp_path: Path, random_weights: Path) -> None:
 def test_two_runs_of_one_name_into_one_folder_are_not_mixed(
     tmp_path: Path, random_weights: Path
 ) -> None:
-    write_png(tmp_path / "set" / "a.png", photo(24, 28))
-    options = ("--dataset", "set", "--checkpoint", random_weights, "--save_dir", "out")
+    """Nothing is measured, also of another set that is free: all or nothing."""
+    for name in ("free", "set"):
+        write_png(tmp_path / name / "a.png", photo(24, 28))
+    options = ("--dataset", "free", "set", "--checkpoint", random_weights, "--save_dir", "out")
     lock = tmp_path / "out" / f".{STEM}_set_cpu_eager_fp32.lock"
     lock.parent.mkdir()
     with locked(lock, "the run"):

@@ -6,6 +6,7 @@ precision could not hold the network's numbers.
 """
 
 import argparse
+import hashlib
 import io
 import logging
 import sys
@@ -28,7 +29,7 @@ from train.packing import digests, held_out_images
 from train.recipes import commands
 from train.reparam import fuse, training_form
 from utils import command
-from utils.files import ROOT, sha256, write_bytes, write_json
+from utils.files import ROOT, as_json, sha256, write_all, write_bytes
 from utils.images import find_images
 from utils.record import ENTRY, PUBLISHED
 from utils.report import documents
@@ -133,7 +134,12 @@ def export(
         plain = _held_by_half_precision(plain)
     buffer = io.BytesIO()
     torch.save({name: value.float() for name, value in plain.state_dict().items()}, buffer)
-    write_bytes(target, buffer.getvalue())
+    weights = buffer.getvalue()
+    if ship:
+        record = _training_record(file, records, weights, difference, compared)
+        write_all({target: weights, TRAINING_RECORD: as_json(record)})
+    else:
+        write_bytes(target, weights)
     logger.info(
         "%s: %d parameters, forms differ by %.1e in float64, sha256 %s",
         target,
@@ -142,7 +148,13 @@ def export(
         sha256(target),
     )
     if ship:
-        _publish(file, records, difference, compared)
+        documents.regenerate()
+        logger.info(
+            "%s and the tables are up to date; next: measure the new weights with "
+            "test_demo.py, python -m utils.report.documents --publish FILE, and see whether the "
+            "model card's words on the data are still true",
+            TRAINING_RECORD,
+        )
 
 
 def _held_by_half_precision(plain: LKDN) -> LKDN:
@@ -158,32 +170,23 @@ def _held_by_half_precision(plain: LKDN) -> LKDN:
     return plain
 
 
-def _publish(file: Path, records: list[dict[str, Any]], difference: float, compared: int) -> None:
-    """Write the training record of shipped weights and the documents made of it."""
+def _training_record(
+    file: Path, records: list[dict[str, Any]], weights: bytes, difference: float, compared: int
+) -> dict[str, Any]:
+    """What is published of the training of shipped weights."""
     last = records[-1]["stage"]["name"]
     lines = log.read(file.parent / "log.jsonl")
     keys = ("stage", "step", "val_psnr", "val_psnr_y")
     scored = [line for line in lines if "val_psnr" in line and line["stage"] <= last]
-    scores = [{key: line[key] for key in keys} for line in scored]
-    write_json(
-        TRAINING_RECORD,
-        {
-            "training_of": ENTRY,
-            "sha256": sha256(SHIPPED),
-            "stages": [without_digests(trained) for trained in records],
-            "commands": commands(records),
-            "validation": scores,
-            "float64_difference": difference,
-            "held_out_images_compared": compared,
-        },
-    )
-    documents.regenerate()
-    logger.info(
-        "%s and the tables are up to date; next: measure the new weights with "
-        "test_demo.py, python -m utils.report.documents --publish FILE, and see whether the "
-        "model card's words on the data are still true",
-        TRAINING_RECORD,
-    )
+    return {
+        "training_of": ENTRY,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "stages": [without_digests(trained) for trained in records],
+        "commands": commands(records),
+        "validation": [{key: line[key] for key in keys} for line in scored],
+        "float64_difference": difference,
+        "held_out_images_compared": compared,
+    }
 
 
 def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Path) -> int:

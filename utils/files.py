@@ -109,10 +109,15 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN and infinity become null, see `encoded` for names."""
+def as_json(content: Any) -> bytes:
+    """JSON for a file; NaN and infinity become null, see `encoded` for names."""
     text = json.dumps(finite(content), indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, encoded(text + "\n"))
+    return encoded(text + "\n")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON whole or not at all, as `as_json` has it."""
+    write_bytes(path, as_json(content))
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,10 +1,11 @@
 """Measure networks on a set, image by image in turns: one record a network."""
 
+import itertools
 import logging
 import math
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,23 @@ class _Tally:
     memory_mib: float | None = None
 
 
+@contextmanager
+def runs_locked(
+    models: Sequence[Model], sets: Sequence[ImageSet], device: torch.device, options: Options
+) -> Iterator[None]:
+    """Keep other processes from measuring the same runs into the same folder.
+
+    Raises:
+        UserError: one does already; nothing is locked then.
+    """
+    with ExitStack() as stack:
+        for model, image_set in itertools.product(models, sets):
+            stem = record.run_stem(_conditions(model, image_set, device, options))
+            file = options.save_dir / f".{stem}.lock"
+            stack.enter_context(locked(file, f"the run {stem} in {options.save_dir}"))
+        yield
+
+
 def measure_set(
     models: Sequence[Model], image_set: ImageSet, device: torch.device, options: Options
 ) -> list[dict[str, Any]]:
@@ -83,9 +101,6 @@ def measure_set(
     Several networks take turns image by image, so that what disturbs the machine disturbs all.
     Memory is measured on CUDA alone; on a CPU, where it would be that of all that the process did
     before, see `memory_alone`.
-
-    Raises:
-        UserError: another process measures one of these runs into the same folder.
     """
     tallies = [_Tally(model) for model in models]
     runs = [_conditions(model, image_set, device, options) for model in models]
@@ -93,10 +108,7 @@ def measure_set(
         efficiency.reset_peak_memory(device)
     with ExitStack() as stack:
         for tally, run in zip(tallies, runs, strict=True):
-            stem = record.run_stem(run)
-            what = f"the run {stem} in {options.save_dir}"
-            stack.enter_context(locked(options.save_dir / f".{stem}.lock", what))
-            file = options.save_dir / f"{stem}.log"
+            file = options.save_dir / f"{record.run_stem(run)}.log"
             stack.enter_context(log_file(logger, file, tally.model.name, tally.failed))
         bar = stack.enter_context(
             tqdm(

@@ -184,3 +184,13 @@ def _name_once(path: Path, problem: str) -> None:
     """Say what is no run: a command reads its folder again after each of its own."""
     name = printable(path, most=4096)
     logger.warning("left out, for it is no run of test_demo.py: %s: %s", name, problem)
+
+
+def recorded(run: dict[str, Any], save_dir: Path, failures: list[str]) -> str:
+    """Record a run and say where; where that fails, what was measured is shown all the same."""
+    try:
+        path = write_run(save_dir, run).resolve()
+    except OSError as error:
+        failures.append(f"record of {run['model']} on {run['dataset']}: {error}")
+        return "no file, for it could not be written"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -94,11 +94,10 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
     else:
         files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
         files = [file for file in files if not IGNORED.fullmatch(file)]
+    home, known = root.resolve(), set(files)
     for file in files:
         target = (root / file).resolve()
-        if not target.is_relative_to(root.resolve()) or (
-            target.relative_to(root.resolve()).as_posix() not in files
-        ):
+        if not target.is_relative_to(home) or target.relative_to(home).as_posix() not in known:
             raise UserError(
                 f"expected files of {root}, got a link to another in {file}: put the file there"
             )

@@ -7,7 +7,6 @@ The same seed makes the same inputs. Each may take 20 s of a CPU and 2 GiB of me
 
 import argparse
 import os
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -76,4 +75,4 @@ def counted(kind: Kind, results: list[Result]) -> tuple[list[str], int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)
