@@ -8,37 +8,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.triton_layers import Size, Weights
+from kernels.triton_weights import Blocks
 
 
-def shallow(w: Weights, image: Tensor, pitch: int, dtype: torch.dtype, size: Size) -> Tensor:
+def shallow(w: Weights, blocks: Blocks, image: Tensor, dtype: torch.dtype, size: Size) -> Tensor:
     taps, outputs = w["weight"].shape
-    weight = w["weight"].view(9, taps // 9, outputs)
-    return _rows(_dense3(image.float(), weight, w["bias"]), pitch, dtype)
+    kernel = w["weight"].view(3, 3, taps // 9, outputs).permute(3, 2, 0, 1)
+    return _rows(F.conv2d(image, kernel, w["bias"], padding=1), blocks.pitch, dtype)
 
 
-def refine(w: Weights, source: Tensor, parts: Tensor, size: Size) -> Tensor:
-    part = F.gelu(_product(source, w["distil"]) + w["distil_bias"])
-    parts.copy_(part[:, : parts.shape[1]])
-    refined = _dense3(_image(source, size), w["dense"], w["dense_bias"])
-    return _rows(F.gelu(refined), source.shape[1], source.dtype)
+def refine(w: Weights, blocks: Blocks, source: Tensor, part: Tensor, size: Size) -> Tensor:
+    refined = F.gelu(_dense3(_image(source, size), w["weight"], w["bias"]))
+    rows = _rows(refined, blocks.wide, source.dtype)
+    part.copy_(rows[:, blocks.start : blocks.start + blocks.count])
+    return rows[:, : blocks.pitch].contiguous()
 
 
-def merge(w: Weights, source: Tensor, parts: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    last = F.gelu(_dense3(_image(source, size), w["dense"], w["dense_bias"]))
-    last = _rows(last, w["last"].shape[0], source.dtype)
-    total = _product(last, w["last"]) + _product(parts, w["parts"]) + w["bias"]
+def merge(
+    w: Weights, blocks: Blocks, source: Tensor, parts: Tensor, size: Size
+) -> tuple[Tensor, Tensor]:
+    last = F.gelu(_dense3(_image(source, size), w["weight"], w["narrow_bias"]))
+    last = _rows(last, blocks.narrow, source.dtype)
+    total = product(last, w["last"]) + product(parts, w["parts"]) + w["bias"]
     merged = total.to(source.dtype)
-    attention = (_product(merged, w["point"]) + w["point_bias"]).to(source.dtype)
-    pitch = source.shape[1]
-    return merged[:, :pitch].contiguous(), attention[:, :pitch].contiguous()
+    attention = (product(merged, w["point"]) + w["point_bias"]).to(source.dtype)
+    parts[:, : blocks.pitch] = merged[:, : blocks.pitch]
+    return parts[:, : blocks.pitch], attention[:, : blocks.pitch].contiguous()
 
 
-def spread(w: Weights, source: Tensor, size: Size) -> Tensor:
-    return _rows(_depthwise5(_image(source, size), w, 1), source.shape[1], source.dtype)
+def spread(w: Weights, blocks: Blocks, source: Tensor, size: Size) -> Tensor:
+    return _rows(_depthwise5(_image(source, size), w, 1), blocks.pitch, source.dtype)
 
 
 def attend(
     w: Weights,
+    blocks: Blocks,
     source: Tensor,
     merged: Tensor,
     features: Tensor,
@@ -49,28 +53,34 @@ def attend(
     first: bool,
     last: bool,
 ) -> Tensor:
-    pitch = source.shape[1]
+    pitch = blocks.pitch
     large = _rows(_depthwise5(_image(source, size), w, 3), pitch, torch.float32)
     gated = large * merged
-    largest = gated.abs().amax(1, keepdim=True).clamp(min=1e-15)
-    z = _product((gated / largest).to(source.dtype), w["c6"]) + w["c6_bias"] / largest
-    z = z * torch.rsqrt(z.square().sum(1, keepdim=True) / channels + eps / largest.square())
+    part = 1 / gated.abs().amax(1, keepdim=True).clamp(min=1e-15)
+    z = product((gated * part).to(source.dtype), w["c6"]) + w["c6_bias"] * part
+    z = z * torch.rsqrt(z.square().sum(1, keepdim=True) / channels + eps * part.square())
     out = ((z * w["scale"] + w["shift"])[:, :pitch] + features).to(source.dtype)
-    total = _product(out, w["fusion"])[:, :pitch]
+    total = product(out, w["fusion"])[:, :pitch]
     total = total + (w["fusion_bias"][:pitch] if first else running)
     running.copy_(F.gelu(total) if last else total)
     return out[:0] if last else out
 
 
-def smooth(w: Weights, source: Tensor, features: Tensor, size: Size) -> Tensor:
-    total = _dense3(_image(source, size), w["dense"], w["dense_bias"])
-    pitch = source.shape[1]
-    return (_rows(total, pitch, torch.float32) + features).to(source.dtype)
+def smooth(w: Weights, blocks: Blocks, source: Tensor, features: Tensor, size: Size) -> Tensor:
+    total = _dense3(_image(source, size), w["weight"], w["bias"])
+    return (_rows(total, blocks.pitch, torch.float32) + features).to(source.dtype)
 
 
-def enlarge(w: Weights, source: Tensor, channels: int, scale: int, size: Size) -> Tensor:
-    total = _dense3(_image(source, size), w["dense"], w["dense_bias"])
+def enlarge(
+    w: Weights, blocks: Blocks, source: Tensor, channels: int, scale: int, size: Size
+) -> Tensor:
+    total = _dense3(_image(source, size), w["weight"], w["bias"])
     return F.pixel_shuffle(total[:, : channels * scale**2], scale)
+
+
+def product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """(pixels, columns) @ (K, N), columns up to K, in float32."""
+    return rows.float() @ matrix[: rows.shape[1]].float()
 
 
 def _image(features: Tensor, size: Size) -> Tensor:
@@ -84,15 +94,13 @@ def _rows(image: Tensor, pitch: int, dtype: torch.dtype) -> Tensor:
     return rows[:, :pitch].to(dtype).contiguous()
 
 
-def _product(rows: Tensor, matrix: Tensor) -> Tensor:
-    """(pixels, columns) @ (K, N), columns up to K, in float32."""
-    return rows.float() @ matrix[: rows.shape[1]].float()
-
-
 def _dense3(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 of (B, columns, H, W) with (9, K, N)."""
-    kernel = weight[:, : image.shape[1]].float().permute(2, 1, 0).reshape(bias.numel(), -1, 3, 3)
-    return F.conv2d(image, kernel, bias, padding=1)
+    """3x3 of (B, P, H, W) with (3, at least 3P, N), a row's three taps one below the other."""
+    batch, pitch, height, width = image.shape
+    flat = F.unfold(image, 3, padding=1).unflatten(1, (pitch, 3, 3))  # (B, P, 3, 3, H*W)
+    rows = flat.permute(0, 4, 2, 3, 1).reshape(-1, 9 * pitch)
+    total = product(rows, weight[:, : 3 * pitch].reshape(9 * pitch, -1)) + bias
+    return total.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _depthwise5(image: Tensor, w: Weights, dilation: int) -> Tensor:

@@ -14,6 +14,7 @@ import sys
 from types import SimpleNamespace
 
 import torch
+import triton.language
 
 sys.path.append("tests")
 import plain_layers
@@ -23,6 +24,19 @@ from models.team23_LKDN import LKDN
 
 device, cases = sys.argv[1], {cases}
 torch.set_num_threads(1)
+if device == "cpu":  # the interpreter multiplies the bits of bfloat16 as if they were integers
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def widened(tensor):
+        if tensor.dtype.scalar != triton.language.bfloat16:
+            return tensor
+        wide = (tensor.data.astype("uint32") << 16).view("float32")
+        return TensorHandle(wide, triton.language.float32)
+
+    multiply = InterpreterBuilder.create_dot
+    InterpreterBuilder.create_dot = lambda self, a, b, *others: multiply(
+        self, widened(a), widened(b), *others
+    )
 STEPS = ("shallow", "refine", "merge", "spread", "attend", "smooth", "enlarge")
 ran = set()
 
@@ -47,20 +61,20 @@ def both(name, tolerance):
     return run
 
 
-tile = triton_layers.TILE_HEIGHT, triton_layers.TILE_WIDTH
 for channels, shape in cases:
     large = shape[-1] >= 64  # larger tiles, for the interpreter's time goes by programs
-    sides = (16, 64) if large and device == "cpu" else tile
-    triton_layers.TILE_HEIGHT, triton_layers.TILE_WIDTH = sides
+    if large and device == "cpu":
+        triton_layers.TILES = dict.fromkeys(triton_layers.TILES, (16, 64))
     torch.manual_seed(0)
     net = LKDN(channels, 1 if large else 2).eval().requires_grad_(False).to(device)
     x = torch.rand(shape, device=device)
     exact = net.double()(x.double())
     net.float()
     # float16: a sum that differs in its last bits is rounded to the next number, 2**-11 away,
-    # at two places of a kernel; over the whole network that adds up.
+    # at two places of a kernel; over the whole network that adds up. bfloat16 has three bits
+    # less, and the interpreter cuts off where a GPU rounds.
     for dtype, tolerance, whole in (
-        (torch.float32, 1e-5, 1e-5), (torch.float16, 2e-3, 5e-3),
+        (torch.float32, 1e-5, 1e-5), (torch.float16, 2e-3, 5e-3), (torch.bfloat16, 2e-2, 1e-1),
     ):
         steps = SimpleNamespace(**{{name: both(name, tolerance) for name in STEPS}})
         y = FusedLKDN(net, dtype, steps)(x)
@@ -107,9 +121,8 @@ def test_a_hundred_sizes_compile_each_kernel_once(
 ) -> None:
     done = python(root, "-c", SIZES, TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
-    # Seven kernels: attend in three forms (first, last, between), refine and merge perhaps in two,
-    # for the parts begin at addresses of 16 bytes and others.
-    assert 7 <= len(list(tmp_path.rglob("*.cubin"))) <= 11
+    # Seven kernels, attend in three forms: first, last, between.
+    assert 7 <= len(list(tmp_path.rglob("*.cubin"))) <= 9
 
 
 def test_half_precision_holds_weights_grown_beyond_it() -> None:

@@ -1,0 +1,351 @@
+"""LKDN's layers as fused Triton kernels: a program computes a tile of TH x TW pixels.
+
+P is the pitch of the features, A and B the blocks of their columns, N the block of a product's
+columns; kernels/triton_weights.py says what the weights hold. kernels/triton_layers.py launches.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# Triton compiles its functions itself; only constants have a type there.
+
+import triton
+import triton.language as tl
+
+from kernels.triton_tiles import (
+    dense3,
+    depthwise5,
+    gelu,
+    load,
+    matrix,
+    product,
+    row,
+    store,
+    tile_pixels,
+    wide_product,
+)
+
+SIZE = ("height", "width")  # for which no kernel is compiled anew
+
+
+@triton.jit
+def _shallow_columns(
+    image,
+    weight,
+    bias,
+    y,
+    x,
+    height,
+    width,
+    START: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    total = tl.zeros((PIXELS, BLOCK), tl.float32) + row(bias + START, BLOCK)
+    plane = height * width
+    first = tl.program_id(2) * CHANNELS * plane
+    for tap in tl.static_range(9):
+        down, right = y + tap // 3 - 1, x + tap % 3 - 1
+        inside = (down >= 0) & (down < height) & (right >= 0) & (right < width)
+        for c in tl.static_range(CHANNELS):
+            at = first + c * plane + down * width + right
+            value = tl.load(image + at, mask=inside, other=0.0)
+            total += value[:, None] * row(weight + (tap * CHANNELS + c) * W + START, BLOCK)
+    return total
+
+
+@triton.jit(do_not_specialize=SIZE)
+def shallow_kernel(
+    image,
+    weight,
+    bias,
+    out,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    P: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
+    """out = 3x3 of image (B, CHANNELS, H, W) float32, weight (9*CHANNELS, A + B)."""
+    y, x, pixel, here = tile_pixels(height, width, TH, TW)
+    total = _shallow_columns(
+        image, weight, bias, y, x, height, width, 0, CHANNELS, A + B, A, TH * TW
+    )
+    store(out, total, pixel, here, 0, P, P, A)
+    if B > 0:
+        total = _shallow_columns(
+            image, weight, bias, y, x, height, width, A, CHANNELS, A + B, B, TH * TW
+        )
+        store(out, total, pixel, here, A, P - A, P, B)
+
+
+@triton.jit(do_not_specialize=SIZE)
+def refine_kernel(
+    source,
+    weight,
+    bias,
+    out,
+    parts,
+    height,
+    width,
+    P: tl.constexpr,
+    A: tl.constexpr,
+    TIMES: tl.constexpr,
+    B: tl.constexpr,
+    N: tl.constexpr,
+    START: tl.constexpr,
+    COUNT: tl.constexpr,
+    PARTS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
+    """gelu(3x3 of source): the first P columns to out, COUNT from START to parts (.., PARTS)."""
+    y, x, pixel, here = tile_pixels(height, width, TH, TW)
+    total = dense3(source, weight, y, x, pixel, height, width, P, A, TIMES, B, N, TH * TW)
+    total = gelu(total + row(bias, N)).to(source.dtype.element_ty)
+    store(out, total, pixel, here, 0, P, P, N)
+    n = tl.arange(0, N) - START
+    mask = here[:, None] & ((n >= 0) & (n < COUNT))[None, :]
+    tl.store(parts + pixel[:, None] * PARTS + n[None, :], total, mask=mask)
+
+
+@triton.jit(do_not_specialize=SIZE)
+def merge_kernel(
+    source,
+    weight,
+    bias,
+    parts,
+    merge_parts,
+    merge_last,
+    merge_bias,
+    point,
+    point_bias,
+    attention,
+    height,
+    width,
+    P: tl.constexpr,
+    A: tl.constexpr,
+    TIMES: tl.constexpr,
+    B: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PARTS: tl.constexpr,
+    QA: tl.constexpr,
+    QB: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
+    """The first P columns of parts (.., PARTS) = c5 of parts and of gelu(3x3 of source), with M
+    columns; attention = 1x1 of that. A pixel's parts are read by the program that replaces them.
+    """
+    y, x, pixel, here = tile_pixels(height, width, TH, TW)
+    last = dense3(source, weight, y, x, pixel, height, width, P, A, TIMES, B, M, TH * TW)
+    last = gelu(last + row(bias, M)).to(source.dtype.element_ty)
+    total = product(last, matrix(merge_last, M, N), tl.zeros((TH * TW, N), tl.float32))
+    total = wide_product(parts, merge_parts, pixel, here, total, PARTS, PARTS, QA, QB, N)
+    total = (total + row(merge_bias, N)).to(source.dtype.element_ty)
+    store(parts, total, pixel, here, 0, P, PARTS, N)
+    total = product(total, matrix(point, N, N), tl.zeros((TH * TW, N), tl.float32))
+    store(attention, total + row(point_bias, N), pixel, here, 0, P, P, N)
+
+
+@triton.jit(do_not_specialize=SIZE)
+def spread_kernel(
+    source,
+    weight,
+    bias,
+    out,
+    height,
+    width,
+    P: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
+    """out = depthwise 5x5 of source."""
+    y, x, pixel, here = tile_pixels(height, width, TH, TW)
+    total = depthwise5(source, weight, y, x, pixel, height, width, 0, P, A + B, A, 1, TH * TW)
+    store(out, total + row(bias, A), pixel, here, 0, P, P, A)
+    if B > 0:
+        total = depthwise5(source, weight, y, x, pixel, height, width, A, P, A + B, B, 1, TH * TW)
+        store(out, total + row(bias + A, B), pixel, here, A, P - A, P, B)
+
+
+@triton.jit
+def _gated(
+    source,
+    weight,
+    bias,
+    merged,
+    y,
+    x,
+    pixel,
+    here,
+    height,
+    width,
+    START: tl.constexpr,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PITCH: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """Columns of merged * dilated 5x5 of source, and each pixel's largest number of them."""
+    total = depthwise5(source, weight, y, x, pixel, height, width, START, P, W, BLOCK, 3, PIXELS)
+    other = load(merged, pixel, here, START, P - START, PITCH, BLOCK).to(tl.float32)
+    total = (total + row(bias + START, BLOCK)) * other
+    return total, tl.max(tl.abs(total), axis=1)
+
+
+@triton.jit(do_not_specialize=SIZE)
+def attend_kernel(
+    source,
+    weight,
+    bias,
+    merged,
+    c6,
+    c6_bias,
+    scale,
+    shift,
+    features,
+    fusion,
+    fusion_bias,
+    out,
+    running,
+    height,
+    width,
+    channels,
+    eps,
+    P: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    N: tl.constexpr,
+    PITCH: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
+    """out = features + norm(c6(merged * dilated 5x5 of source)); running += 1x1 of out.
+
+    c6 is centred beforehand. Each pixel is divided by its largest number before c6, for half
+    precision could not hold the product; the norm does not notice if its eps is divided too.
+    FIRST: running starts at fusion_bias. LAST: it gets its GELU, and nobody needs out.
+    """
+    y, x, pixel, here = tile_pixels(height, width, TH, TW)
+    dtype = source.dtype.element_ty
+    a, large = _gated(
+        source,
+        weight,
+        bias,
+        merged,
+        y,
+        x,
+        pixel,
+        here,
+        height,
+        width,
+        0,
+        P,
+        A + B,
+        A,
+        PITCH,
+        TH * TW,
+    )
+    if B > 0:
+        b, other = _gated(
+            source,
+            weight,
+            bias,
+            merged,
+            y,
+            x,
+            pixel,
+            here,
+            height,
+            width,
+            A,
+            P,
+            A + B,
+            B,
+            PITCH,
+            TH * TW,
+        )
+        large = tl.maximum(large, other)
+    part = 1 / tl.maximum(large, 1e-15)[:, None]
+    z = tl.zeros((TH * TW, N), tl.float32)
+    z = product((a * part).to(dtype), matrix(c6, A, N), z)
+    if B > 0:
+        z = product((b * part).to(dtype), matrix(c6 + A * N, B, N), z)
+    z += row(c6_bias, N) * part
+    z = z * tl.rsqrt(tl.sum(z * z, axis=1)[:, None] / channels + eps * part * part)
+    z = z * row(scale, N) + row(shift, N)
+    z = (z + load(features, pixel, here, 0, P, P, N).to(tl.float32)).to(dtype)
+    if not LAST:
+        store(out, z, pixel, here, 0, P, P, N)
+    total = product(z, matrix(fusion, N, N), tl.zeros((TH * TW, N), tl.float32))
+    if FIRST:
+        total += row(fusion_bias, N)
+    else:
+        total += load(running, pixel, here, 0, P, P, N).to(tl.float32)
+    if LAST:
+        total = gelu(total)
+    store(running, total, pixel, here, 0, P, P, N)
+
+
+@triton.jit(do_not_specialize=SIZE)
+def smooth_kernel(
+    source,
+    weight,
+    bias,
+    shallow,
+    out,
+    height,
+    width,
+    P: tl.constexpr,
+    A: tl.constexpr,
+    TIMES: tl.constexpr,
+    B: tl.constexpr,
+    N: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
+    """out = 3x3 of source + shallow."""
+    y, x, pixel, here = tile_pixels(height, width, TH, TW)
+    total = dense3(source, weight, y, x, pixel, height, width, P, A, TIMES, B, N, TH * TW)
+    total += row(bias, N) + load(shallow, pixel, here, 0, P, P, N).to(tl.float32)
+    store(out, total, pixel, here, 0, P, P, N)
+
+
+@triton.jit(do_not_specialize=SIZE)
+def enlarge_kernel(
+    source,
+    weight,
+    bias,
+    image,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    SCALE: tl.constexpr,
+    P: tl.constexpr,
+    A: tl.constexpr,
+    TIMES: tl.constexpr,
+    B: tl.constexpr,
+    N: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+):
+    """image (B, CHANNELS, SCALE*H, SCALE*W) float32 = the 3x3 of source, shuffled into place."""
+    y, x, pixel, here = tile_pixels(height, width, TH, TW)
+    total = dense3(source, weight, y, x, pixel, height, width, P, A, TIMES, B, N, TH * TW)
+    total += row(bias, N)
+    n = tl.arange(0, N)
+    c, down, right = n // (SCALE * SCALE), n // SCALE % SCALE, n % SCALE
+    line = (tl.program_id(2) * CHANNELS + c)[None, :] * height * SCALE + y[:, None] * SCALE
+    at = (line + down[None, :]) * width * SCALE + x[:, None] * SCALE + right[None, :]
+    mask = here[:, None] & (n < CHANNELS * SCALE * SCALE)[None, :]
+    tl.store(image + at, total, mask=mask)
