@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deploy.cuda_graphs import replay_graphs
+from utils import devices
 from utils.command import UserError
-from utils.devices import prepare_cpu
+from utils.text import printable
 
 NAMES = ("eager", "channels_last", "compile", "triton", "native", "onnxruntime", "openvino")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -28,16 +27,19 @@ AUTO = {
     "mps": ("eager",),
 }
 # Bytes a LR pixel that a backend takes at its peak in float32, with the result: as deploy.bench
-# measures them, rounded up; triton's is computed from what it keeps.
+# measures them, rounded up; triton's is counted: its features, and the results that the graphs of
+# a whole tile, those at two edges and the corner's keep.
 MEMORY = {
     "eager": 6200,
     "channels_last": 6200,
     "compile": 5000,
-    "triton": 1500,
+    "triton": 2200,
     "native": 1400,
     "onnxruntime": 4800,
     "openvino": 4400,
 }
+
+TRITON_HALF_MEMORY = 1500  # .. in fp16 and bf16
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,12 @@ class Backend:
     def __call__(self, x: Tensor) -> Tensor:
         """Enlarge x by `run`."""
         return self.run(x)
+
+    @property
+    def memory(self) -> int:
+        """Bytes a LR pixel that it takes at its peak, with the result."""
+        half = self.name == "triton" and self.precision != "fp32"
+        return TRITON_HALF_MEMORY if half else MEMORY[self.name]
 
 
 def make(
@@ -93,7 +101,7 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
     first = AUTO[device.type][0]
     reasons: dict[str, str] = {}
     with torch.inference_mode():
-        expected = net(x)
+        expected = _cast(net, "fp32")(x)
         for name in AUTO[device.type]:
             for tried in dict.fromkeys((precision, "fp32")):
                 try:
@@ -101,6 +109,8 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                     error = float((backend(x) - expected).abs().max())
                 except BackendError as reason:
                     reasons[name] = str(reason)
+                except Exception as error:  # of a library's or a driver's own kind
+                    reasons[name] = _in_a_line(error)
                 else:
                     if error <= TOLERANCE:
                         if name != first:
@@ -115,6 +125,13 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                     reasons[name] = f"it is off by {error:.1e}, more than {TOLERANCE:.0e}"
                 logger.info("%s in %s: %s", name, tried, reasons[name])
     raise BackendError(f"expected a backend within {TOLERANCE} of the plain network, got none")
+
+
+def _in_a_line(error: Exception) -> str:
+    """What went wrong, in one line: Triton's compiler shows the source first."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    line = lines[-1 if type(error).__name__ == "CompilationError" else 0].strip()
+    return printable(f"{type(error).__name__}: {line}", 200)
 
 
 def _eager(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -139,7 +156,11 @@ def _cast(
     layout: torch.memory_format = torch.contiguous_format,
     compiled: bool = False,
 ) -> Callable[[Tensor], Tensor]:
-    """The plain network in a precision and a layout."""
+    """The plain network in a precision and a layout.
+
+    Float32 is float32: by default cuDNN multiplies in TF32, which is off by 6e-3, and would be
+    further from the network than all that `auto` accepts.
+    """
     dtype = DTYPES[precision]
     if dtype != torch.float32:
         from kernels.fold import rescaled
@@ -149,20 +170,22 @@ def _cast(
     forward = torch.compile(net, dynamic=True) if compiled else net
 
     def run(x: Tensor) -> Tensor:
-        return forward(x.to(dtype=dtype, memory_format=layout)).float()
+        with devices.without_tf32():
+            return forward(x.to(dtype=dtype, memory_format=layout)).float()
 
     return run
 
 
 def _triton(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not interpreted:
-        raise BackendError(f"triton needs a CUDA device, got {device.type}")
-    need("triton", "triton")
-    from kernels.triton_network import FusedLKDN
+    from deploy import triton_backend
 
-    fast = FusedLKDN(net, DTYPES[precision])
-    return replay_graphs(fast) if device.type == "cuda" else fast
+    if reason := triton_backend.refusal(device):
+        raise BackendError(reason)
+    need("triton", "triton")
+    try:
+        return triton_backend.prepare(net, DTYPES[precision], device)
+    except Exception as error:
+        raise BackendError(f"triton does not run here: {_in_a_line(error)}") from error
 
 
 def _native(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -179,7 +202,7 @@ def _native(net: nn.Module, precision: str, device: torch.device) -> Callable[[T
             "native computes in bf16 on a CPU with AMX or on AMD's with AVX512-BF16, which this "
             "one is not: give --precision fp32"
         )
-    prepare_cpu()
+    devices.prepare_cpu()
     try:
         return NativeLKDN(net, arithmetic=arithmetic)
     except CompileError as error:
@@ -241,7 +264,7 @@ def _openvino(net: nn.Module, precision: str, device: torch.device) -> Callable[
             "CPU_RUNTIME_CACHE_CAPACITY": "0",
         },
     )
-    prepare_cpu()  # OpenVINO maps and clears its memory anew for each image otherwise
+    devices.prepare_cpu()  # OpenVINO maps and clears its memory anew for each image otherwise
     request = compiled.create_infer_request()
     lock = threading.Lock()
 

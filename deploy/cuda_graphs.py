@@ -7,42 +7,59 @@ import torch
 from torch import Tensor, nn
 
 GRAPHS = 8  # image sizes of which a graph is kept
+MOST_PIXELS = 1 << 20  # of a recorded image; beyond, launches take no time beside the kernels
 
 
 def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Tensor]:
     """The network as one CUDA graph for each shape that comes a second time, the last ones kept.
 
-    A shape that comes once is run kernel by kernel: recording costs more than it saves.
+    A shape that comes once is run kernel by kernel: recording costs more than it saves. All graphs
+    share one pool of memory, which is as large as the largest needs: what a replay leaves behind is
+    copied before another begins. Calls take turns; threads have to see to it.
     """
-    seen: OrderedDict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None]
-    seen = OrderedDict()
+    seen: OrderedDict[torch.Size, _Recorded | None] = OrderedDict()
+    pools: list[tuple[int, int]] = []
 
     def run(x: Tensor) -> Tensor:
+        if len(x) * x.shape[-2] * x.shape[-1] > MOST_PIXELS:
+            return fast(x)
         known = x.shape in seen
         recorded = seen.pop(x.shape, None)
         if known and recorded is None:
-            recorded = _record(fast, x)
+            pools[:] = pools or [torch.cuda.graph_pool_handle()]
+            try:
+                recorded = _Recorded(fast, x, pools[0])
+            except torch.OutOfMemoryError:
+                seen.clear()  # and their memory
         seen[x.shape] = recorded
         if len(seen) > limit:
             seen.popitem(last=False)
-        if recorded is None:
-            return fast(x)
-        graph, source, result = recorded
-        source.copy_(x)
-        graph.replay()
-        return result.clone()  # the next replay writes over it
+        return fast(x) if recorded is None else recorded.replay(x)
 
-    return run
+    def on_its_device(x: Tensor) -> Tensor:
+        with torch.cuda.device_of(x):
+            return run(x)
+
+    return on_its_device
 
 
-def _record(fast: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-    source = x.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        fast(source)  # what a first call sets up cannot be recorded
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = fast(source)
-    return graph, source, result
+class _Recorded:
+    """A graph of one forward, with the tensors it reads and writes.
+
+    They may be made under inference_mode and used outside of it, where nobody may write to a
+    tensor of that mode.
+    """
+
+    def __init__(self, fast: nn.Module, x: Tensor, pool: tuple[int, int]) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self.source = torch.empty_like(x).copy_(x)
+            self.graph = torch.cuda.CUDAGraph()
+            stream = torch.cuda.Stream(x.device)  # the default one is of the first device used
+            # Other threads may go on to ask for memory meanwhile.
+            with torch.cuda.graph(self.graph, pool, stream, capture_error_mode="thread_local"):
+                self.result = fast(self.source)
+
+    def replay(self, x: Tensor) -> Tensor:
+        self.source.copy_(x)
+        self.graph.replay()
+        return self.result.clone()  # the next replay writes over it

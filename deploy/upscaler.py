@@ -94,7 +94,7 @@ class Upscaler:
         self.tile = tile
         self.self_ensemble = self_ensemble
         self.progress = False
-        self._cost = backends.MEMORY[self.backend.name] + (ENSEMBLE if self_ensemble else 0)
+        self._cost = self.backend.memory + (ENSEMBLE if self_ensemble else 0)
         self.memory_bytes = memory_bytes or _default_memory(self.device, self._cost)
         try:
             tiling.tile_size(self.memory_bytes, self._cost)

@@ -8,6 +8,8 @@ a GPU likes), and no lane idles. Sums are kept in float32 whatever the images' d
 # mypy: disable-error-code="no-untyped-def"
 # Triton compiles its functions itself; only constants have a type there.
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -145,7 +147,9 @@ def _depthwise_backward(
     rows_a_program = max(1, triton.cdiv(rows * blocks, GRADIENT_PROGRAMS))
     programs = triton.cdiv(rows, rows_a_program)
     partial = x.new_empty(programs, taps, width, channels, dtype=torch.float32)
-    _correlate[(programs, blocks)](
+    launch(
+        _correlate,
+        (programs, blocks),
         x,
         grad,
         partial,
@@ -164,6 +168,12 @@ def _depthwise_backward(
     return _run(grad, weight.flip(2, 3), None, dilation), weight_gradient, bias_gradient
 
 
+def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any) -> None:
+    """Run a kernel on x's device, products and sums fused as always until Triton 3.9."""
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        kernel[grid](x, *arguments, enable_fp_fusion=True)
+
+
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
@@ -171,7 +181,9 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tenso
     kernel = weight.detach().float().reshape(channels, -1).t().contiguous()  # (taps, C)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     grid = (batch * height, triton.cdiv(width * channels, BLOCK))
-    _convolve[grid](
+    launch(
+        _convolve,
+        grid,
         x,
         kernel,
         kernel if bias is None else bias.detach().float(),

@@ -44,6 +44,10 @@ class FusedLKDN(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> (B, 3, 4H, 4W). Raises ValueError if it has too many pixels."""
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         size, w, b, steps = (batch, height, width), self.layers, self.blocks, self.steps
         most = MOST_NUMBERS // max(b.parts, channels * self.scale**2)

@@ -101,6 +101,17 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let cuDNN multiply float32 as float32 meanwhile."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def prepare_cpu(keep_memory: bool = True) -> None:
     """Make this process's work on a CPU fast; to be called before the first tensor is computed,
     for the threads that torch starts later inherit the mode.

@@ -151,7 +151,7 @@ def measure_tiles(device: torch.device, side: int = SIDE, bound: int = BOUND) ->
     x = torch.from_numpy(rng.integers(0, 256, (1, 3, side, side), dtype=np.uint8))
     out = torch.empty(1, 3, SCALE * side, SCALE * side, dtype=torch.uint8)
     held = x.numel() + out.numel() if device.type == "cpu" else 0
-    size = tile_size(bound - held, backends.MEMORY[fast.name])
+    size = tile_size(bound - held, fast.memory)
 
     def in_8_bit(piece: Tensor) -> Tensor:
         y = fast(piece.to(device).float() / 255)
