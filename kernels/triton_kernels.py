@@ -1,7 +1,8 @@
 """LKDN's layers as fused Triton kernels: a program computes a tile of TH x TW pixels.
 
-P is the pitch of the features, A and B the blocks of their columns, N the block of a product's
-columns; kernels/triton_weights.py says what the weights hold. kernels/triton_layers.py launches.
+P is the pitch of the features, A and B the blocks of their columns, N the block of a 3x3's; K, as
+often as TIMES says, and REST are those of what it sums. kernels/triton_weights.py says what the
+weights hold. kernels/triton_layers.py launches.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,12 +16,11 @@ from kernels.triton_tiles import (
     depthwise5,
     gelu,
     load,
-    matrix,
-    product,
+    pair_product,
     row,
+    square_product,
     store,
     tile_pixels,
-    wide_product,
 )
 
 SIZE = ("height", "width")  # for which no kernel is compiled anew
@@ -92,9 +92,9 @@ def refine_kernel(
     height,
     width,
     P: tl.constexpr,
-    A: tl.constexpr,
+    K: tl.constexpr,
     TIMES: tl.constexpr,
-    B: tl.constexpr,
+    REST: tl.constexpr,
     N: tl.constexpr,
     START: tl.constexpr,
     COUNT: tl.constexpr,
@@ -104,7 +104,7 @@ def refine_kernel(
 ):
     """gelu(3x3 of source): the first P columns to out, COUNT from START to parts (.., PARTS)."""
     y, x, pixel, here = tile_pixels(height, width, TH, TW)
-    total = dense3(source, weight, y, x, pixel, height, width, P, A, TIMES, B, N, TH * TW)
+    total = dense3(source, weight, y, x, pixel, height, width, P, K, TIMES, REST, N, TH * TW)
     total = gelu(total + row(bias, N)).to(source.dtype.element_ty)
     store(out, total, pixel, here, 0, P, P, N)
     n = tl.arange(0, N) - START
@@ -127,14 +127,16 @@ def merge_kernel(
     height,
     width,
     P: tl.constexpr,
-    A: tl.constexpr,
+    K: tl.constexpr,
     TIMES: tl.constexpr,
-    B: tl.constexpr,
+    REST: tl.constexpr,
     M: tl.constexpr,
-    N: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
     PARTS: tl.constexpr,
-    QA: tl.constexpr,
-    QB: tl.constexpr,
+    Q: tl.constexpr,
+    Q_TIMES: tl.constexpr,
+    Q_REST: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
 ):
@@ -142,14 +144,28 @@ def merge_kernel(
     columns; attention = 1x1 of that. A pixel's parts are read by the program that replaces them.
     """
     y, x, pixel, here = tile_pixels(height, width, TH, TW)
-    last = dense3(source, weight, y, x, pixel, height, width, P, A, TIMES, B, M, TH * TW)
-    last = gelu(last + row(bias, M)).to(source.dtype.element_ty)
-    total = product(last, matrix(merge_last, M, N), tl.zeros((TH * TW, N), tl.float32))
-    total = wide_product(parts, merge_parts, pixel, here, total, PARTS, PARTS, QA, QB, N)
-    total = (total + row(merge_bias, N)).to(source.dtype.element_ty)
-    store(parts, total, pixel, here, 0, P, PARTS, N)
-    total = product(total, matrix(point, N, N), tl.zeros((TH * TW, N), tl.float32))
-    store(attention, total + row(point_bias, N), pixel, here, 0, P, P, N)
+    dtype = source.dtype.element_ty
+    last = dense3(source, weight, y, x, pixel, height, width, P, K, TIMES, REST, M, TH * TW)
+    last = gelu(last + row(bias, M)).to(dtype)
+    a = tl.zeros((TH * TW, A), tl.float32) + row(merge_bias, A)
+    b = tl.zeros((TH * TW, B if B > 0 else A), tl.float32)
+    if B > 0:
+        b += row(merge_bias + A, B)
+    a, b = pair_product(last, a, b, merge_last, M, A, B)
+    for i in tl.static_range(Q_TIMES):
+        part = load(parts, pixel, here, i * Q, Q, PARTS, Q)
+        a, b = pair_product(part, a, b, merge_parts + i * Q * (A + B), Q, A, B)
+    if Q_REST > 0:
+        part = load(parts, pixel, here, Q_TIMES * Q, PARTS - Q_TIMES * Q, PARTS, Q_REST)
+        a, b = pair_product(part, a, b, merge_parts + Q_TIMES * Q * (A + B), Q_REST, A, B)
+    a, b = a.to(dtype), b.to(dtype)
+    store(parts, a, pixel, here, 0, P, PARTS, A)
+    if B > 0:
+        store(parts, b, pixel, here, A, P - A, PARTS, B)
+    a, b = square_product(a, b, point, A, B, TH * TW)
+    store(attention, a + row(point_bias, A), pixel, here, 0, P, P, A)
+    if B > 0:
+        store(attention, b + row(point_bias + A, B), pixel, here, A, P - A, P, B)
 
 
 @triton.jit(do_not_specialize=SIZE)
@@ -201,6 +217,47 @@ def _gated(
     return total, tl.max(tl.abs(total), axis=1)
 
 
+@triton.jit
+def _scaled(
+    z,
+    norm,
+    scale,
+    shift,
+    features,
+    pixel,
+    here,
+    START: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Columns of features + the norm's outputs."""
+    z = z * norm * row(scale + START, BLOCK) + row(shift + START, BLOCK)
+    return z + load(features, pixel, here, START, P - START, P, BLOCK).to(tl.float32)
+
+
+@triton.jit
+def _add(
+    running,
+    value,
+    bias,
+    pixel,
+    here,
+    START: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """Add to columns of running; FIRST and LAST as below."""
+    if FIRST:
+        value += row(bias + START, BLOCK)
+    else:
+        value += load(running, pixel, here, START, P - START, P, BLOCK).to(tl.float32)
+    if LAST:
+        value = gelu(value)
+    store(running, value, pixel, here, START, P - START, P, BLOCK)
+
+
 @triton.jit(do_not_specialize=SIZE)
 def attend_kernel(
     source,
@@ -223,7 +280,6 @@ def attend_kernel(
     P: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
-    N: tl.constexpr,
     PITCH: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -256,6 +312,7 @@ def attend_kernel(
         PITCH,
         TH * TW,
     )
+    b = a
     if B > 0:
         b, other = _gated(
             source,
@@ -277,24 +334,26 @@ def attend_kernel(
         )
         large = tl.maximum(large, other)
     part = 1 / tl.maximum(large, 1e-15)[:, None]
-    z = tl.zeros((TH * TW, N), tl.float32)
-    z = product((a * part).to(dtype), matrix(c6, A, N), z)
+    a, b = square_product((a * part).to(dtype), (b * part).to(dtype), c6, A, B, TH * TW)
+    a += row(c6_bias, A) * part
+    square = tl.sum(a * a, axis=1)[:, None]
     if B > 0:
-        z = product((b * part).to(dtype), matrix(c6 + A * N, B, N), z)
-    z += row(c6_bias, N) * part
-    z = z * tl.rsqrt(tl.sum(z * z, axis=1)[:, None] / channels + eps * part * part)
-    z = z * row(scale, N) + row(shift, N)
-    z = (z + load(features, pixel, here, 0, P, P, N).to(tl.float32)).to(dtype)
-    if not LAST:
-        store(out, z, pixel, here, 0, P, P, N)
-    total = product(z, matrix(fusion, N, N), tl.zeros((TH * TW, N), tl.float32))
-    if FIRST:
-        total += row(fusion_bias, N)
+        b += row(c6_bias + A, B) * part
+        square += tl.sum(b * b, axis=1)[:, None]
+    norm = tl.rsqrt(square / channels + eps * part * part)
+    a = _scaled(a, norm, scale, shift, features, pixel, here, 0, P, A).to(dtype)
+    if B > 0:
+        b = _scaled(b, norm, scale, shift, features, pixel, here, A, P, B).to(dtype)
     else:
-        total += load(running, pixel, here, 0, P, P, N).to(tl.float32)
-    if LAST:
-        total = gelu(total)
-    store(running, total, pixel, here, 0, P, P, N)
+        b = a
+    if not LAST:
+        store(out, a, pixel, here, 0, P, P, A)
+        if B > 0:
+            store(out, b, pixel, here, A, P - A, P, B)
+    a, b = square_product(a, b, fusion, A, B, TH * TW)
+    _add(running, a, fusion_bias, pixel, here, 0, P, A, FIRST, LAST)
+    if B > 0:
+        _add(running, b, fusion_bias, pixel, here, A, P, B, FIRST, LAST)
 
 
 @triton.jit(do_not_specialize=SIZE)
@@ -307,16 +366,16 @@ def smooth_kernel(
     height,
     width,
     P: tl.constexpr,
-    A: tl.constexpr,
+    K: tl.constexpr,
     TIMES: tl.constexpr,
-    B: tl.constexpr,
+    REST: tl.constexpr,
     N: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
 ):
     """out = 3x3 of source + shallow."""
     y, x, pixel, here = tile_pixels(height, width, TH, TW)
-    total = dense3(source, weight, y, x, pixel, height, width, P, A, TIMES, B, N, TH * TW)
+    total = dense3(source, weight, y, x, pixel, height, width, P, K, TIMES, REST, N, TH * TW)
     total += row(bias, N) + load(shallow, pixel, here, 0, P, P, N).to(tl.float32)
     store(out, total, pixel, here, 0, P, P, N)
 
@@ -332,16 +391,16 @@ def enlarge_kernel(
     CHANNELS: tl.constexpr,
     SCALE: tl.constexpr,
     P: tl.constexpr,
-    A: tl.constexpr,
+    K: tl.constexpr,
     TIMES: tl.constexpr,
-    B: tl.constexpr,
+    REST: tl.constexpr,
     N: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
 ):
     """image (B, CHANNELS, SCALE*H, SCALE*W) float32 = the 3x3 of source, shuffled into place."""
     y, x, pixel, here = tile_pixels(height, width, TH, TW)
-    total = dense3(source, weight, y, x, pixel, height, width, P, A, TIMES, B, N, TH * TW)
+    total = dense3(source, weight, y, x, pixel, height, width, P, K, TIMES, REST, N, TH * TW)
     total += row(bias, N)
     n = tl.arange(0, N)
     c, down, right = n // (SCALE * SCALE), n // SCALE % SCALE, n % SCALE

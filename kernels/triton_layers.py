@@ -17,7 +17,8 @@ from kernels.triton_weights import Blocks
 Weights = Mapping[str, Tensor]
 Size = tuple[int, int, int]  # batch, height, width
 
-# Rows and columns of pixels of a program: what fits into the registers of four warps.
+WARPS = 8  # of a program
+# .. and its rows and columns of pixels: what fits into the registers of so many.
 TILES = {torch.float16: (8, 16), torch.bfloat16: (8, 16), torch.float32: (4, 16)}
 
 
@@ -29,7 +30,9 @@ def launch(kernel: Any, dtype: torch.dtype, size: Size, *arguments: Any) -> None
     batch, height, width = size
     rows, columns = TILES[dtype]
     grid = (triton.cdiv(width, columns), triton.cdiv(height, rows), batch)
-    kernel[grid](*arguments, TH=rows, TW=columns, num_warps=4, num_stages=1, enable_fp_fusion=True)
+    kernel[grid](
+        *arguments, TH=rows, TW=columns, num_warps=WARPS, num_stages=1, enable_fp_fusion=True
+    )
 
 
 def shallow(w: Weights, blocks: Blocks, image: Tensor, dtype: torch.dtype, size: Size) -> Tensor:
@@ -101,7 +104,7 @@ def merge(
         blocks.pitch,
         *blocks.taps,
         blocks.narrow,
-        blocks.wide,
+        *blocks.columns,
         blocks.parts,
         *blocks.part_columns,
     )
@@ -163,7 +166,6 @@ def attend(
         eps,
         blocks.pitch,
         *blocks.columns,
-        blocks.wide,
         blocks.parts,
         first,
         last,

@@ -69,9 +69,9 @@ def store(
 
 
 @triton.jit
-def matrix(weight, K: tl.constexpr, N: tl.constexpr):
-    """A weight (K, N)."""
-    return tl.load(weight + tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :])
+def matrix(weight, K: tl.constexpr, N: tl.constexpr, PITCH: tl.constexpr):
+    """K rows and N columns of a weight (.., PITCH)."""
+    return tl.load(weight + tl.arange(0, K)[:, None] * PITCH + tl.arange(0, N)[None, :])
 
 
 @triton.jit
@@ -87,24 +87,26 @@ def product(a, b, total):
 
 
 @triton.jit
-def wide_product(
-    source,
-    weight,
-    pixel,
-    inside,
-    total,
-    COUNT: tl.constexpr,
-    PITCH: tl.constexpr,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    N: tl.constexpr,
-):
-    """total + COUNT columns of source (.., PITCH) @ weight (A + B, N)."""
-    total = product(load(source, pixel, inside, 0, COUNT, PITCH, A), matrix(weight, A, N), total)
+def pair_product(x, first, second, weight, K: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+    """first (pixels, A) and second (pixels, B) plus the columns of x @ weight (K, A + B).
+
+    B may be 0; then second is returned as it came.
+    """
+    first = product(x, matrix(weight, K, A, A + B), first)
     if B > 0:
-        rest = load(source, pixel, inside, A, COUNT - A, PITCH, B)
-        total = product(rest, matrix(weight + A * N, B, N), total)
-    return total
+        second = product(x, matrix(weight + A, K, B, A + B), second)
+    return first, second
+
+
+@triton.jit
+def square_product(a, b, weight, A: tl.constexpr, B: tl.constexpr, PIXELS: tl.constexpr):
+    """The columns of a (pixels, A) beside b (pixels, B) @ weight (A + B, A + B), as such a pair."""
+    first = tl.zeros((PIXELS, A), tl.float32)
+    second = tl.zeros((PIXELS, B if B > 0 else A), tl.float32)
+    first, second = pair_product(a, first, second, weight, A, A, B)
+    if B > 0:
+        first, second = pair_product(b, first, second, weight + A * (A + B), B, A, B)
+    return first, second
 
 
 @triton.jit
@@ -129,28 +131,28 @@ def dense3(
     height,
     width,
     P: tl.constexpr,
-    A: tl.constexpr,
+    K: tl.constexpr,
     TIMES: tl.constexpr,
-    B: tl.constexpr,
+    REST: tl.constexpr,
     N: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """A 3x3 convolution of source (.., P) with weight (3, A*TIMES + B, N).
+    """A 3x3 convolution of source (.., P) with weight (3, K*TIMES + REST, N).
 
-    The three taps of a row are one product over 3P numbers, TIMES blocks of A and one of B.
+    The three taps of a row are one product over 3P numbers, TIMES blocks of K and one of REST.
     """
     total = tl.zeros((PIXELS, N), tl.float32)
     for tap in range(3):
         down = tap - 1
         inside = (y + down >= 0) & (y + down < height) & (x < width)
         near = pixel + down * width
-        w = weight + tap * (A * TIMES + B) * N
+        w = weight + tap * (K * TIMES + REST) * N
         for i in tl.static_range(TIMES):
-            value = _taps(source, x, near, inside, width, i * A, P, A)
-            total = product(value, matrix(w + i * A * N, A, N), total)
-        if B > 0:
-            value = _taps(source, x, near, inside, width, TIMES * A, P, B)
-            total = product(value, matrix(w + TIMES * A * N, B, N), total)
+            value = _taps(source, x, near, inside, width, i * K, P, K)
+            total = product(value, matrix(w + i * K * N, K, N, N), total)
+        if REST > 0:
+            value = _taps(source, x, near, inside, width, TIMES * K, P, REST)
+            total = product(value, matrix(w + TIMES * K * N, REST, N, N), total)
     return total
 
 

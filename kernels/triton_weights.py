@@ -25,7 +25,7 @@ class Blocks:
             before the part itself meet weights of zero.
         count: columns that are kept.
         parts: columns of the three parts in memory.
-        part_columns: two blocks that cover them.
+        part_columns: blocks that cover them, as `taps`.
     """
 
     pitch: int
@@ -36,7 +36,7 @@ class Blocks:
     start: int
     count: int
     parts: int
-    part_columns: tuple[int, int]
+    part_columns: tuple[int, int, int]
 
 
 def choose_blocks(channels: int, dtype: torch.dtype) -> Blocks:
@@ -46,19 +46,18 @@ def choose_blocks(channels: int, dtype: torch.dtype) -> Blocks:
     start = channels // 8 * 8  # a store of 16 bytes begins at a multiple of 8 halves
     count = round_up(channels + distilled - start, 8)
     parts = 3 * count  # at least the pitch
-    most = 128 if dtype != torch.float32 else 64
-    taps = min(most, split(3 * pitch)[0])
-    rest = 3 * pitch % taps
+    # A float32 number takes two registers in a product, its high bits and its low.
+    most = 128 if dtype != torch.float32 else 16
     return Blocks(
         pitch=pitch,
         columns=split(pitch),
-        taps=(taps, 3 * pitch // taps, power(rest) if rest else 0),
+        taps=cover(3 * pitch, most),
         wide=power(max(start + count, pitch)),
         narrow=power(distilled),
         start=start,
         count=count,
         parts=parts,
-        part_columns=split(parts),
+        part_columns=cover(parts, most),
     )
 
 
@@ -66,6 +65,13 @@ def split(number: int) -> tuple[int, int]:
     """The largest power of two up to a number, and the least one that holds the rest, or 0."""
     first = 1 << (number.bit_length() - 1)
     return first, power(number - first) if number > first else 0
+
+
+def cover(number: int, most: int) -> tuple[int, int, int]:
+    """A block up to `most`, how often it fits into a number, and the block of the rest, or 0."""
+    block = min(most, split(number)[0])
+    rest = number % block
+    return block, number // block, power(rest) if rest else 0
 
 
 def power(number: int) -> int:
@@ -87,12 +93,12 @@ def pack(
     width, narrow, columns = blocks.wide, blocks.narrow, sum(blocks.columns)
     first, times, last = blocks.taps
 
-    def vector(name: str, length: int = width) -> Tensor:
+    def vector(name: str, length: int = columns) -> Tensor:
         return pad(weights[name][None], 1, length)[0].float()
 
     def matrix(weight: Tensor, rows: int) -> Tensor:
         """(O, I, 1, 1) -> (I, O), padded."""
-        return pad(weight[:, :, 0, 0].t(), rows, width).to(dtype)
+        return pad(weight[:, :, 0, 0].t(), rows, columns).to(dtype)
 
     def taps(weight: Tensor, outputs: int) -> Tensor:
         """(O, I, 3, 3) -> (3, taps and their inputs, O), padded."""
@@ -102,7 +108,7 @@ def pack(
     def depthwise(name: str) -> dict[str, Tensor]:
         """(C, 1, 5, 5) -> (25, C), padded."""
         weight = weights[f"{name}.weight"].reshape(channels, 25).t()
-        bias = vector(f"{name}.bias", columns)
+        bias = vector(f"{name}.bias")
         return {"weight": pad(weight, 25, columns).float(), "bias": bias}
 
     def blueprint(name: str) -> Tensor:
@@ -110,10 +116,7 @@ def pack(
 
     shallow = weights["fea_conv.weight"].permute(2, 3, 1, 0).reshape(-1, channels)
     layers = {
-        "shallow": {
-            "weight": pad(shallow, 0, columns).float(),
-            "bias": vector("fea_conv.bias", columns),
-        }
+        "shallow": {"weight": pad(shallow, 0, columns).float(), "bias": vector("fea_conv.bias")}
     }
     for block in block_names(weights):
         for j in (1, 2, 3):
@@ -133,10 +136,12 @@ def pack(
         layers[f"{block}.merge"] = {
             "weight": taps(blueprint(f"{block}.c4"), narrow),
             "narrow_bias": vector(f"{block}.c4.dw.bias", narrow),
-            "parts": matrix(three, sum(blocks.part_columns)),
+            "parts": matrix(
+                three, blocks.part_columns[0] * blocks.part_columns[1] + blocks.part_columns[2]
+            ),
             "last": matrix(c5[:, 3 * distilled :], narrow),
             "bias": vector(f"{block}.c5.bias"),
-            "point": matrix(weights[f"{block}.atten.pointwise.weight"], width),
+            "point": matrix(weights[f"{block}.atten.pointwise.weight"], columns),
             "point_bias": vector(f"{block}.atten.pointwise.bias"),
         }
         layers[f"{block}.spread"] = depthwise(f"{block}.atten.depthwise")
@@ -146,10 +151,10 @@ def pack(
             "c6_bias": vector(f"{block}.c6.bias"),
             "scale": vector(f"{block}.pixel_norm.weight"),
             "shift": vector(f"{block}.pixel_norm.bias"),
-            "fusion": matrix(weights[f"c1.{block}.weight"], width),
+            "fusion": matrix(weights[f"c1.{block}.weight"], columns),
             "fusion_bias": vector("c1.bias"),
         }
-    layers["smooth"] = {"weight": taps(blueprint("c2"), width), "bias": vector("c2.dw.bias")}
+    layers["smooth"] = {"weight": taps(blueprint("c2"), width), "bias": vector("c2.dw.bias", width)}
     outputs = power(len(weights["upsampler.0.bias"]))
     layers["enlarge"] = {
         "weight": taps(weights["upsampler.0.weight"], outputs),

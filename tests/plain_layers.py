@@ -30,10 +30,10 @@ def merge(
     last = F.gelu(_dense3(_image(source, size), w["weight"], w["narrow_bias"]))
     last = _rows(last, blocks.narrow, source.dtype)
     total = product(last, w["last"]) + product(parts, w["parts"]) + w["bias"]
-    merged = total.to(source.dtype)
-    attention = (product(merged, w["point"]) + w["point_bias"]).to(source.dtype)
-    parts[:, : blocks.pitch] = merged[:, : blocks.pitch]
-    return parts[:, : blocks.pitch], attention[:, : blocks.pitch].contiguous()
+    parts[:, : blocks.pitch] = total[:, : blocks.pitch]
+    merged = parts[:, : blocks.pitch]
+    attention = product(merged, w["point"]) + w["point_bias"]
+    return merged, attention[:, : blocks.pitch].to(source.dtype)
 
 
 def spread(w: Weights, blocks: Blocks, source: Tensor, size: Size) -> Tensor:
