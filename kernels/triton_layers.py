@@ -17,21 +17,19 @@ from kernels.triton_weights import Blocks
 Weights = Mapping[str, Tensor]
 Size = tuple[int, int, int]  # batch, height, width
 
-WARPS = 8  # of a program
-# .. and its rows and columns of pixels: what fits into the registers of so many.
-TILES = {torch.float16: (8, 16), torch.bfloat16: (8, 16), torch.float32: (4, 16)}
 
-
-def launch(kernel: Any, dtype: torch.dtype, size: Size, *arguments: Any) -> None:
-    """Run a kernel on an image's tiles.
-
-    One stage: taps that are copied ahead skip the L1 cache, where eight of nine would be found.
-    """
+def launch(kernel: Any, blocks: Blocks, size: Size, *arguments: Any) -> None:
+    """Run a kernel on an image's tiles."""
     batch, height, width = size
-    rows, columns = TILES[dtype]
+    rows, columns = blocks.tile
     grid = (triton.cdiv(width, columns), triton.cdiv(height, rows), batch)
     kernel[grid](
-        *arguments, TH=rows, TW=columns, num_warps=WARPS, num_stages=1, enable_fp_fusion=True
+        *arguments,
+        TH=rows,
+        TW=columns,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+        enable_fp_fusion=True,
     )
 
 
@@ -40,7 +38,7 @@ def shallow(w: Weights, blocks: Blocks, image: Tensor, dtype: torch.dtype, size:
     out = image.new_empty(size[0] * size[1] * size[2], blocks.pitch, dtype=dtype)
     launch(
         triton_kernels.shallow_kernel,
-        dtype,
+        blocks,
         size,
         image,
         w["weight"],
@@ -60,7 +58,7 @@ def refine(w: Weights, blocks: Blocks, source: Tensor, part: Tensor, size: Size)
     out = torch.empty_like(source)
     launch(
         triton_kernels.refine_kernel,
-        source.dtype,
+        blocks,
         size,
         source,
         w["weight"],
@@ -88,7 +86,7 @@ def merge(
     attention = torch.empty_like(source)
     launch(
         triton_kernels.merge_kernel,
-        source.dtype,
+        blocks,
         size,
         source,
         w["weight"],
@@ -116,7 +114,7 @@ def spread(w: Weights, blocks: Blocks, source: Tensor, size: Size) -> Tensor:
     out = torch.empty_like(source)
     launch(
         triton_kernels.spread_kernel,
-        source.dtype,
+        blocks,
         size,
         source,
         w["weight"],
@@ -146,7 +144,7 @@ def attend(
     out = source[:0] if last else torch.empty_like(source)
     launch(
         triton_kernels.attend_kernel,
-        source.dtype,
+        blocks,
         size,
         source,
         w["weight"],
@@ -178,7 +176,7 @@ def smooth(w: Weights, blocks: Blocks, source: Tensor, features: Tensor, size: S
     out = torch.empty_like(source)
     launch(
         triton_kernels.smooth_kernel,
-        source.dtype,
+        blocks,
         size,
         source,
         w["weight"],
@@ -201,7 +199,7 @@ def enlarge(
     out = source.new_empty(batch, channels, scale * height, scale * width, dtype=torch.float32)
     launch(
         triton_kernels.enlarge_kernel,
-        source.dtype,
+        blocks,
         size,
         source,
         w["weight"],

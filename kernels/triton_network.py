@@ -21,21 +21,32 @@ class FusedLKDN(nn.Module):
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.
         dtype: torch.float16, torch.bfloat16 or torch.float32.
         steps: kernels.triton_layers, or a reference implementation of it.
+        capability: ten times the compute capability that kernels are for; by default that of the
+            device the network is on.
     """
 
     def __init__(
-        self, net: nn.Module, dtype: torch.dtype = torch.float16, steps: ModuleType = triton_layers
+        self,
+        net: nn.Module,
+        dtype: torch.dtype = torch.float16,
+        steps: ModuleType = triton_layers,
+        capability: int | None = None,
     ) -> None:
         super().__init__()
         self.dtype, self.steps = dtype, steps
+        device = next(net.parameters()).device
+        if capability is None:
+            major, minor = (
+                torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+            )
+            capability = 10 * major + minor
         weights = folded(net)
-        self.blocks = choose_blocks(len(weights["fea_conv.bias"]), dtype)
         self.names = block_names(weights)
         self.channels = len(weights["fea_conv.bias"])
+        self.blocks = choose_blocks(self.channels, dtype, capability)
         self.image_channels = weights["fea_conv.weight"].shape[1]
         self.scale = round((len(weights["upsampler.0.bias"]) / self.image_channels) ** 0.5)
         self.eps = [float(weights[f"{block}.eps"]) for block in self.names]
-        device = next(net.parameters()).device
         self.layers = {
             name: {key: value.to(device).contiguous() for key, value in layer.items()}
             for name, layer in pack(weights, self.blocks, dtype).items()

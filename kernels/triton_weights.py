@@ -12,9 +12,11 @@ from kernels.fold import block_names, dense, round_up
 
 @dataclass(frozen=True)
 class Blocks:
-    """How many columns the kernels compute at a time, all but the pitch powers of two.
+    """How much a program computes, and how many columns at a time; blocks are powers of two.
 
     Attributes:
+        tile: rows and columns of pixels of a program, what fits into the registers of its warps.
+        warps: of a program.
         pitch: columns of features in memory, the channels rounded up to 16.
         columns: two blocks that cover the pitch, the second perhaps 0.
         taps: blocks that cover the 3 * pitch numbers of a row's three taps: the first, how often
@@ -26,8 +28,12 @@ class Blocks:
         count: columns that are kept.
         parts: columns of the three parts in memory.
         part_columns: blocks that cover them, as `taps`.
+        stages: how far ahead loads are issued. Copies ahead skip the L1 cache, where eight of nine
+            taps are found, so it is 1.
     """
 
+    tile: tuple[int, int]
+    warps: int
     pitch: int
     columns: tuple[int, int]
     taps: tuple[int, int, int]
@@ -37,18 +43,27 @@ class Blocks:
     count: int
     parts: int
     part_columns: tuple[int, int, int]
+    stages: int = 1
 
 
-def choose_blocks(channels: int, dtype: torch.dtype) -> Blocks:
-    """Blocks for a network of so many channels."""
+def choose_blocks(channels: int, dtype: torch.dtype, capability: int) -> Blocks:
+    """Blocks for a network of so many channels.
+
+    Args:
+        capability: ten times the GPU's compute capability, such as 90.
+    """
     distilled = channels // 2
     pitch = round_up(channels, 16)
     start = channels // 8 * 8  # a store of 16 bytes begins at a multiple of 8 halves
     count = round_up(channels + distilled - start, 8)
     parts = 3 * count  # at least the pitch
-    # A float32 number takes two registers in a product, its high bits and its low.
-    most = 128 if dtype != torch.float32 else 16
+    half = dtype != torch.float32
+    # A float32 number takes two registers in a product, its high bits and its low; on Hopper
+    # products read the weights from shared memory.
+    most = 128 if half else 32 if capability // 10 == 9 else 16
     return Blocks(
+        tile=(8, 16) if half else (4, 16),
+        warps=8 if half else 4,
         pitch=pitch,
         columns=split(pitch),
         taps=cover(3 * pitch, most),

@@ -121,15 +121,17 @@ def test_old_gpus_are_refused_before_triton_is_called(
 
 
 def test_want_of_memory_has_the_name_that_tiling_knows() -> None:
-    def run(x: Tensor) -> Tensor:
-        raise RuntimeError(message)
+    def fail_with(message: str) -> None:
+        def run(x: Tensor) -> Tensor:
+            raise RuntimeError(message)
+
+        triton_backend._name_want_of_memory(run, torch.empty(0))
 
     for message in ("Triton Error [CUDA]: out of memory", "CUDA error: out of memory"):
         with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
-            triton_backend._name_want_of_memory(run, torch.empty(0))
-    message = "an illegal memory access was encountered"
+            fail_with(message)
     with pytest.raises(RuntimeError, match="illegal") as raised:
-        triton_backend._name_want_of_memory(run, torch.empty(0))
+        fail_with("an illegal memory access was encountered")
     assert not isinstance(raised.value, torch.OutOfMemoryError)
 
 

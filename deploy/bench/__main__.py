@@ -9,6 +9,7 @@ import argparse
 import itertools
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -57,7 +58,7 @@ def bench(args: argparse.Namespace) -> int:
     labels = [row.label for row in rows]
     logger.info(plan.describe(labels, sizes, args.rounds, result["environment"], earlier))
     try:
-        measure(result, rows, sizes, device, args.rounds)
+        measure(result, rows, sizes, device, args.rounds, lambda: write_json(output, result))
         if args.big:
             result["big"] = measure_tiles(device)
     except KeyboardInterrupt:
@@ -140,8 +141,9 @@ def measure(
     sizes: list[tuple[int, ...]],
     device: torch.device,
     rounds: int,
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
-    """Time every row at every size, into result["rows"], size by size.
+    """Time every row at every size, into result["rows"], size by size; `keep` it after each.
 
     The ratios are to the first row, the plain network. A row that cannot run here is left out,
     and its reason kept under `refused`.
@@ -167,6 +169,7 @@ def measure(
             for size in sizes:
                 for row, figures in _one_size(result, pipes, size, rounds, bar).items():
                     result["rows"].append(ready[row] | figures)
+                keep()
         # Last: the float64 network would count as memory.
         ours = [row for row in pipes if not row.against]
         for row in tqdm(ours, "accuracy", unit="row", disable=None):

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LONG, MIN_STACK_SIZE, REGCOUNT = 0x04, 0x12, 0x2F  # in a cubin's section .nv.info
 NVIDIA = Path("backends", "nvidia", "bin")  # in Triton's package
@@ -72,6 +74,7 @@ class Launch:
     kernel: Compiled
     programs: int
     arguments: dict[str, Any]
+    held_bytes: int  # of all large tensors made since, and still held
 
 
 class _Driver:
@@ -92,6 +95,26 @@ class _Driver:
         return GPUTarget("cuda", self.capability, 32)
 
 
+class _Made(TorchDispatchMode):
+    """Remembers the tensors that are made meanwhile, as long as anybody holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[weakref.ref[Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.tensors.append(weakref.ref(result))
+        return result
+
+    def held_bytes(self) -> int:
+        """Of their memory, each piece counted once."""
+        held = [tensor for made in self.tensors if (tensor := made()) is not None]
+        storages = [tensor.untyped_storage() for tensor in held]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 @contextlib.contextmanager
 def launches(capability: int) -> Iterator[list[Launch]]:
     """Meanwhile every Triton kernel is compiled for that architecture instead of run; the list
@@ -110,23 +133,24 @@ def launches(capability: int) -> Iterator[list[Launch]]:
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         compiled = original(self, *args, grid=grid, warmup=True, **options)
         if compiled.hash not in known:
-            metadata = compiled.metadata
+            metadata, asm = compiled.metadata, compiled.asm
             known[compiled.hash] = Compiled(
-                self.__name__,
-                compiled.asm["ttgir"],
-                compiled.asm["ptx"],
-                compiled.asm["cubin"],
-                metadata.num_warps,
-                metadata.shared,
+                name=self.__name__,
+                ttgir=asm["ttgir"],
+                ptx=asm["ptx"],
+                cubin=asm["cubin"],
+                warps=metadata.num_warps,
+                shared=metadata.shared,
             )
         sides = (*grid, 1, 1)[:3]
+        programs = sides[0] * sides[1] * sides[2]
         arguments = dict(zip(self.arg_names, args, strict=False)) | options
-        made.append(Launch(known[compiled.hash], sides[0] * sides[1] * sides[2], arguments))
+        made.append(Launch(known[compiled.hash], programs, arguments, tensors.held_bytes()))
         return compiled
 
     triton.runtime.driver.set_active(_Driver(capability))  # type: ignore[arg-type]
     try:
-        with mock.patch.object(JITFunction, "run", run):
+        with mock.patch.object(JITFunction, "run", run), _Made() as tensors:
             yield made
     finally:
         triton.runtime.driver._active = None
@@ -139,8 +163,9 @@ def forward_launches(
     from kernels.triton_network import FusedLKDN
 
     batch, height, width = size
+    fast = FusedLKDN(net, dtype, capability=capability)
     with launches(capability) as made:
-        FusedLKDN(net, dtype)(torch.zeros(batch, 3, height, width))
+        fast(torch.zeros(batch, 3, height, width))
     return made
 
 

@@ -6,12 +6,12 @@ waited: a lower bound, good for comparing two forms of a kernel.
 """
 
 import argparse
-import logging
 import re
 import sys
-from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from deploy.bench.ahead import Launch, forward_launches
 from deploy.bench.worker import load_shipped
 from utils import command
 from utils.files import write_json
+from utils.text import markdown
 
-CAPABILITY = 90
+CAPABILITY, ARCHITECTURES = 90, (80, 86, 90)
 # An H100 SXM by its data sheet; the L2 cache as microbenchmarks read it.
 MULTIPROCESSORS, SCHEDULERS, CLOCK_HZ = 132, 4, 1.755e9
 L1_BYTES_A_CLOCK = 128  # loads, stores and shared memory of one multiprocessor
@@ -51,8 +52,6 @@ WRITES = {
 }
 PARTS = ("instructions", "tensor cores", "L1", "L2", "memory")
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Counts:
@@ -60,6 +59,7 @@ class Counts:
 
     instructions: float
     l1_bytes: float
+    l2_bytes: float  # of copies that go past the L1 cache
     flops: float
 
 
@@ -77,7 +77,7 @@ def count(sass: list[str], trips: list[int]) -> Counts:
             loops.append((int(jump[1], 16), at))
     if len(loops) != len(trips):
         raise ValueError(f"expected {len(trips)} loops, got {len(loops)}")
-    instructions = l1_bytes = flops = 0.0
+    instructions = l1_bytes = l2_bytes = flops = 0.0
     for at, text in lines:
         times = 1
         for (first, last), trip in zip(loops, trips, strict=True):
@@ -86,10 +86,13 @@ def count(sass: list[str], trips: list[int]) -> Counts:
         name = re.sub(r"^\s*(@!?U?P\w+\s+)?", "", text)
         if re.match(r"(LDG|STG|LDS|STS|LDSM|STSM)\b", name):
             l1_bytes += times * 32 * _width(name)
-        if product := re.match(r"[HBQ]?G?MMA\.(\d+)x(\d+)x(\d+)", name):
+        if re.match(r"LDGSTS\b", name):  # a copy to shared memory
+            l1_bytes += times * 32 * _width(name)
+            l2_bytes += times * 32 * _width(name)
+        if shape := re.match(r"[HBQ]?G?MMA\.(\d+)x(\d+)x(\d+)", name):
             # Four warps share one of these.
-            flops += times * 2 * int(product[1]) * int(product[2]) * int(product[3]) / 4
-    return Counts(instructions, l1_bytes, flops)
+            flops += times * 2 * int(shape[1]) * int(shape[2]) * int(shape[3]) / 4
+    return Counts(instructions, l1_bytes, l2_bytes, flops)
 
 
 def _width(name: str) -> int:
@@ -131,29 +134,120 @@ def busy_s(launch: Launch, size: tuple[int, int, int], dtype: torch.dtype) -> di
         "instructions": counts.instructions * warps / (machine * SCHEDULERS),
         "tensor cores": counts.flops * warps / FLOPS[dtype],
         "L1": counts.l1_bytes * warps / (machine * L1_BYTES_A_CLOCK),
-        "L2": (near + written) / L2_BYTES_A_S,
+        "L2": (max(near, counts.l2_bytes * warps) + written) / L2_BYTES_A_S,
         "memory": (sum(map(bytes_of, read)) + written) / MEMORY_BYTES_A_S,
     }
 
 
-def model(size: tuple[int, int, int], precision: str) -> list[dict[str, object]]:
-    """One row a kernel of the shipped network: its launches, and how long they take together."""
+def model(size: tuple[int, int, int], precision: str) -> dict[str, Any]:
+    """A forward of the shipped network: a row a kernel, its launches and how long they take
+    together; their sum, and the memory held at most."""
     dtype = backends.DTYPES[precision]
     made = forward_launches(load_shipped(), dtype, CAPABILITY, size)
-    names = Counter(launch.kernel.name for launch in made)
-    rows: list[dict[str, object]] = []
-    for name, number in names.items():
-        own = [busy_s(launch, size, dtype) for launch in made if launch.kernel.name == name]
-        kernel = next(launch.kernel for launch in made if launch.kernel.name == name)
-        total = {part: 1000 * sum(busy[part] for busy in own) for part in PARTS}
+    rows = []
+    for name in dict.fromkeys(launch.kernel.name for launch in made):
+        own = [launch for launch in made if launch.kernel.name == name]
+        busy = [busy_s(launch, size, dtype) for launch in own]
+        total = {part: 1000 * sum(times[part] for times in busy) for part in PARTS}
         rows.append(
             {
                 "kernel": name.removesuffix("_kernel"),
-                "launches": number,
-                "registers": kernel.registers,
-                "ms": sum(1000 * max(busy.values()) for busy in own),
+                "launches": len(own),
+                "registers": max(launch.kernel.registers for launch in own),
+                "ms": sum(1000 * max(times.values()) for times in busy),
                 "bound_by": max(total, key=lambda part: total[part]),
                 "busy_ms": total,
             }
         )
-    return rows
+    return {
+        "precision": precision,
+        "size": size,
+        "ms": sum(row["ms"] for row in rows),
+        "held_mib": max(launch.held_bytes for launch in made) / 2**20,
+        "rows": rows,
+    }
+
+
+def compile_all() -> list[list[str]]:
+    """Compile for every architecture in every precision; a line of a table each."""
+    lines = [["architecture", "precision", "kernels", "registers", "stack, bytes", "products"]]
+    for capability, precision in product(ARCHITECTURES, backends.PRECISIONS):
+        dtype = backends.DTYPES[precision]
+        try:
+            made = forward_launches(load_shipped(), dtype, capability, (1, 34, 51))
+        except Exception as error:  # the compiler's
+            lines.append([f"sm_{capability}", precision, "fails", type(error).__name__, "", ""])
+            continue
+        kernels = list({launch.kernel.cubin: launch.kernel for launch in made}.values())
+        registers = [kernel.registers for kernel in kernels]
+        lines.append(
+            [
+                f"sm_{capability}",
+                precision,
+                str(len(kernels)),
+                f"{min(registers)} to {max(registers)}",
+                str(max(kernel.stack for kernel in kernels)),
+                f"{sum(kernel.multiplies for kernel in kernels)} on tensor cores",
+            ]
+        )
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.bench.modelled",
+        description=(__doc__ or "").split("\n\n")[0],
+        formatter_class=command.HelpFormatter,
+    )
+    add = parser.add_argument
+    add("--size", default="340x510", metavar="HxW", help="LR size")
+    add("--precisions", nargs="+", choices=backends.PRECISIONS, default=["fp16", "fp32"])
+    add("--compile", action="store_true", help="only compile, for every architecture")
+    add("-o", "--output", type=Path, metavar="FILE", help="JSON to write")
+    args = parser.parse_args(argv)
+    sides = args.size.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        parser.error(f"expected --size such as 340x510, got {args.size}")
+    size = (1, int(sides[0]), int(sides[1]))
+
+    def work() -> int:
+        backends.need("triton")
+        import triton
+
+        if args.compile:
+            print(f"Triton {triton.__version__}\n\n{markdown(compile_all())}")
+            return command.GOOD
+        models = [model(size, precision) for precision in args.precisions]
+        for modelled in models:
+            print(_in_words(modelled))
+        if args.output:
+            write_json(args.output, {"triton": triton.__version__, "rows": models})
+        return command.GOOD
+
+    return command.run("deploy.bench.modelled", work)
+
+
+def _in_words(modelled: dict[str, Any]) -> str:
+    lines = [["kernel", "launches", "registers", "µs each", "ms", "bound by"]]
+    for row in modelled["rows"]:
+        each = 1000 * row["ms"] / row["launches"]
+        lines.append(
+            [
+                row["kernel"],
+                str(row["launches"]),
+                str(row["registers"]),
+                f"{each:.1f}",
+                f"{row['ms']:.3f}",
+                row["bound_by"],
+            ]
+        )
+    height, width = modelled["size"][1:]
+    return (
+        f"Modelled, not measured: H100, {modelled['precision']}, {height}x{width}: "
+        f"{modelled['ms']:.2f} ms, {modelled['held_mib']:.0f} MiB held\n\n{markdown(lines)}\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""All that has to be known on a GPU, in parts that can be cut off: python -m deploy.gpu_check
+
+Each part runs in a process of its own for at most --minutes, writes its JSON after each row, and
+goes on where it was cut when the command is given again. It needs torch, Triton and this
+repository's requirements.txt; fvcore, OpenVINO and ONNX are not asked for. The exit code is 1 if a
+row failed or a part was cut.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy.gpu_check.parts import PARTS
+from deploy.gpu_check.rows import run_rows
+from utils import command, devices
+from utils.files import ROOT, read_json
+
+SIZES = ("256x256", "340x510")
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.gpu_check",
+        description=(__doc__ or "").split("\n\n")[0],
+        formatter_class=command.HelpFormatter,
+    )
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="in this order")
+    add("--device", choices=devices.NAMES, default="cuda", help="cpu is a rehearsal")
+    add("--sizes", nargs="+", metavar="HxW", default=list(SIZES), help="LR sizes")
+    add("--minutes", type=float, default=9, metavar="M", help="at most so long a part")
+    output = ROOT / "results" / "gpu_check"
+    add("-o", "--output", type=Path, default=output, metavar="DIR", help="where the JSONs go")
+    add("--inside", action="store_true", help=argparse.SUPPRESS)  # a part's own process
+    args = parser.parse_args(argv)
+    for size in args.sizes:
+        sides = size.split("x")
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+            parser.error(f"expected --sizes such as 340x510, got {size}")
+    work = _run_inside if args.inside else _run_all
+    return command.run("deploy.gpu_check", lambda: work(args))
+
+
+def _run_inside(args: argparse.Namespace) -> int:
+    """Run one part in this process; the exit code."""
+    device = devices.select_device(args.device)
+    sizes = [(int(height), int(width)) for height, width in (s.split("x") for s in args.sizes)]
+    (part,) = args.parts
+    result = run_rows(part, PARTS[part](device, sizes), device, args.output / f"{part}.json")
+    return command.FAILED if any("failed" in row for row in result["rows"]) else command.GOOD
+
+
+def _run_all(args: argparse.Namespace) -> int:
+    """Run the parts, each in a process that a crash or the clock may end; the exit code.
+
+    Raises:
+        DeviceError: the device cannot be had.
+    """
+    devices.select_device(args.device)
+    code = command.GOOD
+    for part in args.parts:
+        began = time.perf_counter()
+        line = [sys.executable, "-m", "deploy.gpu_check", "--inside", "--parts", part]
+        line += ["--device", args.device, "--sizes", *args.sizes, "-o", str(args.output.resolve())]
+        ended = _run_for(line, 60 * args.minutes)
+        how = "" if ended in (command.GOOD, command.FAILED) else f", ended with {ended}"
+        if ended is None:
+            how = f", cut after {args.minutes:g} minutes"
+        rows = _rows(args.output / f"{part}.json")
+        failed = sum("failed" in row for row in rows)
+        seconds = time.perf_counter() - began
+        print(f"{part}: {len(rows)} rows, {failed} failed{how}, {seconds:.0f} s", flush=True)
+        if ended != command.GOOD:
+            code = command.FAILED
+    print(f"Recorded in {args.output}")
+    return code
+
+
+def _run_for(line: list[str], seconds: float) -> int | None:
+    """Run a command and end all that it started; its exit code, or None after so many seconds."""
+    process = subprocess.Popen(line, cwd=ROOT, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    try:
+        return read_json(file)["rows"]
+    except (OSError, ValueError, LookupError):
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""What is checked on a GPU: each part gives names and measurements, one a row."""
+
+import copy
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deploy import backends
+from deploy.bench.worker import load_shipped, milliseconds, raise_clock
+from deploy.cuda_graphs import replay_graphs
+from deploy.gpu_check.rows import Measure
+from utils import efficiency
+from utils.files import ROOT, read_json
+from utils.images import write_png
+
+Size = tuple[int, int]
+# Largest difference from the network in float64, of images in 0..1: half an 8-bit level in fp32
+# is 2e-3, and 11 and 8 bits lose more through 40 layers.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+AWKWARD = ((1, 1, 1), (1, 7, 13), (2, 16, 16), (1, 65, 127))
+TIMED = 30  # forwards
+
+
+def agreement(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
+    """Whether the Triton network is the network, in every precision, at awkward sizes."""
+    net = load_shipped().to(device)
+    exact = copy.deepcopy(net).double()
+    cuda = device.type == "cuda"
+    shapes = AWKWARD if cuda else ()
+    # Triton's interpreter multiplies bfloat16 as if it were integers.
+    for precision in backends.PRECISIONS if cuda else ("fp32", "fp16"):
+        for shape in (*shapes, *((1, *size) for size in sizes)):
+
+            def measure(precision: str = precision, shape: tuple[int, ...] = shape) -> dict:
+                batch, height, width = shape
+                generator = torch.Generator().manual_seed(height)
+                x = torch.rand(batch, 3, height, width, generator=generator).to(device)
+                fast = backends.make("triton", net, precision, device)
+                with torch.inference_mode():
+                    # On CUDA by kernels, recorded, replayed.
+                    results = [fast(x) for _ in range(3 if cuda else 1)]
+                    worst = max(float((y - exact(x.double())).abs().max()) for y in results)
+                if not worst <= TOLERANCES[precision]:
+                    raise ArithmeticError(
+                        f"expected a difference up to {TOLERANCES[precision]}, got {worst}"
+                    )
+                return {"largest_difference": worst}
+
+            yield f"{precision} {'x'.join(map(str, shape))}", measure
+
+
+def speed(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
+    """Time and memory of each backend; eager also as torch comes, where float32 is TF32."""
+    net = load_shipped()
+    precisions = ("fp16", "fp32", "bf16") if device.type == "cuda" else ("fp16", "fp32")
+    pairs = [("triton", precision) for precision in precisions]
+    pairs += [("channels_last", p) for p in ("fp16", "fp32")] + [("eager", "fp32")]
+    for (height, width), (name, precision) in product(sizes, pairs):
+
+        def measure(
+            name: str = name, precision: str = precision, height: int = height, width: int = width
+        ) -> dict:
+            efficiency.reset_peak_memory(device)
+            fast = backends.make(name, net, precision, device)
+            return time_forward(fast, height, width, device)
+
+        yield f"{name} {precision} {height}x{width}", measure
+    for height, width in sizes:
+
+        def measure_plain(height: int = height, width: int = width) -> dict:
+            efficiency.reset_peak_memory(device)
+            plain = copy.deepcopy(net).to(device)
+            tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+            return time_forward(plain, height, width, device) | {"tf32": tf32}
+
+        yield f"the network as torch comes {height}x{width}", measure_plain
+
+
+def sweep(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
+    """Other tiles, warps and stages of the Triton kernels; the first row is what they have.
+
+    What a GPU cannot run is refused, not failed.
+    """
+    from kernels.triton_network import FusedLKDN
+
+    net = load_shipped().to(device)
+    height, width = sizes[-1]
+    for precision in ("fp16", "fp32"):
+        own = FusedLKDN(net, backends.DTYPES[precision]).blocks
+        tried = [(own.tile, own.warps, own.stages)]
+        tried += product(((4, 16), (8, 16), (4, 32), (8, 8)), (4, 8), (1, 2, 3))
+        for tile, warps, stages in dict.fromkeys(tried):
+
+            def measure(
+                precision: str = precision,
+                tile: Size = tile,
+                warps: int = warps,
+                stages: int = stages,
+            ) -> dict:
+                fast = FusedLKDN(net, backends.DTYPES[precision])
+                fast.blocks = replace(fast.blocks, tile=tile, warps=warps, stages=stages)
+                run = replay_graphs(fast) if device.type == "cuda" else fast
+                try:
+                    return time_forward(run, height, width, device)
+                except Exception as error:  # more than the GPU has, for one
+                    return {"refused": f"{type(error).__name__}: {error}"[:200]}
+
+            yield f"{precision} tile {tile[0]}x{tile[1]}, {warps} warps, {stages} stages", measure
+
+
+def kernels(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
+    """The time of each kernel, beside what the model says of an H100."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from kernels.triton_network import FusedLKDN
+
+    height, width = sizes[-1]
+    for precision in ("fp16", "fp32"):
+
+        def measure(precision: str = precision) -> dict:
+            fast = FusedLKDN(load_shipped().to(device), backends.DTYPES[precision])
+            x = torch.rand(1, 3, height, width, device=device)
+            raise_clock(fast, x)
+            with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                for _ in range(TIMED):
+                    fast(x)
+                torch.cuda.synchronize()
+            ms = {
+                event.key.removesuffix("_kernel"): event.device_time_total / 1000 / TIMED
+                for event in profiler.key_averages()
+                if event.key.endswith("_kernel")
+            }
+            return {"measured_ms": ms, "total_ms": sum(ms.values())}
+
+        def model(precision: str = precision) -> dict:
+            # In a process of its own: its Triton compiles, and believes in another driver.
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, "modelled.json")
+                size = f"{height}x{width}"
+                options = ["--precisions", precision, "--size", size, "-o", file]
+                _run([sys.executable, "-m", "deploy.bench.modelled", *options])
+                return {"modelled_ms": read_json(file)["rows"]}
+
+        yield f"{precision} measured", measure
+        yield f"{precision} modelled", model
+
+
+def demo(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
+    """The judge's command, as it comes and with --backend auto."""
+    for backend in ("eager", "auto"):
+
+        def measure(backend: str = backend) -> dict:
+            with tempfile.TemporaryDirectory() as folder:
+                options = ["--device", device.type, "--backend", backend, "--save_dir", folder]
+                return {"last_lines": _run([sys.executable, "test_demo.py", *options])[-6:]}
+
+        yield f"test_demo.py --backend {backend}", measure
+
+
+def tests(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
+    """The tests of the Triton kernels, a file a row."""
+    for file in sorted((ROOT / "tests").glob("test_triton_*.py")):
+
+        def measure(file: Path = file) -> dict:
+            return {"last_lines": _run([sys.executable, "-m", "pytest", "-q", file])[-6:]}
+
+        yield file.name, measure
+
+
+def training(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
+    """Steps a second of training on made-up images, a row of train/throughput.py each."""
+    rows = (2, 4, 5, 6, 7) if device.type == "cuda" else (3,)
+    steps, batch, patch = (100, 128, 256) if device.type == "cuda" else (10, 2, 32)
+    for row in rows:
+
+        def measure(row: int = row) -> dict:
+            with tempfile.TemporaryDirectory() as folder:
+                rng = np.random.default_rng(0)
+                for i in range(8):
+                    image = rng.integers(0, 256, (2 * patch, 2 * patch, 3), dtype=np.uint8)
+                    write_png(Path(folder, "images", f"{i}.png"), image)
+                file = Path(folder, "throughput.json")
+                options = (
+                    f"--steps {steps} --batch {batch} --patch {patch} --minutes 4 --rows {row}"
+                )
+                line = [sys.executable, "train/throughput.py", "--device", device.type]
+                line += ["--data", f"{folder}/images", "--packed", f"{folder}/packed", "-o", file]
+                _run([*line, *options.split()])
+                return dict(read_json(file)["rungs"][0])
+
+        yield f"row {row}", measure
+
+
+Part = Callable[[torch.device, list[Size]], Iterator[tuple[str, Measure]]]
+PARTS: dict[str, Part] = {
+    "agreement": agreement,
+    "speed": speed,
+    "kernels": kernels,
+    "demo": demo,
+    "sweep": sweep,
+    "training": training,
+    "tests": tests,
+}
+
+
+def time_forward(
+    run: Callable[[Tensor], Tensor], height: int, width: int, device: torch.device
+) -> dict[str, Any]:
+    """Percentiles of a forward's time in ms, and the peak memory, which is all tensors' there."""
+    x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    cuda = device.type == "cuda"
+    for _ in range(3 if cuda else 0):  # compiled, recorded, replayed
+        milliseconds(run, x)
+    raise_clock(run, x)
+    ms = [milliseconds(run, x) for _ in range(TIMED if cuda else 1)]
+    cuts = statistics.quantiles(ms, n=10) if len(ms) > 1 else ms * 9
+    return {
+        "p20_ms": cuts[1],
+        "p50_ms": statistics.median(ms),
+        "p80_ms": cuts[7],
+        "memory_mib": efficiency.peak_memory_mib(device),
+    }
+
+
+def _run(line: list[Any]) -> list[str]:
+    """The lines that a command prints. Raises RuntimeError with its last ones if it fails."""
+    done = subprocess.run(
+        list(map(str, line)), cwd=ROOT, capture_output=True, text=True, env=dict(os.environ)
+    )
+    printed = [part for part in re.split(r"[\r\n]+", done.stdout) if part.strip()]
+    if done.returncode:
+        last = " | ".join([*printed, *done.stderr.strip().splitlines()][-6:])
+        raise RuntimeError(f"exit code {done.returncode}: {last}")
+    return printed

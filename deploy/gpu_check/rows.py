@@ -1,0 +1,62 @@
+"""Rows of a part: run in turn, each recorded as soon as it is done, none lost to a later one."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils import record
+from utils.files import read_json, write_json
+
+Measure = Callable[[], dict[str, Any]]
+
+logger = logging.getLogger(__name__)
+
+
+def run_rows(
+    part: str, rows: Iterable[tuple[str, Measure]], device: torch.device, file: Path
+) -> dict[str, Any]:
+    """Run each (name, measurement) that `file` does not have yet; what the file holds then.
+
+    A row that fails is recorded with its reason, and tried anew in the next call.
+    """
+    result = {"part": part, "environment": record.environment(device), "rows": []}
+    done = {row["name"]: row for row in _earlier(file, result) if "failed" not in row}
+    for name, measure in rows:
+        if name not in done:
+            began = time.perf_counter()
+            try:
+                row = measure()
+            except Exception as error:  # a library's, a compiler's, a driver's
+                row = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+            done[name] = {"name": name, **row, "seconds": time.perf_counter() - began}
+        logger.info("%s, %s: %s", part, name, _in_words(done[name]))
+        result["rows"] = list(done.values())
+        write_json(file, result)
+    return result
+
+
+def _earlier(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a file of the same part, commit, device and versions."""
+    same = ("commit", "dirty", "device", "torch", "driver")
+    try:
+        earlier = read_json(file)
+        known = all(earlier["environment"][key] == now["environment"][key] for key in same)
+        return earlier["rows"] if known and earlier["part"] == now["part"] else []
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"failed: {str(row['failed']).splitlines()[0]}"
+    shown = {
+        k: v for k, v in row.items() if k not in ("name", "seconds") and not isinstance(v, list)
+    }
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in shown.items()
+    )

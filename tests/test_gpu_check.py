@@ -1,0 +1,105 @@
+"""The check for a GPU, rehearsed on a CPU in Triton's interpreter, and how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from deploy.gpu_check import __main__ as gpu_check
+from deploy.gpu_check.parts import PARTS
+from deploy.gpu_check.rows import run_rows
+
+CPU = torch.device("cpu")
+ABSENT = ("fvcore", "openvino", "onnx", "onnxruntime")
+
+
+def test_it_runs_without_what_a_gpu_machine_lacks(tmp_path: Path, root: Path) -> None:
+    """Every part's process fails if it imports one of these packages."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for package in ABSENT:
+        (blocked / f"{package}.py").write_text("import os\n\nos._exit(77)\n")
+    line = "-m deploy.gpu_check --device cpu --sizes 3x5 --parts agreement speed -o"
+    done = subprocess.run(
+        [sys.executable, *line.split(), tmp_path / "out"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(blocked), "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr[-3000:])
+    assert "agreement: 2 rows, 0 failed, " in done.stdout
+    assert "speed: 6 rows, 0 failed, " in done.stdout
+    agreement, speed = (
+        json.loads((tmp_path / f"out/{p}.json").read_text())["rows"] for p in ("agreement", "speed")
+    )
+    assert all(0 < row["largest_difference"] < 1e-2 for row in agreement)
+    assert {row["name"] for row in speed} >= {"triton fp16 3x5", "the network as torch comes 3x5"}
+    assert all(row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] for row in speed)
+
+
+def test_rows_are_written_as_they_come_and_failed_ones_tried_again(tmp_path: Path) -> None:
+    file, runs = tmp_path / "part.json", []
+
+    def good() -> dict:
+        runs.append("good")
+        return {"p50_ms": 1.0}
+
+    def bad() -> dict:
+        runs.append("bad")
+        assert [row["name"] for row in json.loads(file.read_text())["rows"]][:1] == ["good"]
+        raise RuntimeError("an illegal memory access was encountered\nand more")
+
+    for _ in range(2):
+        result = run_rows("part", [("good", good), ("bad", bad)], CPU, file)
+        assert json.loads(file.read_text()) == result
+        failed = {row["name"]: row.get("failed") for row in result["rows"]}
+        assert failed["good"] is None and failed["bad"].startswith("RuntimeError: an illegal")
+    assert runs == ["good", "bad", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [(1, "0 failed, "), (-11, "0 failed, ended with -11, "), (None, "cut after 9 minutes, ")],
+)
+def test_a_part_that_failed_or_was_cut_makes_the_exit_code_1(
+    ended: int | None,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    started: list[str] = []
+
+    def run(line: list[str], seconds: float) -> int | None:
+        assert seconds == 540
+        started.append(line[line.index("--parts") + 1])
+        return ended
+
+    monkeypatch.setattr(gpu_check, "_run_for", run)
+    assert gpu_check.main(["--device", "cpu", "-o", str(tmp_path)]) == 1
+    assert started == list(PARTS)  # the others run all the same
+    assert capsys.readouterr().out.count(words) == len(PARTS)
+
+
+def test_what_a_cut_part_started_ends_with_it(tmp_path: Path) -> None:
+    beats = tmp_path / "beats"
+    inner = f"while sleep 0.05; do echo >> {beats}; done"
+    assert gpu_check._run_for(["sh", "-c", f"sh -c '{inner}'; true"], 0.5) is None
+    before = beats.stat().st_size
+    time.sleep(0.2)
+    assert beats.stat().st_size == before
+    assert gpu_check._run_for(["sh", "-c", "exit 3"], 10) == 3
+
+
+def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert gpu_check.main([]) == 2
+    assert "expected the device cuda" in capsys.readouterr().err
