@@ -109,8 +109,8 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                     error = float((backend(x) - expected).abs().max())
                 except BackendError as reason:
                     reasons[name] = str(reason)
-                except Exception as error:  # of a library's or a driver's own kind
-                    reasons[name] = _in_a_line(error)
+                except Exception as failure:  # of a library's or a driver's own kind
+                    reasons[name] = _in_a_line(failure)
                 else:
                     if error <= TOLERANCE:
                         if name != first:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Te
     copied before another begins. Calls take turns; threads have to see to it.
     """
     seen: OrderedDict[torch.Size, _Recorded | None] = OrderedDict()
-    pools: list[tuple[int, int]] = []
+    pools: list[Any] = []  # one handle, once it is needed
 
     def run(x: Tensor) -> Tensor:
         if len(x) * x.shape[-2] * x.shape[-1] > MOST_PIXELS:
@@ -50,7 +51,7 @@ class _Recorded:
     tensor of that mode.
     """
 
-    def __init__(self, fast: nn.Module, x: Tensor, pool: tuple[int, int]) -> None:
+    def __init__(self, fast: nn.Module, x: Tensor, pool: Any) -> None:
         with torch.inference_mode(False), torch.no_grad():
             self.source = torch.empty_like(x).copy_(x)
             self.graph = torch.cuda.CUDAGraph()

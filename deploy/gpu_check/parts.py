@@ -64,7 +64,7 @@ def agreement(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Me
 def speed(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
     """Time and memory of each backend; eager also as torch comes, where float32 is TF32."""
     net = load_shipped()
-    precisions = ("fp16", "fp32", "bf16") if device.type == "cuda" else ("fp16", "fp32")
+    precisions = ("fp16", "fp32", "bf16") if device.type == "cuda" else ("fp16",)
     pairs = [("triton", precision) for precision in precisions]
     pairs += [("channels_last", p) for p in ("fp16", "fp32")] + [("eager", "fp32")]
     for (height, width), (name, precision) in product(sizes, pairs):
@@ -195,7 +195,7 @@ def training(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Mea
                 options = (
                     f"--steps {steps} --batch {batch} --patch {patch} --minutes 4 --rows {row}"
                 )
-                line = [sys.executable, "train/throughput.py", "--device", device.type]
+                line: list[Any] = [sys.executable, "train/throughput.py", "--device", device.type]
                 line += ["--data", f"{folder}/images", "--packed", f"{folder}/packed", "-o", file]
                 _run([*line, *options.split()])
                 return dict(read_json(file)["rungs"][0])

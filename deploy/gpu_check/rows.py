@@ -23,7 +23,7 @@ def run_rows(
 
     A row that fails is recorded with its reason, and tried anew in the next call.
     """
-    result = {"part": part, "environment": record.environment(device), "rows": []}
+    result: dict[str, Any] = {"part": part, "environment": record.environment(device), "rows": []}
     done = {row["name"]: row for row in _earlier(file, result) if "failed" not in row}
     for name, measure in rows:
         if name not in done:
