@@ -66,14 +66,13 @@ def _correlate(
     height,
     width,
     channels,
-    rows_a_program,
+    ROWS: tl.constexpr,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     TAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """partial[program, tap, e] = sum over some rows of grad * x shifted by the tap."""
-    first = tl.program_id(0) * rows_a_program
+    """partial[program, tap, e] = sum over ROWS rows of grad * x shifted by the tap."""
     length = width * channels
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     tap = tl.arange(0, TAPS)
@@ -82,11 +81,14 @@ def _correlate(
     column_inside = (e < length)[None, :] & (shifted >= 0) & (shifted < length)
     column_inside = column_inside & (tap < SIZE * SIZE)[:, None]
     total = tl.zeros((TAPS, BLOCK), tl.float32)
-    for row in range(first, tl.minimum(first + rows_a_program, rows)):
+    for i in range(ROWS):  # a constant: Triton 3.6's interpreter counts to no other
+        row = tl.program_id(0) * ROWS + i
         y = row % height
         start = row * length
-        upstream = tl.load(grad + start + e, mask=e < length, other=0.0).to(tl.float32)
-        mask = column_inside & ((y + down >= 0) & (y + down < height))[:, None]
+        there = (e < length) & (row + 0 * e < rows)
+        upstream = tl.load(grad + start + e, mask=there, other=0.0).to(tl.float32)
+        row_inside = (y + down >= 0) & (y + down < height) & (row + 0 * down < rows)
+        mask = column_inside & row_inside[:, None]
         value = tl.load(x + start + down[:, None] * length + shifted, mask=mask, other=0.0)
         total += value.to(tl.float32) * upstream[None, :]
     place = (tl.program_id(0) * SIZE * SIZE + tap) * length

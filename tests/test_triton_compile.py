@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from deploy.bench import modelled
+
 pytest.importorskip("triton", reason="triton is not installed")
 
 # Each architecture and each precision; `python -m deploy.bench.modelled --compile` does all pairs.
@@ -24,23 +26,26 @@ from deploy.backends import DTYPES
 from deploy.bench.ahead import forward_launches
 from models.team23_LKDN import LKDN
 
-net, kernels = LKDN().eval().requires_grad_(False), {}
-for size in json.loads(sys.argv[3]):
-    for launch in forward_launches(net, DTYPES[sys.argv[2]], int(sys.argv[1]), tuple(size)):
+net, kernels, held = LKDN().eval().requires_grad_(False), {}, 0
+for batch, height, width in json.loads(sys.argv[3]):
+    size = batch, height, width
+    for launch in forward_launches(net, DTYPES[sys.argv[2]], int(sys.argv[1]), size):
         kernels[launch.kernel.cubin] = launch.kernel
+        held = max(held, launch.held_bytes / (batch * height * width))
 names = ("name", "stack", "registers", "shared", "multiplies")
-print(json.dumps([{name: getattr(k, name) for name in names} for k in kernels.values()]))
+kernels = [{name: getattr(k, name) for name in names} for k in kernels.values()]
+print(json.dumps({"kernels": kernels, "held": held}))
 """
 
 
 @pytest.fixture(scope="module")
 def compiled(
     root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[int, str], list[dict[str, Any]]]:
+) -> dict[tuple[int, str], dict[str, Any]]:
     """The kernels of each case, two compiled at a time, in an empty cache."""
     folder = tmp_path_factory.mktemp("triton")
 
-    def run(case: tuple[int, str]) -> list[dict[str, Any]]:
+    def run(case: tuple[int, str]) -> dict[str, Any]:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, *map(str, case), json.dumps(SIZES)],
@@ -58,9 +63,9 @@ def compiled(
 
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_stay_in_registers_and_multiply_on_tensor_cores(
-    case: tuple[int, str], compiled: dict[tuple[int, str], list[dict[str, Any]]]
+    case: tuple[int, str], compiled: dict[tuple[int, str], dict[str, Any]]
 ) -> None:
-    kernels = compiled[case]
+    kernels = compiled[case]["kernels"]
     assert len({kernel["name"] for kernel in kernels}) == 7
     assert len(kernels) <= 10, "a kernel is compiled anew for another image size"
     for kernel in kernels:
@@ -68,3 +73,31 @@ def test_kernels_stay_in_registers_and_multiply_on_tensor_cores(
         assert 16 <= kernel["registers"] <= 255, kernel  # that they were read at all
         assert kernel["shared"] <= SHARED[case[0]], kernel
         assert kernel["multiplies"] == (kernel["name"] not in WITHOUT_PRODUCTS), kernel
+
+
+def test_features_take_little_memory(compiled: dict[tuple[int, str], dict[str, Any]]) -> None:
+    """At most 120 MiB in half precision at 340x510, the image included."""
+    for (_, precision), result in compiled.items():
+        most = 120 * 2**20 / (340 * 510) * (2 if precision == "fp32" else 1)
+        assert most / 2 < result["held"] <= most, (precision, result["held"])
+
+
+def test_the_model_counts_loops_as_often_as_they_run() -> None:
+    trips = modelled.loop_trips("%r = scf.for %i = %c0_i32 to %c3_i32 step %c1_i32 iter_args(")
+    sass = [
+        "0000*/                   MOV R1, c[0x0][0x28] ",
+        "0010*/               @P0 LDG.E.128 R4, desc[UR4][R2.64] ",
+        "0020*/                   LDSM.16.M88.4 R8, [R1] ",
+        "0030*/                   HGMMA.64x32x16.F32 R24, gdesc[UR4], R24 ",
+        "0040*/              @!P1 BRA 0x10 ",
+        "0050*/                   STG.E.64 desc[UR4][R2.64], R4 ",
+        "0060*/                   LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64] ",
+        "0070*/                   EXIT ",
+        "0080*/                   BRA 0x80 ",
+    ]
+    counts = modelled.count(sass, trips)
+    assert counts.instructions == 1 + 3 * 4 + 4
+    assert counts.l1_bytes == 32 * (3 * 16 + 3 * 16 + 8 + 16) and counts.l2_bytes == 32 * 16
+    assert counts.flops == 3 * 2 * 64 * 32 * 16 / 4
+    with pytest.raises(ValueError, match="expected 0 loops, got 1"):
+        modelled.count(sass, [])
