@@ -112,6 +112,39 @@ def test_each_kernel_equals_plain_torch_on_a_gpu(run_triton: Callable) -> None:
     run_triton(SCRIPT.format(cases=CASES), "cuda")
 
 
+GELU = """
+import sys
+
+import torch
+
+from kernels.triton_layers import refine
+from kernels.triton_weights import choose_blocks
+
+# Without weights, what refine stores is the GELU of its bias.
+device, blocks = sys.argv[1], choose_blocks(42, torch.float32, 90)
+inputs = blocks.taps[0] * blocks.taps[1] + blocks.taps[2]
+weight = torch.zeros(3, inputs, blocks.wide, device=device)
+source, part = (torch.zeros(1, n, device=device) for n in (blocks.pitch, blocks.parts))
+worst = 0
+for bias in torch.linspace(-10, 10, 40 * blocks.wide).view(40, -1):
+    w = {"weight": weight, "bias": bias.to(device)}
+    y = refine(w, blocks, source, part, (1, 1, 1))[0].cpu().double()
+    exact = torch.nn.functional.gelu(bias.double())[: blocks.pitch]
+    worst = max(worst, float((y - exact).abs().max()))
+assert 1e-8 < worst < 1e-6, worst  # 6.4e-7 of the formula, and float32's rounding
+"""
+
+
+def test_gelu_is_exact_to_the_last_bits_in_the_interpreter(run_triton: Callable) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    run_triton(GELU, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gelu_is_exact_to_the_last_bits_on_a_gpu(run_triton: Callable) -> None:
+    run_triton(GELU, "cuda")
+
+
 SIZES = """
 import torch
 from kernels.triton_network import FusedLKDN

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from deploy import backends
 from deploy.gpu_check.parts import PARTS
 from deploy.gpu_check.rows import run_rows
 from utils import command, devices
@@ -52,7 +53,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_inside(args: argparse.Namespace) -> int:
-    """Run one part in this process; the exit code."""
+    """Run one part in this process; the exit code.
+
+    Raises:
+        UserError: the device cannot be had, or Triton is not installed.
+    """
+    backends.need("triton")
     device = devices.select_device(args.device)
     sizes = [(int(height), int(width)) for height, width in (s.split("x") for s in args.sizes)]
     (part,) = args.parts
