@@ -6,6 +6,7 @@ waited: a lower bound, good for comparing two forms of a kernel.
 """
 
 import argparse
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from deploy import backends
 from deploy.bench.ahead import Launch, forward_launches
 from deploy.bench.worker import load_shipped
 from utils import command
+from utils.command import UserError
 from utils.files import write_json
 from utils.text import markdown
 
@@ -213,6 +215,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         backends.need("triton")
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            raise UserError("expected Triton's compiler, got TRITON_INTERPRET=1: unset it")
         import triton
 
         if args.compile:
