@@ -22,8 +22,10 @@ WITHOUT_PRODUCTS = {"shallow_kernel", "spread_kernel"}
 
 SCRIPT = """
 import json, sys
+import torch
 from deploy.backends import DTYPES
-from deploy.bench.ahead import forward_launches
+from deploy.bench.ahead import forward_launches, launches
+from kernels.triton_depthwise import depthwise
 from models.team23_LKDN import LKDN
 
 net, kernels, held = LKDN().eval().requires_grad_(False), {}, 0
@@ -34,7 +36,11 @@ for batch, height, width in json.loads(sys.argv[3]):
         held = max(held, launch.held_bytes / (batch * height * width))
 names = ("name", "stack", "registers", "shared", "multiplies")
 kernels = [{name: getattr(k, name) for name in names} for k in kernels.values()]
-print(json.dumps({"kernels": kernels, "held": held}))
+with launches(int(sys.argv[1])) as made:
+    x = torch.zeros(1, 42, 8, 16, dtype=DTYPES[sys.argv[2]], requires_grad=True)
+    depthwise(x, torch.zeros(42, 1, 5, 5, requires_grad=True), None, 3).sum().backward()
+training = {launch.kernel.name: launch.kernel.stack for launch in made}
+print(json.dumps({"kernels": kernels, "held": held, "training": training}))
 """
 
 
@@ -73,6 +79,13 @@ def test_kernels_stay_in_registers_and_multiply_on_tensor_cores(
         assert 16 <= kernel["registers"] <= 255, kernel  # that they were read at all
         assert kernel["shared"] <= SHARED[case[0]], kernel
         assert kernel["multiplies"] == (kernel["name"] not in WITHOUT_PRODUCTS), kernel
+
+
+def test_training_s_kernels_stay_in_registers(
+    compiled: dict[tuple[int, str], dict[str, Any]],
+) -> None:
+    for case, result in compiled.items():
+        assert result["training"] == {"_convolve": 0, "_correlate": 0}, case
 
 
 def test_features_take_little_memory(compiled: dict[tuple[int, str], dict[str, Any]]) -> None:
