@@ -1,8 +1,6 @@
 """test_demo.py as a judge uses it: in a process of its own, from another directory."""
 
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,35 +12,13 @@ import numpy as np
 import pytest
 import torch
 from image_files import photo
-from warm_python import python
+from judging import SCRIPT, STEM, judge, strict
 
-from models.team00_RFDN import RFDN
 from models.team23_LKDN import LKDN
 from utils.bicubic import downscale
-from utils.command import UserError
-from utils.files import ROOT
 from utils.images import mod_crop, read_rgb, to_tensor, to_uint8, write_png
 from utils.lock import locked
 from utils.metrics import psnr
-from utils.networks import Entry
-
-SCRIPT = str(ROOT / "test_demo.py")
-STEM = "23_LKDN@random"
-
-
-def judge(cwd: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    done = python(cwd, SCRIPT, *arguments, **environment)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def strict(path: Path) -> Any:
-    """JSON that must not hold NaN or Infinity."""
-
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} in {path}")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Path) -> None:
@@ -158,73 +134,6 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
     assert (tmp_path / STEM / "DIV2K_test" / "0901.png").exists()
 
 
-def test_models_are_imported_when_chosen_and_ids_are_single(
-    tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import test_demo
-    from test_demo import MODELS, select_model
-
-    cpu = torch.device("cpu")
-    (tmp_path / "broken_net.py").write_text("import absent_dependency")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    broken = Entry(41, "Broken", "broken_net:Net", "none.pth")
-    monkeypatch.setattr(
-        test_demo,
-        "MODELS",
-        (
-            *MODELS,
-            broken,
-            *[Entry(8, name, "models.team00_RFDN:RFDN", "rfdn.pth") for name in "BC"],
-        ),
-    )
-    assert select_model(23, cpu, f"{random_weights}").name == STEM  # whatever the others lack
-    with pytest.raises(UserError, match="No module named 'absent_dependency'"):
-        select_model(41, cpu)
-    with pytest.raises(UserError, match="expected one model of ID 8, got B and C"):
-        select_model(8, cpu)
-
-
-def test_the_baselines_weights_are_used_where_they_lie(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import test_demo
-
-    monkeypatch.setattr(test_demo, "ROOT", tmp_path)
-    assert test_demo.select_model(0, torch.device("cpu")).file is None
-    weights = RFDN().state_dict()
-    (tmp_path / "model_zoo").mkdir()
-    torch.save(weights, tmp_path / "model_zoo" / "team00_rfdn.pth")
-    model = test_demo.select_model(0, torch.device("cpu"))
-    assert (model.name, model.file) == ("00_RFDN", tmp_path / "model_zoo" / "team00_rfdn.pth")
-    assert torch.equal(model.net.state_dict()["B1.c5.weight"], weights["B1.c5.weight"])
-
-
-@pytest.mark.parametrize(
-    ("options", "there", "expected"),
-    [
-        ([], ["DIV2K_valid"], ["DIV2K_valid"]),
-        (["--include_test"], ["DIV2K_valid", "DIV2K_test"], ["DIV2K_valid", "DIV2K_test"]),
-        (["--hybrid_test"], ["DIV2K_valid", "LSDIR_DIV2K_test"], ["LSDIR_DIV2K_test"]),
-        (["--hybrid_test"], ["LSDIR_DIV2K_test"], ["LSDIR_DIV2K_test"]),
-        (
-            ["--include_test"],
-            ["DIV2K_LSDIR_valid", "DIV2K_LSDIR_test"],
-            ["DIV2K_LSDIR_valid", "DIV2K_LSDIR_test"],
-        ),
-        (["--dataset", "benchmarks", "demo"], ["Set14", "B100"], ["Set14", "B100", "demo"]),
-    ],
-)
-def test_the_templates_flags_choose_its_sets(
-    tmp_path: Path, options: list[str], there: list[str], expected: list[str]
-) -> None:
-    from test_demo import find_sets, parse
-
-    for name in there:
-        write_png(tmp_path / f"{name}_HR" / "0801.png", photo(16, 16))
-    sets = find_sets(parse(["--data_dir", str(tmp_path), *options]))
-    assert [image_set.name for image_set in sets] == expected
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -334,70 +243,3 @@ def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> N
     assert "interrupted" in errors and "Traceback" not in errors
     assert all(read_rgb(path).shape == (64, 64, 3) for path in images.glob("*.png"))
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".tmp"]
-
-
-def test_another_backend_gives_the_same_picture_and_both_runtimes(
-    tmp_path: Path, random_weights: Path
-) -> None:
-    for seed in range(3):
-        write_png(tmp_path / "set" / "HR" / f"{seed}.png", photo(40, 52 + 4 * seed, seed))
-    common = ("--dataset", "set", "--checkpoint", random_weights, "--save_dir", "out")
-    runs = []
-    for options in ([], ["--backend", "channels_last"], ["--precision", "bf16"]):
-        done = judge(tmp_path, *common, *options, CUDA_VISIBLE_DEVICES="")
-        assert done.returncode == 0, done.stderr
-        backend, precision = (
-            options[1] if flag in options else default
-            for flag, default in (("--backend", "eager"), ("--precision", "fp32"))
-        )
-        runs.append(strict(tmp_path / "out" / f"{STEM}_set_cpu_{backend}_{precision}.json"))
-        assert ("Plain network" in done.stdout) == bool(options)
-    plain, fast, half = runs
-    assert "plain" not in plain and fast["plain"]["median"] > 0 < half["plain"]["median"]
-    assert fast["ave_psnr"] == pytest.approx(plain["ave_psnr"], abs=1e-3)
-    assert half["ave_psnr"] == pytest.approx(plain["ave_psnr"], abs=0.05)
-    assert half["ave_psnr"] != plain["ave_psnr"]
-    for key in ("num_parameters", "flops", "activations", "num_conv"):
-        assert plain[key] == fast[key] == half[key]
-
-
-def test_baseline_and_network_take_turns(tmp_path: Path, random_weights: Path) -> None:
-    for seed in range(2):
-        write_png(tmp_path / "set" / "HR" / f"{seed}.png", photo(64, 80 + 4 * seed, seed))
-    done = judge(
-        tmp_path,
-        "--dataset",
-        "set",
-        "--model_id",
-        "0",
-        "23",
-        "--checkpoint",
-        f"23={random_weights}",
-        "--save_dir",
-        "out",
-        "--repeat",
-        "2",
-        "--verbose",
-        "--report",
-        CUDA_VISIBLE_DEVICES="",
-    )
-    assert done.returncode == 0, done.stderr
-    lines = re.findall(rf"(00_RFDN|{STEM}) (\d): \d+x\d+, ", done.stderr)
-    assert lines == [("00_RFDN", "0"), (STEM, "0"), ("00_RFDN", "1"), (STEM, "1")]
-    baseline, ours = (
-        strict(tmp_path / "out" / f"{name}_set_cpu_eager_fp32.json") for name in ("00_RFDN", STEM)
-    )
-    assert baseline["checkpoint"] == {"name": None, "sha256": None}
-    assert baseline["ave_psnr"] is None and ours["ave_psnr"] > 0
-    assert min(baseline["memory_mib"], ours["memory_mib"]) > 100  # torch alone takes that much
-    assert ours["memory_of"] == "a process of its own that restores 21x16"
-    assert (baseline["num_parameters"], baseline["num_conv"]) == (433448, 64)
-    assert "no weights of this network are shipped" in done.stdout
-    assert f"{STEM} takes " in done.stdout and "2025, against EFDN: 00_RFDN" in done.stdout
-    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == [STEM]
-    own = (tmp_path / "out" / f"{STEM}_set_cpu_eager_fp32.log").read_text()
-    assert own.count(STEM) == 2 and "00_RFDN" not in own
-    results = strict(tmp_path / "out" / "results.json")
-    assert results["00_RFDN"]["flops"] == pytest.approx(27.10262256)
-    assert "Report in out" in done.stdout
-    assert f"SR {STEM}" in (tmp_path / "out" / "report.html").read_text()

@@ -3,13 +3,11 @@
 import logging
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from train import packing
@@ -164,16 +162,6 @@ def test_lr_of_another_degradation_is_not_taken(
     assert np.array_equal(packed.pixels[:16].view(4, 4, 3), noise(4, 4, 1))
 
 
-def test_damaged_pack_is_packed_again(tree: Path, tmp_path: Path) -> None:
-    whole = pack([tree], tmp_path / "cache")
-    before = whole.pixels.clone()
-    (pixels,) = (tmp_path / "cache").glob("*.bin")
-    pixels.write_bytes(pixels.read_bytes()[:-1])
-    assert torch.equal(pack([tree], tmp_path / "cache").pixels, before)
-    pixels.unlink()
-    assert pack([tree], tmp_path / "cache").fingerprint == whole.fingerprint
-
-
 @pytest.mark.parametrize("change", ["content", "added", "removed", "lr"])
 def test_other_files_make_another_pack(
     tree: Path, tmp_path: Path, noise: MakeImage, save: Save, change: str
@@ -241,42 +229,6 @@ def test_interrupted_packing_leaves_nothing_and_is_done_again(
         pack([tree], cache)
     assert list(cache.iterdir()) == []
     assert len(pack([tree], cache).images) == 3
-
-
-def test_a_pack_moves_in_parts(tree: Path, tmp_path: Path) -> None:
-    """By the commands of train/README.md."""
-    original = pack([tree], tmp_path / "cache")
-    (index,) = (tmp_path / "cache").glob("*.json")
-    here, there = tmp_path / "cache", tmp_path / "there"
-    there.mkdir()
-
-    def shell(command: str, folder: Path) -> int:
-        done = subprocess.run(command.replace("PACK", index.stem), shell=True, cwd=folder)
-        return done.returncode
-
-    cut = "split -b 1000 PACK.bin PACK.bin. && sha256sum PACK.bin > PACK.sha256"
-    assert shell(cut, here) == 0
-    parts = sorted(here.glob("*.bin.??"))
-    assert len(parts) > 3 and max(part.stat().st_size for part in parts) == 1000
-    for file in (index, index.with_suffix(".sha256"), *parts):
-        shutil.copy(file, there)
-    join = "cat PACK.bin.?? > PACK.bin && sha256sum -c PACK.sha256"
-    damaged = there / parts[2].name
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert shell(join, there) == 1
-    damaged.write_bytes(whole[:-1])
-    assert shell(join, there) == 1
-    with pytest.raises(ImageError, match="cut short"):
-        pack([there / index.name], tmp_path)
-    damaged.write_bytes(whole)
-
-    assert shell(join, there) == 0
-    moved = pack([there / index.name], tmp_path / "unused")
-    assert torch.equal(moved.pixels, original.pixels)
-    assert (moved.images, moved.fingerprint) == (original.images, original.fingerprint)
-    with pytest.raises(FileNotFoundError, match="absent"):
-        pack([tmp_path / "absent.json"], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""A pack whose pixels are not those that its index describes is noticed before it is trained on."""
+"""Packs are opened whole: moved in parts, damaged, or with pixels unlike their index."""
 
 import json
 import logging
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,3 +91,49 @@ def test_a_pack_is_verified_once(
     pack([index], tmp_path)
     pack([index], tmp_path)
     assert verified == [3 * 17 * 24]  # pixels: of three images 24 of LR and 16 times as many of HR
+
+
+def test_damaged_pack_is_packed_again(tree: Path, tmp_path: Path) -> None:
+    whole = pack([tree], tmp_path / "cache")
+    before = whole.pixels.clone()
+    (pixels,) = (tmp_path / "cache").glob("*.bin")
+    pixels.write_bytes(pixels.read_bytes()[:-1])
+    assert torch.equal(pack([tree], tmp_path / "cache").pixels, before)
+    pixels.unlink()
+    assert pack([tree], tmp_path / "cache").fingerprint == whole.fingerprint
+
+
+def test_a_pack_moves_in_parts(tree: Path, tmp_path: Path) -> None:
+    """By the commands of train/README.md."""
+    original = pack([tree], tmp_path / "cache")
+    (index,) = (tmp_path / "cache").glob("*.json")
+    here, there = tmp_path / "cache", tmp_path / "there"
+    there.mkdir()
+
+    def shell(command: str, folder: Path) -> int:
+        done = subprocess.run(command.replace("PACK", index.stem), shell=True, cwd=folder)
+        return done.returncode
+
+    cut = "split -b 1000 PACK.bin PACK.bin. && sha256sum PACK.bin > PACK.sha256"
+    assert shell(cut, here) == 0
+    parts = sorted(here.glob("*.bin.??"))
+    assert len(parts) > 3 and max(part.stat().st_size for part in parts) == 1000
+    for file in (index, index.with_suffix(".sha256"), *parts):
+        shutil.copy(file, there)
+    join = "cat PACK.bin.?? > PACK.bin && sha256sum -c PACK.sha256"
+    damaged = there / parts[2].name
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert shell(join, there) == 1
+    damaged.write_bytes(whole[:-1])
+    assert shell(join, there) == 1
+    with pytest.raises(ImageError, match="cut short"):
+        pack([there / index.name], tmp_path)
+    damaged.write_bytes(whole)
+
+    assert shell(join, there) == 0
+    moved = pack([there / index.name], tmp_path / "unused")
+    assert torch.equal(moved.pixels, original.pixels)
+    assert (moved.images, moved.fingerprint) == (original.images, original.fingerprint)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        pack([tmp_path / "absent.json"], tmp_path)
