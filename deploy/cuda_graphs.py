@@ -15,11 +15,11 @@ def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Te
     """The network as one CUDA graph for each shape that comes a second time, the last ones kept.
 
     A shape that comes once is run kernel by kernel: recording costs more than it saves. All graphs
-    share one pool of memory, which is as large as the largest needs: what a replay leaves behind is
-    copied before another begins. Calls take turns; threads have to see to it.
+    share one pool of memory: what the largest needs, and a result each. What a replay leaves behind
+    is copied before another begins. Calls take turns; threads have to see to it.
     """
     seen: OrderedDict[torch.Size, _Recorded | None] = OrderedDict()
-    pools: list[Any] = []  # one handle, once it is needed
+    shared: list[Any] = []  # a pool's handle and a stream, once they are needed
 
     def run(x: Tensor) -> Tensor:
         if len(x) * x.shape[-2] * x.shape[-1] > MOST_PIXELS:
@@ -27,9 +27,11 @@ def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Te
         known = x.shape in seen
         recorded = seen.pop(x.shape, None)
         if known and recorded is None:
-            pools[:] = pools or [torch.cuda.graph_pool_handle()]
+            # One stream: what was freed on a stream is used again on the same alone. It is not
+            # torch's, which is of the first device used.
+            shared[:] = shared or [torch.cuda.graph_pool_handle(), torch.cuda.Stream(x.device)]
             try:
-                recorded = _Recorded(fast, x, pools[0])
+                recorded = _Recorded(fast, x, *shared)
             except torch.OutOfMemoryError:
                 seen.clear()  # and their memory
         seen[x.shape] = recorded
@@ -51,11 +53,10 @@ class _Recorded:
     tensor of that mode.
     """
 
-    def __init__(self, fast: nn.Module, x: Tensor, pool: Any) -> None:
+    def __init__(self, fast: nn.Module, x: Tensor, pool: Any, stream: Any) -> None:
         with torch.inference_mode(False), torch.no_grad():
             self.source = torch.empty_like(x).copy_(x)
             self.graph = torch.cuda.CUDAGraph()
-            stream = torch.cuda.Stream(x.device)  # the default one is of the first device used
             # Other threads may go on to ask for memory meanwhile.
             with torch.cuda.graph(self.graph, pool, stream, capture_error_mode="thread_local"):
                 self.result = fast(self.source)

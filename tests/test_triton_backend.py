@@ -1,6 +1,7 @@
 """Triton where it cannot run, CUDA graphs, TF32: what of the GPU's path shows without a GPU."""
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -193,7 +194,8 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (len(made), 1))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream on {device}")
+    streams = itertools.count(1)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"{device} {next(streams)}")
     capture.fast = fast  # type: ignore[attr-defined]
     yield made
 
@@ -214,18 +216,18 @@ def test_a_graph_is_recorded_once_and_replayed_in_either_mode(
     results.append(run(x))
     assert all(torch.equal(y, 2 * x) for y in results) and torch.equal(kept, 2 * (x + 1))
     assert len(fast.calls) == 2 and FakeGraph.replays == 3
-    assert captures == [
-        {"pool": (0, 1), "stream": "stream on cpu", "capture_error_mode": "thread_local"}
-    ]
+    assert captures == [{"pool": (0, 1), "stream": "cpu 1", "capture_error_mode": "thread_local"}]
 
 
 def test_graphs_share_a_pool_and_the_oldest_is_dropped(captures: list[dict[str, Any]]) -> None:
+    """A pool's memory is shared by what is recorded on one stream alone."""
     run, fast = run_of(limit=2)
     for width in (5, 6, 7, 5):
         for _ in range(3):
             x = torch.rand(1, 3, 4, width)
             assert torch.equal(run(x), 2 * x)
-    assert len(captures) == 4 and len({capture["pool"] for capture in captures}) == 1
+    assert len(captures) == 4
+    assert len({(capture["pool"], capture["stream"]) for capture in captures}) == 1
 
 
 def test_large_images_are_not_recorded(
