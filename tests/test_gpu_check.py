@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from deploy import backends
+from deploy.bench.worker import load_shipped
 from deploy.gpu_check import __main__ as gpu_check
 from deploy.gpu_check.parts import PARTS
 from deploy.gpu_check.rows import run_rows
@@ -103,3 +106,25 @@ def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture) ->
         pytest.skip("there is a CUDA device")
     assert gpu_check.main([]) == 2
     assert "expected the device cuda" in capsys.readouterr().err
+
+
+def test_a_replay_of_nan_does_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the kernels agreed when they were launched one by one."""
+
+    class Cuda:
+        type = "cuda"
+
+    net = load_shipped()
+    calls: list[int] = []
+
+    def fast(x: Tensor) -> Tensor:
+        calls.append(1)
+        return net(x) if len(calls) == 1 else torch.full_like(net(x), torch.nan)
+
+    monkeypatch.setattr(Tensor, "to", lambda self, device: self)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    monkeypatch.setattr(backends, "make", lambda *_: fast)
+    _, measure = next(PARTS["agreement"](Cuda(), []))  # type: ignore[arg-type]
+    with pytest.raises(ArithmeticError, match="got nan"):
+        measure()
+    assert len(calls) == 3
