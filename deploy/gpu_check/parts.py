@@ -92,8 +92,10 @@ def speed(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measur
 def sweep(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
     """Other tiles, warps and stages of the Triton kernels; the first row is what they have.
 
-    What a GPU cannot run is refused, not failed.
+    What needs more than a GPU has, or does not compile, is refused, not failed.
     """
+    from triton.errors import TritonError
+
     from kernels.triton_network import FusedLKDN
 
     net = load_shipped().to(device)
@@ -110,15 +112,17 @@ def sweep(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measur
                 warps: int = warps,
                 stages: int = stages,
             ) -> dict:
+                efficiency.reset_peak_memory(device)
                 fast = FusedLKDN(net, backends.DTYPES[precision])
                 fast.blocks = replace(fast.blocks, tile=tile, warps=warps, stages=stages)
                 run = replay_graphs(fast) if device.type == "cuda" else fast
                 try:
                     return time_forward(run, height, width, device)
-                except Exception as error:  # more than the GPU has, for one
+                except TritonError as error:
                     return {"refused": f"{type(error).__name__}: {error}"[:200]}
 
-            yield f"{precision} tile {tile[0]}x{tile[1]}, {warps} warps, {stages} stages", measure
+            name = f"{precision} {height}x{width} tile {tile[0]}x{tile[1]}"
+            yield f"{name}, {warps} warps, {stages} stages", measure
 
 
 def kernels(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
@@ -154,8 +158,8 @@ def kernels(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Meas
                 _run([sys.executable, "-m", "deploy.bench.modelled", *options])
                 return {"modelled_ms": read_json(file)["rows"]}
 
-        yield f"{precision} measured", measure
-        yield f"{precision} modelled", model
+        yield f"{precision} {height}x{width} measured", measure
+        yield f"{precision} {height}x{width} modelled", model
 
 
 def demo(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
