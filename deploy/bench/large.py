@@ -182,7 +182,8 @@ def compare(net: nn.Module, x: Tensor, out: Tensor, border: int = 0) -> dict[str
         row, column = top + border, left + border
         y0, x0 = max(0, row - CONTEXT), max(0, column - CONTEXT)
         seen = x[..., y0 : row + WINDOW + CONTEXT, x0 : column + WINDOW + CONTEXT].to(device)
-        whole = (net(seen.float() / 255).clamp(0, 1) * 255).round().cpu()
+        with devices.without_tf32():
+            whole = (net(seen.float() / 255).clamp(0, 1) * 255).round().cpu()
         whole = whole[..., 4 * (row - y0) :, 4 * (column - x0) :][..., : 4 * WINDOW, : 4 * WINDOW]
         got = out[..., 4 * top : 4 * (top + WINDOW), 4 * left : 4 * (left + WINDOW)]
         apart = (got.float() - whole).abs()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deploy import backends
 from deploy.bench.worker import milliseconds
+from utils import devices
 
 
 def cost(net: nn.Module) -> tuple[float, float]:
@@ -52,7 +53,8 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
         weight = torch.rand(channels, channels, 3, 3, device=device).to(dtype)
         product = min(milliseconds(lambda a: a @ a, a) for _ in range(6))
         convolve = partial(F.conv2d, weight=weight, padding=1)
-        convolution = min(milliseconds(convolve, x) for _ in range(6))
+        with devices.without_tf32():
+            convolution = min(milliseconds(convolve, x) for _ in range(6))
         ceilings[f"tflop_s_{name}"] = (
             max(2 * side**3 / product, 2 * 9 * channels**2 * image**2 / convolution) / 1e9
         )
