@@ -181,7 +181,7 @@ def _triton(net: nn.Module, precision: str, device: torch.device) -> Callable[[T
 
     if reason := triton_backend.refusal(device):
         raise BackendError(reason)
-    need("triton", "triton")
+    need("triton")
     try:
         return triton_backend.prepare(net, DTYPES[precision], device)
     except Exception as error:
