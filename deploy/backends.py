@@ -124,7 +124,10 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                         return backend
                     reasons[name] = f"it is off by {error:.1e}, more than {TOLERANCE:.0e}"
                 logger.info("%s in %s: %s", name, tried, reasons[name])
-    raise BackendError(f"expected a backend within {TOLERANCE} of the plain network, got none")
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise BackendError(
+        f"expected a backend within {TOLERANCE} of the plain network, got none: {why}"
+    )
 
 
 def _in_a_line(error: Exception) -> str:

@@ -105,6 +105,9 @@ def test_auto_passes_over_whatever_fails(net: LKDN, monkeypatch: pytest.MonkeyPa
     for name in ("native", "openvino", "onnxruntime", "channels_last"):
         monkeypatch.setitem(backends._MAKERS, name, fails)
     assert backends.make("auto", net).name == "eager"
+    monkeypatch.setitem(backends._MAKERS, "eager", fails)
+    with pytest.raises(BackendError, match="got none: native: OutOfMemoryError: CUDA out of mem"):
+        backends.make("auto", net)
 
 
 def test_old_gpus_are_refused_before_triton_is_called(
