@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.memory import is_exhausted
+
 GRAPHS = 8  # image sizes of which a graph is kept
 MOST_PIXELS = 1 << 20  # of a recorded image; beyond, launches take no time beside the kernels
 
@@ -18,26 +20,32 @@ def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Te
     share one pool of memory: what the largest needs, and a result each. What a replay leaves behind
     is copied before another begins. Calls take turns; threads have to see to it.
     """
-    seen: OrderedDict[torch.Size, _Recorded | None] = OrderedDict()
+    seen: OrderedDict[torch.Size, Callable[[Tensor], Tensor] | None] = OrderedDict()
     shared: list[Any] = []  # a pool's handle and a stream, once they are needed
 
     def run(x: Tensor) -> Tensor:
         if len(x) * x.shape[-2] * x.shape[-1] > MOST_PIXELS:
             return fast(x)
         known = x.shape in seen
-        recorded = seen.pop(x.shape, None)
-        if known and recorded is None:
-            # One stream: what was freed on a stream is used again on the same alone. It is not
-            # torch's, which is of the first device used.
-            shared[:] = shared or [torch.cuda.graph_pool_handle(), torch.cuda.Stream(x.device)]
-            try:
-                recorded = _Recorded(fast, x, *shared)
-            except torch.OutOfMemoryError:
-                seen.clear()  # and their memory
-        seen[x.shape] = recorded
+        own = seen.pop(x.shape, None)
+        if known and own is None:
+            own = record(x)
+        seen[x.shape] = own
         if len(seen) > limit:
             seen.popitem(last=False)
-        return fast(x) if recorded is None else recorded.replay(x)
+        return (own or fast)(x)
+
+    def record(x: Tensor) -> Callable[[Tensor], Tensor]:
+        # One stream: what was freed on a stream is used again on the same alone. It is not
+        # torch's, which is of the first device used.
+        shared[:] = shared or [torch.cuda.graph_pool_handle(), torch.cuda.Stream(x.device)]
+        try:
+            return _Recorded(fast, x, *shared).replay
+        except Exception as error:
+            if not is_exhausted(error):
+                raise
+            seen.clear()  # and their memory; this shape is not tried again while it is kept
+            return fast
 
     def on_its_device(x: Tensor) -> Tensor:
         with torch.cuda.device_of(x):
