@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deploy import backends, cuda_graphs, triton_backend
 from deploy.backends import BackendError
 from models.team23_LKDN import LKDN
+from utils import devices
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -157,6 +158,17 @@ def test_float32_is_not_tf32(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     before = torch.backends.cudnn.allow_tf32
     backends.make(name, Net())(torch.rand(1, 3, 4, 4))
     assert set(seen) == {False} and torch.backends.cudnn.allow_tf32 == before
+
+
+def test_threads_that_end_in_any_order_leave_tf32_as_it_was() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    first, second = devices.without_tf32(), devices.without_tf32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 class Doubled(nn.Module):
