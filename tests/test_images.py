@@ -29,7 +29,7 @@ def test_written_png_reads_back_equal(
     rgb = noise(*size)
     write_png(tmp_path / name, rgb)
     read = read_rgb(tmp_path / name)
-    assert read.dtype == np.uint8 and read.flags.c_contiguous
+    assert read.dtype == np.uint8 and read.flags.c_contiguous and read.flags.writeable
     np.testing.assert_array_equal(read, rgb)
     assert [p.name for p in (tmp_path / name).parent.iterdir()] == [Path(name).name]
 

@@ -232,6 +232,7 @@ def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> N
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background, too
     )
     images = tmp_path / "out" / STEM / "set"
     while not images.exists() or len(list(images.glob("*.png"))) < 3:

@@ -40,7 +40,9 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     pixels = photo.pixels
     if pixels.dtype == np.uint16:  # exact for 8-bit values times 257 and times 256 alike
         pixels = (pixels >> 8).astype(np.uint8)
-    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2)
+    if pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, 2)
+    return np.require(pixels, requirements=["C", "W"])  # what Pillow decoded is read-only
 
 
 def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
