@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from deploy.photos.enlarge import enlarge
-from utils import formats
 from utils.decode import Photo, read
 
 
@@ -260,30 +259,6 @@ def test_exif_that_no_jpeg_can_hold_is_left_out_with_a_note(tmp_path: Path) -> N
     tags[0x010E] = "long " * 20000
     photo = read(save(tmp_path / "a.png", Image.new("L", (W, H)), exif=tags.tobytes()))
     assert photo.exif is None and "EXIF" in photo.note
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
-def test_of_several_frames_the_first_is_read_with_a_note(tmp_path: Path, suffix: str) -> None:
-    frames = [
-        Image.new("RGB", (W, H), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-    ]
-    options = {"lossless": True} if suffix == "webp" else {}
-    path = save(
-        tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:], **options
-    )
-    photo = read(path)
-    assert photo.note == "first of 3 frames" == enlarge(photo, repeated).note
-    assert (photo.pixels == (255, 0, 0)).all()
-
-
-def test_the_first_of_more_frames_than_are_counted_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    frames = [Image.new("L", (W, H), grey) for grey in range(200)]
-    path = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
-    monkeypatch.setattr(formats, "MOST_READS", 1000)
-    photo = read(path)
-    assert photo.note == "first of very many frames" and not photo.pixels.any()
 
 
 def test_reading_in_threads_leaves_the_filters_of_warnings_alone(tmp_path: Path) -> None:
