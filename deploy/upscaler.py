@@ -37,9 +37,8 @@ class Upscaler:
 
     The picture is continued by its own mirror image, BORDER pixels wide, so that its edge is as
     bright as the rest. What does not fit is restored in tiles, equal to the whole to the last bits.
-    Threads may share one
-    on eager, native, onnxruntime or openvino. After a fork go on with native alone: the others'
-    threads are missing there, and a forked process would wait for them.
+    Threads may share one on eager, native, onnxruntime or openvino. After a fork go on with native
+    alone: the others' threads are missing there, and a forked process would wait for them.
 
     Args:
         device: auto, cpu, cuda or mps.
