@@ -166,24 +166,27 @@ def _run_files(folder: Path) -> list[Path]:
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
     """The runs recorded in a folder, by file name; other JSON files are named and left out."""
-    runs = []
-    for path in _run_files(folder):
-        try:
-            run = read_json(path)
-            if problem := misfit(run, RUN):
-                raise ValueError(problem)
-        except (OSError, ValueError) as error:
-            _name_once(path, str(error))
-        else:
-            runs.append(run)
-    return runs
+    found = (read_record(path, RUN, "run of test_demo.py") for path in _run_files(folder))
+    return [run for run in found if run is not None]
+
+
+def read_record(path: Path, kind: Kind, what: str) -> dict[str, Any] | None:
+    """The JSON in a file if it is of a kind; else None, with a warning that calls it no `what`."""
+    try:
+        record: dict[str, Any] = read_json(path)
+        if problem := misfit(record, kind):
+            raise ValueError(problem)
+    except (OSError, ValueError) as error:
+        _name_once(path, what, str(error))
+        return None
+    return record
 
 
 @functools.cache
-def _name_once(path: Path, problem: str) -> None:
-    """Say what is no run: a command reads its folder again after each of its own."""
+def _name_once(path: Path, what: str, problem: str) -> None:
+    """Say what is left out: a command reads its folder again after each of its own runs."""
     name = printable(path, most=4096)
-    logger.warning("left out, for it is no run of test_demo.py: %s: %s", name, problem)
+    logger.warning("left out, for it is no %s: %s: %s", what, name, problem)
 
 
 def recorded(run: dict[str, Any], save_dir: Path, failures: list[str]) -> str:

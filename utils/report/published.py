@@ -1,21 +1,16 @@
 """What results/published/ holds: records that are whole, with their texts as Markdown."""
 
-import functools
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.files import read_json
-from utils.record import ENTRY, read_runs
+from utils.record import ENTRY, read_record, read_runs
 from utils.report import speed, training_tables
-from utils.schema import Kind, misfit
-from utils.text import in_markdown, printable
+from utils.schema import Kind
+from utils.text import in_markdown
 
 Record = dict[str, Any]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,19 +55,7 @@ def read_training(folder: Path) -> Record:
 
 
 def _record(file: Path, kind: Mapping[str, Kind]) -> Record | None:
-    try:
-        record = read_json(file)
-        if problem := misfit(record, kind):
-            raise ValueError(problem)
-    except (OSError, ValueError) as error:
-        _name_once(file, str(error))
-        return None
-    return record
-
-
-@functools.cache
-def _name_once(file: Path, problem: str) -> None:
-    logger.warning("left out, for it is no whole record: %s: %s", printable(file, 4096), problem)
+    return read_record(file, kind, "whole record")
 
 
 def number_and_name(file: Path) -> tuple[int, str]:
