@@ -235,11 +235,14 @@ def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> N
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background, too
     )
     images = tmp_path / "out" / STEM / "set"
-    while not images.exists() or len(list(images.glob("*.png"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        while not images.exists() or len(list(images.glob("*.png"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # whatever went wrong: it would go on for days
     assert process.returncode == 1
     assert "interrupted" in errors and "Traceback" not in errors
     assert all(read_rgb(path).shape == (64, 64, 3) for path in images.glob("*.png"))
