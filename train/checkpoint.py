@@ -1,6 +1,7 @@
 """The state of a training run: one file that a run continues from, bit for bit."""
 
 import io
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -12,6 +13,7 @@ from models.team23_LKDN import LKDN
 from train.optim import Muon
 from train.packs import Pack
 from train.recipes import ENDLESS, STAGES, Stage
+from train.soap import Soap
 from utils.datasets import SCALE
 from utils.files import read_json, write_bytes, write_json
 from utils.text import printable
@@ -29,8 +31,22 @@ FIELDS: dict[str, type] = {
     "history": list,
 }
 LATER_FIELDS: dict[str, type] = {"before": list, "init": dict}
-# What each optimiser gathers of a parameter.
-GATHERED = {torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
+
+
+def _of_adam(p: Tensor) -> dict[str, tuple[int, ...]]:
+    return {"step": (), "exp_avg": tuple(p.shape), "exp_avg_sq": tuple(p.shape)}
+
+
+def _of_muon(p: Tensor) -> dict[str, tuple[int, ...]]:
+    return {"momentum_buffer": tuple(p.shape)}
+
+
+# What each optimiser gathers of a parameter, and in what shapes.
+GATHERED: dict[type, Callable[[Tensor], dict[str, tuple[int, ...]]]] = {
+    torch.optim.Adam: _of_adam,
+    Muon: _of_muon,
+    Soap: Soap.shapes,
+}
 
 
 @dataclass
@@ -237,28 +253,29 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, content: Any, path: Path) 
     """Load what an optimiser has gathered of each parameter, which must fit it; rates and the like
     follow from the stage. Raises CheckpointError."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shapes = [GATHERED[type(optimizer)](p) for p in parameters]
     gathered = content.get("state") if isinstance(content, dict) else None
     if not isinstance(gathered, dict) or not all(
         _is_of(at, int)
         and 0 <= at < len(parameters)
         and isinstance(values, dict)
-        and set(values) == GATHERED[type(optimizer)]
-        and all(_fits(value, parameters[at], name) for name, value in values.items())
+        and set(values) == set(shapes[at])
+        and all(_fits(value, shapes[at][name]) for name, value in values.items())
         for at, values in gathered.items()
     ):
         raise CheckpointError(
             f"{path} does not fit {type(optimizer).__name__}: expected {len(parameters)} "
-            f"parameters with {', '.join(sorted(GATHERED[type(optimizer)]))}, got something else"
+            f"parameters with {', '.join(sorted(shapes[0]))}, got something else"
         )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": gathered, "param_groups": groups})
 
 
-def _fits(value: object, parameter: Tensor, name: str) -> bool:
-    """Whether this was gathered of a parameter: numbers of its shape, or the count of steps."""
+def _fits(value: object, shape: tuple[int, ...]) -> bool:
+    """Whether this was gathered of a parameter: finite numbers in this shape."""
     return (
         isinstance(value, Tensor)
-        and value.shape == (() if name == "step" else parameter.shape)
+        and value.shape == shape
         and value.dtype in DTYPES
         and bool(torch.isfinite(value).all())
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from train.recipes import Stage
+from train.soap import Soap, by_shape
 
 Orthogonalise = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -67,11 +68,8 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalise_all(matrices: Sequence[Tensor]) -> list[Tensor]:
     """`orthogonalise` for matrices (rows, columns) of any shapes; those of equal shape at once."""
-    by_shape: dict[torch.Size, list[int]] = {}
-    for index, matrix in enumerate(matrices):
-        by_shape.setdefault(matrix.shape, []).append(index)
     results = list(matrices)
-    for indices in by_shape.values():
+    for indices in by_shape(matrices):
         batch = orthogonalise(torch.stack([matrices[i] for i in indices]))
         for i, result in zip(indices, batch, strict=True):
             results[i] = result
@@ -97,20 +95,23 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 def make_optimizers(
     net: nn.Module, stage: Stage, orthogonalise: Orthogonalise | None = None
 ) -> list[torch.optim.Optimizer]:
-    """The factsheet's Adam for everything, or Muon for the kernels that mix channels and Adam
-    for depthwise kernels, biases and normalisation, which do not decay."""
+    """The factsheet's Adam for everything; or Muon for the kernels that mix channels, or SOAP for
+    all kernels, and Adam for the rest, which does not decay."""
     params = list(net.parameters())
     fused = params[0].device.type in ("cpu", "cuda")  # one kernel for all parameters
     if stage.optimizer == "adam":
         return [torch.optim.Adam(params, stage.lr, betas=(0.9, 0.99), eps=1e-8, fused=fused)]
-    mixing = [p for p in params if p.ndim == 4 and p.shape[1] > 1]
-    others = [p for p in params if not (p.ndim == 4 and p.shape[1] > 1)]
+    fewest = 2 if stage.optimizer == "muon" else 1  # inputs of what is no depthwise kernel
+    kernels = [p for p in params if p.ndim == 4 and p.shape[1] >= fewest]
+    others = [p for p in params if not (p.ndim == 4 and p.shape[1] >= fewest)]
     adam = torch.optim.Adam(
         others, stage.lr * stage.adam_share, betas=(0.9, 0.99), eps=1e-8, fused=fused
     )
     for group in adam.param_groups:
         group["share"] = stage.adam_share
-    return [Muon(mixing, stage.lr, stage.momentum, orthogonalise, stage.weight_decay), adam]
+    if stage.optimizer == "soap":
+        return [Soap(kernels, stage.lr, stage.momentum, stage.weight_decay), adam]
+    return [Muon(kernels, stage.lr, stage.momentum, orthogonalise, stage.weight_decay), adam]
 
 
 def learning_rate(stage: Stage, step: int) -> float:

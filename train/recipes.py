@@ -13,13 +13,13 @@ class Stage:
     """Everything that decides the weights, data and seed excepted.
 
     steps: optimiser steps. batch: patches a step, over all processes. patch: HR pixels a side.
-    lr: learning rate of Adam, or of Muon's matrices. warmup: steps of linear rise.
+    lr: learning rate of Adam, or of Muon's or SOAP's matrices. warmup: steps of linear rise.
     schedule: constant; one over the square root of 1 + step / 5000, which like constant does not
     depend on the end; a half cosine to zero over all steps; or a trapezoid, constant and then
     a straight fall to zero over the last 30 % of the steps.
     ema: decay of the averaged weights, which are what is exported. norm_start: first value of the
-    PixelNorm weights. momentum, adam_share: Muon's momentum, and the share of lr for what Muon
-    leaves to Adam. weight_decay: the part of lr that Muon's kernels lose at each step.
+    PixelNorm weights. momentum, adam_share: Muon's or SOAP's momentum, and the share of lr for what
+    they leave to Adam. weight_decay: the part of lr that their kernels lose at each step.
     form: the network that is trained, with the extra branches or without.
     draw: patches from everywhere alike, or more where there is detail, see train.patches.sample.
     Precisions other than fp64 keep weights, loss, EMA and optimiser in float32.
@@ -31,7 +31,7 @@ class Stage:
     patch: int
     loss: Literal["l1", "l2", "psnr"]
     lr: float
-    optimizer: Literal["adam", "muon"] = "adam"
+    optimizer: Literal["adam", "muon", "soap"] = "adam"
     schedule: Literal["constant", "inverse_sqrt", "cosine", "trapezoid"] = "constant"
     warmup: int = 0
     ema: float = 0.999

@@ -27,7 +27,7 @@ from train.packing import pack
 from train.packs import Pack
 from train.patches import measure_detail, on_device, sampler
 from train.recipes import Engine, Stage
-from train.reparam import training_form
+from train.reparam import fuse, training_form
 from utils import command, devices, evaluate
 from utils.command import UserError
 from utils.datasets import SCALE, find
@@ -259,7 +259,12 @@ def initial_state(
                 "train stage 1 with the same --out first, or give --init FILE"
             )
         saved = read_checkpoint(init)
-        load_state(net, state_dict_of(saved, init), init)
+        weights = state_dict_of(saved, init)
+        if stage.form == "inference" and "upsampler.conv3.weight" in weights:
+            branches = training_form(net)
+            load_state(branches, weights, init)
+            weights = fuse(branches).state_dict()
+        load_state(net, weights, init)
         before = checkpoint.training_records(saved, init.parent)
         if not before:
             unknown = {"name": init.name, "sha256": sha256(init)}
