@@ -74,7 +74,7 @@ def test_gradients_are_those_of_float64(
 BF16 = 0.06
 
 
-@pytest.mark.parametrize("loss", ["l1", "l2"])
+@pytest.mark.parametrize("loss", ["l1", "l2", "psnr"])
 @pytest.mark.parametrize("arithmetic", ["avx512_bf16", "amx_bf16", "amx_bf16 emulated"])
 def test_gradients_in_bf16(arithmetic: str, loss: str) -> None:
     if "emulated" not in arithmetic and arithmetic not in cpu_features():
@@ -82,7 +82,9 @@ def test_gradients_in_bf16(arithmetic: str, loss: str) -> None:
     torch.manual_seed(0)
     form = randomised(LKDN())
     kernels = NativeGradients(plain_like(form), arithmetic, threads=2)
-    for batch, *size in ((1, 5, 3), (2, 17, 31), (1, 48, 48)):
+    # Of few pixels one whose rounded error has another sign turns much of the gradient of L1.
+    smallest = (1, 5, 3) if loss != "l1" else (1, 11, 13)
+    for batch, *size in (smallest, (2, 17, 31), (1, 48, 48)):
         lr, hr = patches(form, batch, *size)
         value, got = gradients(form, kernels, lr, hr, loss)
         expected, exact = torch_gradients(form, lr, hr, loss)
