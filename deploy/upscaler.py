@@ -16,6 +16,7 @@ from models.team23_LKDN import LKDN
 from utils.command import UserError
 from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
 from utils.memory import free_memory
+from utils.self_ensemble import mean_of_eight
 from utils.weights import SHIPPED, load_weights
 
 SCALE = 4
@@ -185,7 +186,7 @@ class Upscaler:
         x = piece.to(self.device)
         grey = x.shape[1] == 1
         x = x.expand(-1, 3, -1, -1) if grey else x
-        y = _mean_of_eight(self.backend, x) if self.self_ensemble else self.backend(x)
+        y = mean_of_eight(self.backend, x) if self.self_ensemble else self.backend(x)
         if not y.sum().isfinite():
             raise FloatingPointError(
                 "expected finite pixels, got NaN or infinity from the network: try --precision fp32"
@@ -223,16 +224,3 @@ def _best_tile(height: int, width: int, largest: int) -> int:
         return len(tiling.tiles(height, width, size)) * min(height, seen) * min(width, seen)
 
     return min(range(largest, max(SMALLEST, largest // 2) - 1, -1), key=count_pixels)
-
-
-def _mean_of_eight(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Mean of what the network makes of the image in its 8 positions, each turned back."""
-    total: Tensor | None = None
-    for turns in range(4):
-        for flip in (False, True):
-            seen = x.rot90(turns, (-2, -1))
-            y = net((seen.flip(-1) if flip else seen).contiguous())
-            y = (y.flip(-1) if flip else y).rot90(-turns, (-2, -1))
-            total = y.clone() if total is None else total.add_(y)
-    assert total is not None
-    return total.div_(8)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from models.team23_LKDN import LKDN
-from train.export import export, load_form
+from train.checkpoint import load_form
+from train.export import export
 from utils import evaluate
 from utils.datasets import find
 from utils.files import ROOT

@@ -13,29 +13,35 @@ import torch
 from models.team23_LKDN import LKDN
 from train import checkpoint
 from train.optim import make_optimizers
-from train.recipes import STAGES
+from train.recipes import STAGES, Stage
 from train.reparam import training_form
 from utils.weights import CheckpointError, read_checkpoint
 
 STAGE = replace(STAGES[1], optimizer="muon", steps=3)
+SOAP = replace(STAGE, optimizer="soap")
 
 
-def new_state() -> checkpoint.State:
+def new_state(stage: Stage) -> checkpoint.State:
     torch.manual_seed(0)
     form = training_form(LKDN(channels=4, blocks=1))
-    return checkpoint.State(form, copy.deepcopy(form.state_dict()), make_optimizers(form, STAGE))
+    return checkpoint.State(form, copy.deepcopy(form.state_dict()), make_optimizers(form, stage))
+
+
+@pytest.fixture(scope="module", params=[STAGE, SOAP], ids=lambda stage: stage.optimizer)
+def stage(request: pytest.FixtureRequest) -> Stage:
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def saved(tmp_path_factory: pytest.TempPathFactory, stage: Stage) -> dict[str, Any]:
     """A state after one step."""
-    state, path = new_state(), tmp_path_factory.mktemp("run") / "stage1.pt"
+    state, path = new_state(stage), tmp_path_factory.mktemp("run") / "stage1.pt"
     for parameter in state.net.parameters():
         parameter.grad = torch.ones_like(parameter)
     for optimizer in state.optimizers:
         optimizer.step()
     state.step = 1
-    checkpoint.save(path, state, STAGE, 4, "data")
+    checkpoint.save(path, state, stage, 4, "data")
     return read_checkpoint(path)
 
 
@@ -51,10 +57,10 @@ def places(content: Any, depth: int) -> Iterator[tuple[Any, ...]]:
         yield from ((key, *rest) for rest in places(value, depth - 1))
 
 
-def test_a_whole_state_is_resumed(saved: dict[str, Any], tmp_path: Path) -> None:
+def test_a_whole_state_is_resumed(saved: dict[str, Any], tmp_path: Path, stage: Stage) -> None:
     torch.save(saved, tmp_path / "stage1.pt")
-    state = new_state()
-    checkpoint.resume(tmp_path / "stage1.pt", state, STAGE, 4, "data")
+    state = new_state(stage)
+    checkpoint.resume(tmp_path / "stage1.pt", state, stage, 4, "data")
     assert state.step == 1
     assert torch.equal(state.net.c1.weight, saved["params"]["c1.weight"])
 
@@ -63,7 +69,7 @@ def test_a_whole_state_is_resumed(saved: dict[str, Any], tmp_path: Path) -> None
     "wrong", [None, "text", -1, 1.5, True, [], {}, [3], torch.ones(2)], ids=str
 )
 def test_a_field_of_another_kind_is_an_error_or_does_not_matter(
-    saved: dict[str, Any], tmp_path: Path, wrong: Any
+    saved: dict[str, Any], tmp_path: Path, stage: Stage, wrong: Any
 ) -> None:
     path, refused = tmp_path / "stage1.pt", 0
     for keys in random.Random(str(wrong)).sample(list(places(saved, 3)), 40):
@@ -73,9 +79,9 @@ def test_a_field_of_another_kind_is_an_error_or_does_not_matter(
             inner = inner[key]
         inner[keys[-1]] = wrong
         torch.save(damaged, path)
-        state = new_state()
+        state = new_state(stage)
         try:
-            checkpoint.resume(path, state, STAGE, 4, "data")
+            checkpoint.resume(path, state, stage, 4, "data")
         except CheckpointError as error:
             refused += 1
             assert str(path) in str(error)

@@ -1,7 +1,7 @@
 """The state of a training run: one file that a run continues from, bit for bit."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -13,6 +13,7 @@ from models.team23_LKDN import LKDN
 from train.optim import Muon
 from train.packs import Pack
 from train.recipes import ENDLESS, STAGES, Stage
+from train.reparam import training_form
 from train.soap import Soap
 from utils.datasets import SCALE
 from utils.files import read_json, write_bytes, write_json
@@ -30,7 +31,7 @@ FIELDS: dict[str, type] = {
     "data": str,
     "history": list,
 }
-LATER_FIELDS: dict[str, type] = {"before": list, "init": dict}
+LATER_FIELDS: dict[str, type] = {"before": list, "init": dict, "teacher": dict}
 
 
 def _of_adam(p: Tensor) -> dict[str, tuple[int, ...]]:
@@ -57,6 +58,8 @@ class State:
     history: one record per process that worked on the run (steps, minutes, environment).
     before: one record per earlier stage whose weights this one started from.
     init: name and sha256 of the file that the first weights came from, if that has no record.
+    teacher: sha256 of the numbers of the network that part of the targets came from, and the
+    records of its training.
     """
 
     net: LKDN
@@ -66,6 +69,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     before: list[dict[str, Any]] = field(default_factory=list)
     init: dict[str, str] | None = None
+    teacher: dict[str, Any] | None = None
 
 
 def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
@@ -83,6 +87,7 @@ def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) ->
             "history": state.history,
             "before": state.before,
             "init": state.init,
+            "teacher": state.teacher,
         },
         buffer,
     )
@@ -95,12 +100,14 @@ def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
     if not set(FIELDS) <= set(saved):
         return []
     _check_state(saved, run)
-    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
-    records = [*saved.get("before", []), {**own, "init": saved.get("init")}]
+    own: dict[str, Any] = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    own |= {key: saved.get(key) for key in ("init", "teacher")}
+    records = [*saved.get("before", []), own]
     notes = _data_notes(run)
     for record in records:
         record["stage"] = _complete(record["stage"])
         record.setdefault("init", None)
+        record.setdefault("teacher", None)
         # Digests may be in any note about the same data.
         summary = record.get("data_summary") or {}
         record["data_summary"] = summary if "sha256" in summary else notes.get(record["data"])
@@ -115,7 +122,11 @@ def _complete(stage: dict[str, Any]) -> dict[str, Any]:
 def without_digests(record: dict[str, Any]) -> dict[str, Any]:
     """A training record without the digest of every image, to be read by people."""
     summary = record["data_summary"] or {}
-    return {**record, "data_summary": {k: v for k, v in summary.items() if k != "sha256"}}
+    teacher = record["teacher"]
+    if teacher:
+        teacher = {**teacher, "records": [without_digests(own) for own in teacher["records"]]}
+    summary = {k: v for k, v in summary.items() if k != "sha256"}
+    return {**record, "data_summary": summary, "teacher": teacher}
 
 
 def note_data(run: Path, stage: Stage, folders: list[Path], first: int | None, data: Pack) -> None:
@@ -147,6 +158,32 @@ def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
     return notes
 
 
+def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "training") -> LKDN:
+    """The network that a state dict belongs to, of whatever size, in the form that was trained.
+
+    Raises:
+        CheckpointError: it is none of LKDN's.
+    """
+    last = "upsampler.conv3" if form_name == "training" else "upsampler.0"
+    needed = ("fea_conv.pw.weight", f"{last}.weight")
+    if missing := [key for key in needed if key not in state]:
+        raise CheckpointError(
+            f"expected LKDN's {form_name} form, found no {', '.join(missing)} in "
+            f"{file}; released weights in inference form need no export"
+        )
+    blocks = sum(name.endswith(".pixel_norm.weight") for name in state)
+    channels, channels_out = (state[key].shape[:1].numel() for key in needed)
+    scale = round((channels_out / 3) ** 0.5)
+    if not (0 < channels <= 256 and 0 < blocks <= 64 and 0 < scale <= 8):
+        sizes = f"{channels} channels, {blocks} blocks and scale {scale}"
+        raise CheckpointError(f"expected at most 256, 64 and 8, got {sizes}: {file}")
+    form = LKDN(channels, blocks, scale)
+    if form_name == "training":
+        form = training_form(form)
+    load_state(form, state, file)
+    return form
+
+
 def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
     """Bring `state` to where a checkpoint left off.
 
@@ -157,8 +194,9 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     """
     saved = read_checkpoint(path)
     _check_state(saved, path)
-    now = {**asdict(stage), "seed": seed, "data": fingerprint}
+    now = {**asdict(stage), "seed": seed, "data": fingerprint, "teacher": _name(state.teacher)}
     then = {**_complete(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
+    then["teacher"] = _name(saved.get("teacher"))
     if stage.schedule in ENDLESS and stage.steps >= saved["step"]:
         then["steps"] = stage.steps
     differing = [
@@ -181,6 +219,10 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
         _load_optimizer(optimizer, content, path)
     state.step, state.history = saved["step"], saved["history"]
     state.before, state.init = saved.get("before", []), saved.get("init")
+
+
+def _name(teacher: dict[str, Any] | None) -> str | None:
+    return str(teacher["sha256"]) if teacher else None
 
 
 def _check_state(saved: dict[str, Any], path: Path) -> None:
@@ -221,6 +263,11 @@ def _misfit(record: Any) -> str:
         "init": init is None
         or isinstance(init, dict)
         and all(_is_of(init.get(key), str) for key in ("name", "sha256")),
+        "teacher": record.get("teacher") is None
+        or isinstance(record["teacher"], dict)
+        and _is_of(record["teacher"].get("sha256"), str)
+        and isinstance(record["teacher"].get("records"), list)
+        and not any(map(_misfit, record["teacher"]["records"])),
         "data_summary": record.get("data_summary") is None
         or isinstance(record["data_summary"], dict)
         and _is_plain(record["data_summary"]),

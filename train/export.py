@@ -10,12 +10,11 @@ import hashlib
 import io
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 if __name__ == "__main__":
     # In place of train/, where `train` would be train.py.
@@ -24,16 +23,16 @@ if __name__ == "__main__":
 from kernels.fold import reduced
 from models.team23_LKDN import LKDN
 from train import log
-from train.checkpoint import training_records, without_digests
+from train.checkpoint import load_form, training_records, without_digests
 from train.packing import digests, held_out_images
 from train.recipes import commands
-from train.reparam import fuse, training_form
+from train.reparam import fuse
 from utils import command
 from utils.files import ROOT, as_json, sha256, write_all, write_bytes
 from utils.images import find_images
 from utils.record import ENTRY, PUBLISHED
 from utils.report import documents
-from utils.weights import SHIPPED, CheckpointError, load_state, read_checkpoint, state_dict_of
+from utils.weights import SHIPPED, CheckpointError, read_checkpoint, state_dict_of
 
 TRAINING_RECORD = PUBLISHED / f"{ENTRY}_training.json"
 # Both forms computed in float64 differ by rounding alone: some 1e-14 at values near 1.
@@ -189,6 +188,13 @@ def _training_record(
     }
 
 
+def _with_teachers(records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The records, and those of the teachers' training."""
+    for record in records:
+        yield record
+        yield from _with_teachers((record["teacher"] or {"records": []})["records"])
+
+
 def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Path) -> int:
     """Compare all images of every stage with the images `held_out`, by their pixels.
 
@@ -200,7 +206,7 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
             first weights, are not known.
     """
     seen_by = digests(held_out)
-    for trained in records:
+    for trained in _with_teachers(records):
         if trained["init"]:
             raise CheckpointError(
                 f"expected weights trained from random ones by train.py, but "
@@ -235,32 +241,6 @@ def last_stage(run: Path) -> Path:
     if file := next((file for file in files if file.exists()), None):
         return file
     raise CheckpointError(f"expected {' or '.join(map(str, files))}, found neither")
-
-
-def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "training") -> LKDN:
-    """The network that a state dict belongs to, of whatever size, in the form that was trained.
-
-    Raises:
-        CheckpointError: it is none of LKDN's.
-    """
-    last = "upsampler.conv3" if form_name == "training" else "upsampler.0"
-    needed = ("fea_conv.pw.weight", f"{last}.weight")
-    if missing := [key for key in needed if key not in state]:
-        raise CheckpointError(
-            f"expected LKDN's {form_name} form, found no {', '.join(missing)} in "
-            f"{file}; released weights in inference form need no export"
-        )
-    blocks = sum(name.endswith(".pixel_norm.weight") for name in state)
-    channels, channels_out = (state[key].shape[:1].numel() for key in needed)
-    scale = round((channels_out / 3) ** 0.5)
-    if not (0 < channels <= 256 and 0 < blocks <= 64 and 0 < scale <= 8):
-        sizes = f"{channels} channels, {blocks} blocks and scale {scale}"
-        raise CheckpointError(f"expected at most 256, 64 and 8, got {sizes}: {file}")
-    form = LKDN(channels, blocks, scale)
-    if form_name == "training":
-        form = training_form(form)
-    load_state(form, state, file)
-    return form
 
 
 @torch.inference_mode()

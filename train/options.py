@@ -40,6 +40,7 @@ HELP = {
     "adam_share": "share of the learning rate for what they leave to Adam",
     "weight_decay": "part of the learning rate that their kernels lose at each step",
     "form": "with the extra branches or without",
+    "truth": "share of the HR image in what is learned; the rest is the teacher's SR",
     "draw": "patches from everywhere alike, or more where there is detail",
     "kernels": "torch's, or ours compiled for this CPU",
     "fold": "fold the branches at each step",
@@ -86,6 +87,12 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
         metavar="FILE",
         help="start from the average of this run's weights; stage 2: stage 1's in RUN",
     )
+    add(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of train.py whose SR takes part in the targets, see --truth",
+    )
     add("--resume", action="store_true", help="continue the run in RUN, if it has begun")
     add("--seed", type=int, default=0, help="decides first weights and patches")
     add("--device", choices=devices.NAMES, default="auto", help="where to train")
@@ -112,10 +119,10 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     patch = getattr(args, "patch", SCALE)
     if patch < SCALE or patch % SCALE:
         parser.error(f"expected --patch in HR pixels, a multiple of {SCALE}, got {patch}")
-    for name in ("ema", "momentum"):
+    for name in ("ema", "momentum", "truth"):
         if getattr(args, name, 0) > 1:
             parser.error(f"expected --{name} of at most 1, got {getattr(args, name)}")
-    shares = ("ema", "norm_start", "momentum", "adam_share", "weight_decay")
+    shares = ("ema", "norm_start", "momentum", "adam_share", "weight_decay", "truth")
     for name in ("lr", "warmup", *shares, "max_minutes"):
         value = float(getattr(args, name, 0))
         if not value >= 0 or (value == math.inf and name != "max_minutes"):

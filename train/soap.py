@@ -12,8 +12,8 @@ SQUARES, PRODUCTS = 0.98, 0.95
 EVERY, EARLY = 10, 20
 # An update's size, as a multiple of Muon's at the same rate: its entries are 1 / sqrt(columns).
 SIZE = 2.0
-# The least divisor, as a part of a matrix's largest: float32's rounding of what has no gradient, such
-# as the difference between the copies of the input, is not to become a step.
+# The least divisor, as a part of a matrix's largest: rounding of what has no gradient, such as the
+# difference between the copies of the input, is not to become a step.
 LEAST = 1e-5
 
 

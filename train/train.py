@@ -28,6 +28,7 @@ from train.packs import Pack
 from train.patches import measure_detail, on_device, sampler
 from train.recipes import Engine, Stage
 from train.reparam import fuse, training_form
+from train.teacher import Teacher, read_teacher, teach
 from utils import command, devices, evaluate
 from utils.command import UserError
 from utils.datasets import SCALE, find
@@ -119,22 +120,37 @@ def train_stages(
     folders = args.val if world.rank == 0 else []
     samples = {Path(folder).name: validation_samples(folder) for folder in folders}
     first = min(stages)  # weights that cannot be had are missed before the data are packed
-    states = {first: initial_state(args, first, stages[first], engine, world)}
+    teacher = read_teacher(args.teacher) if args.teacher else None
+    for stage in stages.values():
+        if (stage.truth < 1) != bool(teacher):
+            raise UserError(
+                f"expected --teacher FILE and --truth below 1 together, got {stage.name} with "
+                f"--truth {stage.truth:g} and {'a' if teacher else 'no'} teacher"
+            )
+    states = {first: initial_state(args, first, stages[first], engine, world, teacher)}
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
+    targets = {
+        stage.truth: teach(data, teacher, stage.truth, args.packed, world.device)
+        if teacher
+        else data
+        for stage in stages.values()
+    }
     if world.size > 1 and world.rank == 0:
         dist.barrier()
     by_detail = any(stage.draw == "detail" for stage in stages.values())
     detail = measure_detail(data) if by_detail else None
     if engine.crops == "device":
-        data = on_device(data, world.device)
+        targets = {truth: on_device(part, world.device) for truth, part in targets.items()}
     sources = {
-        number: sampler(data, stage.patch // SCALE, detail if stage.draw == "detail" else None)
+        number: sampler(
+            targets[stage.truth], stage.patch // SCALE, detail if stage.draw == "detail" else None
+        )
         for number, stage in stages.items()
     }
     for number, stage in stages.items():
-        state = states.get(number) or initial_state(args, number, stage, engine, world)
+        state = states.get(number) or initial_state(args, number, stage, engine, world, teacher)
         run = loop.Run(
             stage=stage,
             engine=engine,
@@ -236,7 +252,12 @@ def settings(stage: Stage, engine: Engine) -> str:
 
 
 def initial_state(
-    args: argparse.Namespace, number: int, stage: Stage, engine: Engine, world: loop.World
+    args: argparse.Namespace,
+    number: int,
+    stage: Stage,
+    engine: Engine,
+    world: loop.World,
+    teacher: Teacher | None,
 ) -> checkpoint.State:
     """Seeded first weights, or those of --init; stage 2 starts from stage 1's average. A run that
     resumes brings its own weights."""
@@ -279,7 +300,8 @@ def initial_state(
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
     native = NativeOrthogonaliser() if engine.kernels == "native" else None
     optimizers = make_optimizers(net, stage, native)
-    return checkpoint.State(net, ema, optimizers, before=before, init=unknown)
+    of_teacher = {"sha256": teacher.sha256, "records": teacher.records} if teacher else None
+    return checkpoint.State(net, ema, optimizers, before=before, init=unknown, teacher=of_teacher)
 
 
 if __name__ == "__main__":

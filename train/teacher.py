@@ -1,0 +1,122 @@
+"""Targets that are partly a teacher's SR: what is random in a HR image is left out of them."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from kernels.native import NativeLKDN
+from kernels.native_library import CompileError
+from models.team23_LKDN import LKDN
+from train.checkpoint import load_form, training_records
+from train.packs import Pack, PackedImage
+from train.reparam import fuse
+from utils.datasets import SCALE
+from utils.files import remove_leftovers, whole_file, write_bytes
+from utils.self_ensemble import mean_of_eight
+from utils.weights import read_checkpoint, state_dict_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network, of whatever size, and how it was trained.
+
+    net: its average, in inference form. sha256: of its numbers. records: one a stage, as
+    train.checkpoint.training_records has them; none of a file that train.py did not write.
+    """
+
+    net: LKDN
+    sha256: str
+    records: list[dict[str, Any]]
+
+
+def read_teacher(path: Path) -> Teacher:
+    """The teacher in a checkpoint of train.py, or in any training form of LKDN.
+
+    Raises:
+        utils.weights.CheckpointError: it is no LKDN's, or damaged.
+    """
+    saved = read_checkpoint(path)
+    records = training_records(saved, path.parent)
+    form_name = records[-1]["stage"]["form"] if records else "training"
+    net = fuse(load_form(state_dict_of(saved, path), path, form_name)).eval()
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes())
+    return Teacher(net, digest.hexdigest(), records)
+
+
+def teach(pack: Pack, teacher: Teacher, truth: float, folder: Path, device: torch.device) -> Pack:
+    """The same pairs with other HR pixels: `truth` times those of the pack and the rest the
+    teacher's SR, the mean over the image's eight positions.
+
+    They are kept in `folder`, as large as the pack, and opened there the next time. The images'
+    digests stay those of the true HR images, which were seen.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    key = hashlib.sha256(f"{pack.fingerprint} {teacher.sha256} {truth}".encode()).hexdigest()[:16]
+    file, mark = folder / f"{key}.taught", folder / f"{key}.taught.sha256"
+    digest = ""
+    with suppress(OSError):
+        digest = mark.read_text("ascii")
+    if not file.is_file() or digest != _digest(file):
+        remove_leftovers(file, age_s=3600)
+        forward = _forward(teacher.net, device)
+        with whole_file(file) as target:
+            for image in tqdm(pack.images, "teach", unit="image"):
+                lr, hr = _pair(pack, image)
+                target.write(lr.tobytes())
+                target.write(_blend(hr, forward(lr), truth).tobytes())
+        write_bytes(mark, _digest(file).encode())
+    pixels = np.memmap(file, np.uint8, mode="c").reshape(-1, 3)
+    return replace(pack, pixels=torch.from_numpy(pixels))
+
+
+def _pair(pack: Pack, image: PackedImage) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """LR (H, W, 3) and HR (4H, 4W, 3) of an image, uint8."""
+    pixels, (height, width) = pack.pixels.numpy(), (image.height, image.width)
+    lr = pixels[image.lr_offset :][: height * width].reshape(height, width, 3)
+    hr = pixels[image.hr_offset :][: SCALE**2 * height * width]
+    return lr, hr.reshape(SCALE * height, SCALE * width, 3)
+
+
+def _blend(hr: NDArray[np.uint8], sr: NDArray[np.float32], truth: float) -> NDArray[np.uint8]:
+    """A share of the truth, the rest of the SR (in 0..255), rounded to the nearest."""
+    return (truth * hr + (1 - truth) * sr).round().clip(0, 255).astype(np.uint8)
+
+
+def _forward(net: LKDN, device: torch.device) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """(H, W, 3) uint8 -> (4H, 4W, 3) in 0..255 by the teacher, on the fastest that is there."""
+    run: Callable[[Tensor], Tensor] = net.to(device)
+    if device.type == "cpu":
+        try:
+            run = NativeLKDN(net)
+        except CompileError as error:
+            logger.warning("the teacher runs in torch, not on compiled kernels: %s", error)
+
+    @torch.inference_mode()
+    def forward(lr: NDArray[np.uint8]) -> NDArray[np.float32]:
+        x = torch.from_numpy(lr).to(device).permute(2, 0, 1)[None].float() / 255
+        sr = mean_of_eight(run, x)[0].clamp(0, 1) * 255
+        return np.asarray(sr.permute(1, 2, 0).cpu().numpy(), np.float32)
+
+    return forward
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
