@@ -39,6 +39,7 @@ TRAINING_RECORD = PUBLISHED / f"{ENTRY}_training.json"
 TOLERANCE = 1e-10
 # Largest change, of values near 1, for which weights are scaled down to fit half precision.
 REDUCED = 1e-5
+SHAPES = {name: value.shape for name, value in LKDN().state_dict().items()}
 SIZES = ((1, 1), (5, 3), (48, 64))  # 1 pixel and narrow: all border, where a wrong fuse shows
 
 logger = logging.getLogger("export")
@@ -129,6 +130,11 @@ def export(
             f"expected both forms equal to {TOLERANCE:g}, got a difference of "
             f"{difference:g}: {file} was not written"
         )
+    if ship and {k: v.shape for k, v in plain.state_dict().items()} != SHAPES:
+        raise CheckpointError(
+            f"expected the entry's network to ship, got one of {plain.fea_conv.pw.out_channels} "
+            f"channels and {len(plain.blocks)} blocks in {file}: it may be a --teacher"
+        )
     if records:
         plain = _held_by_half_precision(plain)
     buffer = io.BytesIO()
@@ -212,6 +218,12 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
                 f"expected weights trained from random ones by train.py, but "
                 f"{trained['stage']['name']} of {file} began with {trained['init']['name']}, which "
                 "has no training record: leave out --ship to only fuse them"
+            )
+        if trained["teacher"] and not trained["teacher"]["records"]:
+            raise CheckpointError(
+                f"expected a teacher trained by train.py, but the teacher of "
+                f"{trained['stage']['name']} of {file} has no training record: leave out --ship to "
+                "only fuse them"
             )
         known = (trained["data_summary"] or {}).get("sha256")
         if known is None:

@@ -41,6 +41,8 @@ HELP = {
     "weight_decay": "part of the learning rate that their kernels lose at each step",
     "form": "with the extra branches or without",
     "truth": "share of the HR image in what is learned; the rest is the teacher's SR",
+    "channels": "of the network; others than 42 are for teachers",
+    "blocks": "of the network; others than 5 are for teachers",
     "draw": "patches from everywhere alike, or more where there is detail",
     "kernels": "torch's, or ours compiled for this CPU",
     "fold": "fold the branches at each step",
@@ -111,7 +113,8 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     _add_fields(parser, "numbers of the stage", Stage)
     _add_fields(parser, "how they are computed", Engine)
     args = parser.parse_args(argv)
-    for name in ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch"):
+    counts = ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch")
+    for name in (*counts, "channels", "blocks"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"expected --{name} of at least 1, got {value}")
     if not 0 <= args.seed < 2**63:
@@ -203,10 +206,11 @@ def _without_native(
     if any(stage.precision == "fp64" for stage in stages.values()):
         return "a precision other than fp64"
     try:
-        for arithmetic in {arithmetic_of(engine, stage) for stage in stages.values()}:
+        for stage in stages.values():
+            arithmetic = arithmetic_of(engine, stage)
             if missing := set(arithmetic.split()) - {"float32"} - cpu_features():
                 return f"a CPU with {missing.pop()}"
-            NativeGradients(LKDN(), arithmetic)
+            NativeGradients(LKDN(stage.channels, stage.blocks), arithmetic)
     except CompileError as error:
         return f"to be compiled here: {error}"
     return None

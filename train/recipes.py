@@ -21,6 +21,7 @@ class Stage:
     PixelNorm weights. momentum, adam_share: Muon's or SOAP's momentum, and the share of lr for what
     they leave to Adam. weight_decay: the part of lr that their kernels lose at each step.
     form: the network that is trained, with the extra branches or without.
+    channels, blocks: its size; another than the entry's is for teachers.
     truth: share of the HR image in what is learned; the rest is the SR of a teacher, see
     train.teacher.
     draw: patches from everywhere alike, or more where there is detail, see train.patches.sample.
@@ -43,6 +44,8 @@ class Stage:
     adam_share: float = 0.2
     weight_decay: float = 0.0
     form: Literal["training", "inference"] = "training"
+    channels: int = 42
+    blocks: int = 5
     draw: Literal["uniform", "detail"] = "uniform"
     truth: float = 1.0
 

@@ -262,7 +262,7 @@ def initial_state(
     """Seeded first weights, or those of --init; stage 2 starts from stage 1's average. A run that
     resumes brings its own weights."""
     torch.manual_seed(args.seed)
-    net = LKDN()
+    net = LKDN(stage.channels, stage.blocks)
     for block in net.modules():
         if isinstance(block, LKDB):
             torch.nn.init.constant_(block.pixel_norm.weight, stage.norm_start)

@@ -1,0 +1,172 @@
+"""Targets that are partly a teacher's SR, from the pack to the record of what was shipped."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from models.team23_LKDN import LKDN
+from train.export import export
+from train.packing import pack
+from train.packs import Pack
+from train.patches import sample, sampler
+from train.reparam import fuse, training_form
+from train.teacher import Teacher, read_teacher, teach
+from utils.weights import CheckpointError, read_checkpoint
+
+Image = NDArray[np.uint8]
+Run = Callable[..., CompletedProcess[str]]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture()
+def data(tmp_path: Path, noise: Callable[..., Image], save: Callable[[Path, Image], Path]) -> Pack:
+    for seed, (height, width) in enumerate(((20, 24), (44, 12))):
+        save(tmp_path / "images" / f"{seed}.png", noise(height, width, seed))
+    return pack([tmp_path / "images"], tmp_path / "packed")
+
+
+@pytest.fixture()
+def teacher() -> Teacher:
+    torch.manual_seed(3)
+    return Teacher(LKDN(channels=6, blocks=1).eval().requires_grad_(False), "0" * 64, [])
+
+
+def pairs(data: Pack) -> list[tuple[Image, Image]]:
+    pixels, found = data.pixels.numpy(), []
+    for image in data.images:
+        shape = image.height, image.width
+        lr = pixels[image.lr_offset :][: shape[0] * shape[1]].reshape(*shape, 3)
+        hr = pixels[image.hr_offset :][: 16 * shape[0] * shape[1]]
+        found.append((lr, hr.reshape(4 * shape[0], 4 * shape[1], 3)))
+    return found
+
+
+def mean_of_positions(net: LKDN, lr: Image) -> NDArray[np.float64]:
+    """The mean SR of an image's eight positions, turned by numpy, run in float64, in 0..255."""
+    total = np.zeros((4 * lr.shape[0], 4 * lr.shape[1], 3))
+    for mirrored in (False, True):
+        for turns in range(4):
+            seen = np.rot90(lr[:, ::-1] if mirrored else lr, turns).copy()
+            x = torch.from_numpy(seen).permute(2, 0, 1)[None].double() / 255
+            sr = np.rot90(net.double()(x)[0].permute(1, 2, 0).numpy(), -turns)
+            total += sr[:, ::-1] if mirrored else sr
+    net.float()
+    return np.clip(total / 8, 0, 1) * 255
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.25])
+def test_targets_are_the_share_of_the_truth_and_the_rest_of_the_mean_sr(
+    data: Pack, teacher: Teacher, truth: float, tmp_path: Path
+) -> None:
+    taught = teach(data, teacher, truth, tmp_path / "packed", CPU)
+    assert taught.images == data.images and taught.fingerprint == data.fingerprint
+    for (lr, hr), (same, target) in zip(pairs(data), pairs(taught), strict=True):
+        assert np.array_equal(lr, same)
+        expected = truth * hr + (1 - truth) * mean_of_positions(teacher.net, lr)
+        assert np.abs(target - expected).max() < 0.51  # rounded, from float32
+
+
+def test_targets_are_kept_and_made_anew_where_they_are_damaged_or_others(
+    data: Pack, teacher: Teacher, tmp_path: Path
+) -> None:
+    def make(truth: float = 0.5, teacher: Teacher = teacher) -> Image:
+        taught = teach(data, teacher, truth, tmp_path / "packed", CPU)
+        return np.array(taught.pixels.numpy())
+
+    first = make()
+    (file,) = (tmp_path / "packed").glob("*.taught")
+    before = file.stat().st_mtime_ns
+    assert np.array_equal(make(), first) and file.stat().st_mtime_ns == before
+    file.write_bytes(bytes(len(first.tobytes())))
+    assert np.array_equal(make(), first)
+    other = replace(teacher, sha256="1" * 64)
+    make(0.75), make(teacher=other)
+    assert len(list((tmp_path / "packed").glob("*.taught"))) == 3
+    assert not list((tmp_path / "packed").glob(".*"))  # nothing half written
+
+
+def test_a_run_learns_from_a_teacher_and_says_so(
+    place: Path, train: Run, uninterrupted: Path, root: Path, python: Run, logged: Callable
+) -> None:
+    """SOAP on the plain network, begun with branches, taught by a network of another size."""
+    options = ("--form", "inference", "--optimizer", "soap", "--momentum", 0.5)
+    larger = train("larger", *options, "--channels", 8, "--blocks", 2)
+    assert larger.returncode == 0, larger.stderr
+    teacher = read_teacher(place / "larger" / "stage1.pt")
+    assert len(teacher.net.blocks) == 2
+    begin = ("--init", uninterrupted / "stage1.pt", "--teacher", "larger/stage1.pt")
+    taught = train("taught", *options, *begin, "--truth", 0.25, "--steps", 1, "--lr", 0)
+    assert taught.returncode == 0, taught.stderr
+
+    form = training_form(LKDN())
+    form.load_state_dict(read_checkpoint(uninterrupted / "stage1.pt")["params_ema"])
+    saved = read_checkpoint(place / "taught" / "stage1.pt")
+    plain = fuse(form).state_dict()  # the run's first weights; a rate of 0 changes none
+    assert all(torch.equal(saved["params"][name], value) for name, value in plain.items())
+    data = pack([place / "images"], place / "packed")
+    targets = teach(data, teacher, 0.25, place / "packed", CPU)
+    lr, hr = (x.float() / 255 for x in sample(sampler(targets, 8), 4, 0, batch=2))
+    with torch.no_grad():
+        loss = F.l1_loss(form(lr), hr).item()
+    assert logged(place / "taught")[0]["loss"] == pytest.approx(loss, rel=1e-4)
+    assert saved["teacher"]["sha256"] == teacher.sha256
+    (record,) = saved["teacher"]["records"]
+    assert (record["stage"]["channels"], record["stage"]["blocks"]) == (8, 2)
+    assert record["step"] == 12
+
+    shutil.copytree(place / "taught", place / "taught by itself")
+    again = train(
+        "taught by itself",
+        *options,
+        "--truth",
+        0.25,
+        "--teacher",
+        "taught/stage1.pt",
+        "--steps",
+        1,
+        "--lr",
+        0,
+        "--resume",
+    )
+    assert again.returncode == 2 and "teacher" in again.stderr
+    alone = train("alone", *options, "--truth", 0.25)
+    assert alone.returncode == 2 and "--teacher FILE and --truth below 1" in alone.stderr
+    unused = train("unused", *options, "--teacher", "larger/stage1.pt")
+    assert unused.returncode == 2 and "--teacher FILE and --truth below 1" in unused.stderr
+
+
+def test_what_a_teacher_saw_counts_and_a_teacher_is_not_shipped(
+    place: Path,
+    train: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    noise: Callable[..., Image],
+    save: Callable[[Path, Image], Path],
+) -> None:
+    monkeypatch.setattr("train.export.SHIPPED", tmp_path / "zoo" / "w.pth")
+    monkeypatch.setattr("train.export.TRAINING_RECORD", tmp_path / "training.json")
+    options = ("--form", "inference", "--steps", 1)
+    save(place / "other images" / "one.png", noise(40, 40, seed=30))
+    small = ("--channels", 8, "--blocks", 1)
+    assert train("tall", *options, *small, "--data", "other images").returncode == 0
+    taught = ("--teacher", "tall/stage1.pt", "--truth", 0.5)
+    assert train("pupil", *options, *taught).returncode == 0
+    seen = [save(tmp_path / "held out.png", noise(40, 40, seed=30))]
+    with pytest.raises(CheckpointError, match=r"saw 1: .*held out\.png"):
+        export(place / "pupil", held_out=seen, ship=True)
+    with pytest.raises(CheckpointError, match="8 channels and 1 blocks"):
+        export(place / "tall", ship=True)
+    assert not (tmp_path / "zoo").exists()
+    saved = read_checkpoint(place / "pupil" / "stage1.pt")
+    saved["teacher"]["records"] = []
+    torch.save(saved, place / "pupil" / "stage1.pt")
+    with pytest.raises(CheckpointError, match="teacher .* no training record"):
+        export(place / "pupil", ship=True)
