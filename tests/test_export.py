@@ -210,6 +210,21 @@ def test_commands_of_stages_and_recipes() -> None:
         f"{start.format(1, 'RUN2')} --steps 5 --init RUN/stage1.pt",
         f"{start.format(2, 'RUN2')} --recipe fast",
     ]
+    # A pupil of its own first stage, cooled down; and of a larger network, then of nobody's.
+    begun, cooled = trained(longer), trained(replace(STAGES[2], steps=6))
+    pupil = {**trained(cpu), "teacher": {"records": [begun, cooled]}}
+    other = {**trained(cpu), "teacher": {"records": [trained(replace(cpu, channels=8))]}}
+    foreign = {**trained(cpu), "teacher": {"records": []}}
+    assert commands([begun, pupil, other, foreign])[:4] == [
+        f"{first} --steps 5",
+        f"{second} --steps 6",
+        f"{start.format(1, 'RUN2')} --recipe cpu --teacher RUN/stage2.pt --init RUN/stage1.pt",
+        *commands([trained(replace(cpu, channels=8))])[0].replace("RUN", "RUN3").splitlines(),
+    ]
+    assert commands([begun, pupil, other, foreign])[4:] == [
+        f"{start.format(1, 'RUN4')} --recipe cpu --teacher RUN3/stage1.pt --init RUN2/stage1.pt",
+        f"{start.format(1, 'RUN5')} --recipe cpu --teacher TEACHER --init RUN4/stage1.pt",
+    ]
 
 
 def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path, python: Callable) -> None:

@@ -153,22 +153,39 @@ RECIPES = {
 
 
 def commands(records: list[dict[str, Any]]) -> list[str]:
-    """The train.py command of each stage, without the numbers that are a recipe's."""
+    """The train.py command of each stage, without the numbers that are a recipe's; those of a
+    stage's teacher before it, if no stage before has the same."""
     lines: list[str] = []
-    run, runs, before = "RUN", 1, 0
-    for index, trained in enumerate(records):
+    _list_commands(records, lines, {})
+    return lines
+
+
+def _list_commands(
+    records: list[dict[str, Any]], lines: list[str], runs: dict[tuple[str, ...], str]
+) -> str:
+    """Add the commands of a chain of stages to `lines`; the last one's checkpoint. `runs` has the
+    folder of each run by what began it."""
+    run, before, file = "", 0, ""
+    for trained in records:
         stage = trained["stage"]
         number = int(stage["name"].removeprefix("stage"))
         options = options_of(stage, number)
-        options += [f"--seed {trained['seed']}"] * bool(trained["seed"])
-        if index and number <= before:  # not the stage that follows by itself
-            options.append(f"--init {run}/{records[index - 1]['stage']['name']}.pt")
-            runs += 1
-            run = f"RUN{runs}"
+        if trained["seed"]:
+            options.append(f"--seed {trained['seed']}")
+        if teacher := trained.get("teacher"):
+            taught_by = _list_commands(teacher["records"], lines, runs) or "TEACHER"
+            options.append(f"--teacher {taught_by}")
+        if number <= before or not run:  # not the stage that follows by itself
+            if file:
+                options.append(f"--init {file}")
+            begin = (str(number), *options)
+            run = runs.setdefault(begin, f"RUN{len(runs) + 1}" if runs else "RUN")
         start = f"python train/train.py --stage {number} --data DIR --val VAL --out {run}"
-        lines.append(" ".join((start, *options)))
-        before = number
-    return lines
+        line = " ".join((start, *options))
+        if line not in lines:
+            lines.append(line)
+        before, file = number, f"{run}/{stage['name']}.pt"
+    return file
 
 
 def options_of(stage: dict[str, Any], number: int) -> list[str]:

@@ -21,6 +21,10 @@ STAGE: dict[str, Kind] = {
     "seed": int,
     "data": str,
     "history": [{"minutes": float, "environment": {"device": str, "threads": int}}],
+    "teacher?": (
+        {"sha256": str, "records": [{"stage": {"*": (int, float, str, bool, None)}}]},
+        None,
+    ),
     "data_summary?": ({"images": int, "megapixels": float}, {"*": range(0)}, None),  # or empty
 }
 # What train/export.py, trial.py, throughput.py and agreement.py record.
@@ -218,6 +222,7 @@ def stages(training: Record) -> list[list[str]]:
         ("steps done", lambda record: str(record["step"])),
         ("seed", lambda record: str(record["seed"])),
         ("data", _data),
+        ("teacher", _teacher),
         ("minutes", lambda record: f"{sum(w['minutes'] for w in record['history']):.0f}"),
         ("device", devices),
     ):
@@ -230,6 +235,15 @@ def _data(record: Record) -> str:
     if data := record.get("data_summary"):
         text = f"{data['images']} images, {data['megapixels']:.0f} megapixels, {text}"
     return text
+
+
+def _teacher(record: Record) -> str:
+    teacher = record.get("teacher")
+    if not teacher:
+        return "none"
+    last = teacher["records"][-1]["stage"] if teacher["records"] else {}
+    size = f"{last.get('channels', 42)} channels, {last.get('blocks', 5)} blocks"
+    return f"{size}, sha256 {teacher['sha256'][:12]}"
 
 
 def commands(training: Record) -> str:
