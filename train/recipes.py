@@ -102,6 +102,11 @@ TRIED = Stage(
     draw="detail",
 )
 
+# .. and with more from each step, on structure above all.
+LONG = replace(
+    TRIED, optimizer="soap", momentum=0.9, weight_decay=0.02, form="inference", precision="bf16"
+)
+
 RECIPES = {
     "factsheet": Recipe(STAGES),
     # For one large GPU in minutes. Not run yet: no GPU was at hand.
@@ -131,11 +136,9 @@ RECIPES = {
     # what a later fall of the rate brings most from, see the trials.
     "long": Recipe(
         {
-            1: replace(
-                TRIED, steps=1_450_000, schedule="inverse_sqrt", weight_decay=0.02, precision="bf16"
-            ),
+            1: replace(LONG, steps=1_450_000, batch=54, patch=64, schedule="inverse_sqrt"),
             2: replace(
-                TRIED,
+                LONG,
                 name="stage2",
                 steps=6_000,
                 batch=12,
@@ -143,8 +146,6 @@ RECIPES = {
                 lr=5e-3,
                 schedule="cosine",
                 warmup=0,
-                weight_decay=0.02,
-                precision="bf16",
             ),
         },
         Engine(kernels="native"),
