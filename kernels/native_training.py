@@ -146,6 +146,8 @@ class NativeOrthogonaliser:
         kernels.native_library.CompileError: see kernels.native_library.load_library.
     """
 
+    LARGEST = 64  # rows or columns, whichever are fewer
+
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or torch.get_num_threads()
         # The layers' header wants a network's dimensions, which do not matter here.
@@ -157,8 +159,10 @@ class NativeOrthogonaliser:
     @torch.no_grad()
     def __call__(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """New matrices (rows, columns), with singular values near 1."""
-        if too_large := [m.shape for m in matrices if min(m.shape) > 64]:
-            raise ValueError(f"expected matrices of at most 64 on a side, got {too_large[0]}")
+        if too_large := [m.shape for m in matrices if min(m.shape) > self.LARGEST]:
+            raise ValueError(
+                f"expected matrices of at most {self.LARGEST} on a side, got {too_large[0]}"
+            )
         sizes = torch.tensor([m.shape for m in matrices], dtype=torch.int32).t().contiguous()
         flat = torch.cat([m.flatten() for m in matrices])
         assert flat.dtype == torch.float32

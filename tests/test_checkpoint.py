@@ -1,7 +1,9 @@
 """A training state that does not fit, or was damaged, is an error in words and nothing else."""
 
 import copy
+import math
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +65,60 @@ def test_a_whole_state_is_resumed(saved: dict[str, Any], tmp_path: Path, stage: 
     checkpoint.resume(tmp_path / "stage1.pt", state, stage, 4, "data")
     assert state.step == 1
     assert torch.equal(state.net.c1.weight, saved["params"]["c1.weight"])
+
+
+def test_damaged_records_of_teachers_and_counts_of_steps(
+    saved: dict[str, Any], tmp_path: Path, stage: Stage
+) -> None:
+    def resumed(**changes: Any) -> checkpoint.State:
+        usual = sys.getrecursionlimit()
+        sys.setrecursionlimit(20_000)  # for whoever writes what is nested deeply
+        torch.save({**copy.deepcopy(saved), **changes}, tmp_path / "stage1.pt")
+        sys.setrecursionlimit(usual)
+        state = new_state(stage)
+        state.teacher = {"sha256": "1" * 64, "records": []}
+        checkpoint.resume(tmp_path / "stage1.pt", state, stage, 4, "data")
+        return state
+
+    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    teacher: dict[str, Any] = {"sha256": "1" * 64, "records": [own]}
+    assert resumed(teacher=teacher, before=None).teacher == teacher
+    itself: dict[str, Any] = {"sha256": "1" * 64, "records": []}
+    itself["records"].append({**own, "teacher": itself})
+    deep = teacher
+    for _ in range(210):
+        deep = {"sha256": "1" * 64, "records": [{**own, "teacher": deep}]}
+    wrong: Any
+    for wrong in (
+        itself,
+        deep,
+        {"sha256": "1" * 64, "records": [own] * 10**5},
+        {"sha256": "1" * 64},
+    ):
+        with pytest.raises(CheckpointError, match="damaged"):
+            resumed(teacher=wrong)
+    for wrong in (-1, 0, 0.5, math.inf):
+        optimizers = copy.deepcopy(saved["optimizers"])
+        optimizers[1]["state"][0]["step"] = torch.tensor(float(wrong))
+        with pytest.raises(CheckpointError, match="does not fit Adam"):
+            resumed(teacher=teacher, optimizers=optimizers)
+
+
+def test_digests_of_images_are_kept_once_however_often_they_were_seen(tmp_path: Path) -> None:
+    def record() -> dict[str, Any]:
+        summary = {"sha256": [f"{i:064x}" for i in range(5000)]}
+        return {"data": "data", "data_summary": summary, "teacher": None}
+
+    sizes, state = [], new_state(STAGE)
+    for generations in range(2):
+        state.before = [record()]
+        if generations:
+            teacher = {"sha256": "", "records": [record()]}
+            state.before += [{**record(), "teacher": teacher}]
+            state.teacher = {"sha256": "", "records": [record(), {**record(), "teacher": teacher}]}
+        checkpoint.save(tmp_path / "stage1.pt", state, STAGE, 4, "data")
+        sizes.append((tmp_path / "stage1.pt").stat().st_size)
+    assert sizes[1] < sizes[0] + 5000
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from train.export import export
 from train.optim import make_optimizers
 from train.packing import Pack, held_out_images, pack
 from train.recipes import RECIPES, STAGES, Stage, commands
+from train.records import note_data, training_records
 from train.reparam import fuse, training_form
 from utils.datasets import find
 from utils.files import ROOT, sha256
@@ -43,7 +44,7 @@ def a_run(
     state = checkpoint.State(nets[0], ema, make_optimizers(nets[0], stage), step=3)
     folder.mkdir()
     checkpoint.save(folder / "stage1.pt", state, stage, 0, data.fingerprint)
-    checkpoint.note_data(folder, stage, [Path("images")], None, data)
+    note_data(folder, stage, [Path("images")], None, data)
     (folder / "log.jsonl").write_text(
         '{"stage": "stage1", "step": 3, "val_psnr": 30.5, "val_psnr_y": 32.25}\n'
     )
@@ -181,7 +182,7 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
     saved = torch.load(tmp_path / "run" / "stage1.pt", weights_only=False)
     a_run(tmp_path / "later")
     later = torch.load(tmp_path / "later" / "stage1.pt", weights_only=False)
-    later["before"] = checkpoint.training_records(saved, tmp_path / "run")
+    later["before"] = training_records(saved, tmp_path / "run")
     torch.save(later, tmp_path / "later" / "stage1.pt")
     with pytest.raises(CheckpointError, match=r"baby\.bmp"):
         export(tmp_path / "later", held_out=held_out, ship=True)
@@ -210,21 +211,29 @@ def test_commands_of_stages_and_recipes() -> None:
         f"{start.format(1, 'RUN2')} --steps 5 --init RUN/stage1.pt",
         f"{start.format(2, 'RUN2')} --recipe fast",
     ]
-    # A pupil of its own first stage, cooled down; and of a larger network, then of nobody's.
+    # A pupil of its own first stage, cooled down; then of a larger network, then of nobody's.
     begun, cooled = trained(longer), trained(replace(STAGES[2], steps=6))
     pupil = {**trained(cpu), "teacher": {"records": [begun, cooled]}}
-    other = {**trained(cpu), "teacher": {"records": [trained(replace(cpu, channels=8))]}}
+    larger = trained(replace(cpu, channels=8))
+    other = {**trained(cpu), "teacher": {"records": [larger]}}
     foreign = {**trained(cpu), "teacher": {"records": []}}
-    assert commands([begun, pupil, other, foreign])[:4] == [
+    assert commands([begun, pupil, other, foreign]) == [
         f"{first} --steps 5",
         f"{second} --steps 6",
         f"{start.format(1, 'RUN2')} --recipe cpu --teacher RUN/stage2.pt --init RUN/stage1.pt",
-        *commands([trained(replace(cpu, channels=8))])[0].replace("RUN", "RUN3").splitlines(),
-    ]
-    assert commands([begun, pupil, other, foreign])[4:] == [
+        commands([larger])[0].replace("RUN", "RUN3"),
         f"{start.format(1, 'RUN4')} --recipe cpu --teacher RUN3/stage1.pt --init RUN2/stage1.pt",
         f"{start.format(1, 'RUN5')} --recipe cpu --teacher TEACHER --init RUN4/stage1.pt",
     ]
+    # Another end of the teacher's run has a folder of its own, as have other data.
+    ending = {**trained(replace(STAGES[2], steps=7)), "teacher": {"records": [begun, cooled]}}
+    assert commands([begun, ending])[1:] == [
+        f"{second} --steps 6",
+        f"{start.format(2, 'RUN2')} --steps 7 --teacher RUN/stage2.pt --init RUN/stage1.pt",
+    ]
+    assert commands([begun, {**begun, "data": "other"}])[1] == (
+        f"{start.format(1, 'RUN2')} --steps 5 --init RUN/stage1.pt"
+    )
 
 
 def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path, python: Callable) -> None:

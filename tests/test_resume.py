@@ -143,7 +143,7 @@ def test_run_killed_again_and_again_ends_bit_for_bit_equal(
 def test_run_on_compiled_kernels_killed_twice_ends_bit_for_bit_equal(
     place: Path, train: Train, accident: Accident, logged: Logged
 ) -> None:
-    options = ("--kernels", "native", "--resume")
+    options = ("--kernels", "native", "--optimizer", "soap", "--form", "inference", "--resume")
     assert train("kernels", *options).returncode == 0
     for moment, count in (
         ("killed between weights and average", 5),

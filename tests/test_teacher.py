@@ -1,5 +1,6 @@
 """Targets that are partly a teacher's SR, from the pack to the record of what was shipped."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -93,6 +94,32 @@ def test_targets_are_kept_and_made_anew_where_they_are_damaged_or_others(
     assert not list((tmp_path / "packed").glob(".*"))  # nothing half written
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("x2", "scale 4, got 2"), ("odd", "an even number"), ("text", "checkpoint"), ("none", "no")],
+)
+def test_a_file_that_cannot_teach_is_told(
+    kind: str, words: str, place: Path, train: Run, tmp_path: Path
+) -> None:
+    file, state = tmp_path / "teacher.pth", LKDN(channels=4, blocks=1).state_dict()
+    if kind == "x2":
+        state = training_form(LKDN(channels=4, blocks=1, scale=2)).state_dict()
+    if kind == "odd":
+        state = {name: value[:3] for name, value in state.items()}
+    if kind == "text":
+        file.write_text("no weights")
+    elif kind != "none":
+        torch.save(state, file)
+    done = train(f"taught by {kind}", "--teacher", file, "--truth", 0.5)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
+def test_weights_without_a_record_may_teach(place: Path, train: Run, random_weights: Path) -> None:
+    done = train("by anyone", "--teacher", random_weights, "--truth", 0.5, "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert read_checkpoint(place / "by anyone" / "stage1.pt")["teacher"]["records"] == []
+
+
 def test_a_run_learns_from_a_teacher_and_says_so(
     place: Path, train: Run, uninterrupted: Path, root: Path, python: Run, logged: Callable
 ) -> None:
@@ -123,20 +150,9 @@ def test_a_run_learns_from_a_teacher_and_says_so(
     assert record["step"] == 12
 
     shutil.copytree(place / "taught", place / "taught by itself")
-    again = train(
-        "taught by itself",
-        *options,
-        "--truth",
-        0.25,
-        "--teacher",
-        "taught/stage1.pt",
-        "--steps",
-        1,
-        "--lr",
-        0,
-        "--resume",
-    )
-    assert again.returncode == 2 and "teacher" in again.stderr
+    same = (*options, "--truth", 0.25, "--steps", 1, "--lr", 0, "--resume")
+    again = train("taught by itself", *same, "--teacher", "taught/stage1.pt")
+    assert again.returncode == 2 and re.search(r"\(teacher .*, now [0-9a-f]{64}\)", again.stderr)
     alone = train("alone", *options, "--truth", 0.25)
     assert alone.returncode == 2 and "--teacher FILE and --truth below 1" in alone.stderr
     unused = train("unused", *options, "--teacher", "larger/stage1.pt")
@@ -160,7 +176,7 @@ def test_what_a_teacher_saw_counts_and_a_teacher_is_not_shipped(
     taught = ("--teacher", "tall/stage1.pt", "--truth", 0.5)
     assert train("pupil", *options, *taught).returncode == 0
     seen = [save(tmp_path / "held out.png", noise(40, 40, seed=30))]
-    with pytest.raises(CheckpointError, match=r"saw 1: .*held out\.png"):
+    with pytest.raises(CheckpointError, match=r"the teacher of .* saw 1: .*held out\.png"):
         export(place / "pupil", held_out=seen, ship=True)
     with pytest.raises(CheckpointError, match="8 channels and 1 blocks"):
         export(place / "tall", ship=True)

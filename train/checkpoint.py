@@ -2,36 +2,22 @@
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.optim import Muon
-from train.packs import Pack
-from train.recipes import ENDLESS, STAGES, Stage
+from train.recipes import ENDLESS, Stage
+from train.records import check_state, complete_stage, is_of, share_summaries
 from train.reparam import training_form
 from train.soap import Soap
-from utils.datasets import SCALE
-from utils.files import read_json, write_bytes, write_json
+from utils.files import write_bytes
 from utils.text import printable
 from utils.weights import DTYPES, CheckpointError, load_state, read_checkpoint, state_dict_of
-
-# The kind of each field of a training state, those that older ones lack left out.
-FIELDS: dict[str, type] = {
-    "params": dict,
-    "params_ema": dict,
-    "optimizers": list,
-    "step": int,
-    "stage": dict,
-    "seed": int,
-    "data": str,
-    "history": list,
-}
-LATER_FIELDS: dict[str, type] = {"before": list, "init": dict, "teacher": dict}
 
 
 def _of_adam(p: Tensor) -> dict[str, tuple[int, ...]]:
@@ -42,6 +28,7 @@ def _of_muon(p: Tensor) -> dict[str, tuple[int, ...]]:
     return {"momentum_buffer": tuple(p.shape)}
 
 
+WIDEST, DEEPEST = 128, 32  # channels, blocks: a state of SOAP is read up to 1 GiB
 # What each optimiser gathers of a parameter, and in what shapes.
 GATHERED: dict[type, Callable[[Tensor], dict[str, tuple[int, ...]]]] = {
     torch.optim.Adam: _of_adam,
@@ -74,6 +61,7 @@ class State:
 
 def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
     """Write a checkpoint; the old one stays whole until the new one is."""
+    shared = share_summaries([*state.before, {"teacher": state.teacher}])
     buffer = io.BytesIO()
     torch.save(
         {
@@ -85,81 +73,19 @@ def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) ->
             "seed": seed,
             "data": fingerprint,
             "history": state.history,
-            "before": state.before,
+            "before": shared[:-1],
             "init": state.init,
-            "teacher": state.teacher,
+            "teacher": shared[-1]["teacher"],
         },
         buffer,
     )
     write_bytes(path, buffer.getvalue())
 
 
-def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
-    """How the weights of a checkpoint in folder `run` came about, a record a stage; empty for
-    foreign files."""
-    if not set(FIELDS) <= set(saved):
-        return []
-    _check_state(saved, run)
-    own: dict[str, Any] = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
-    own |= {key: saved.get(key) for key in ("init", "teacher")}
-    records = [*saved.get("before", []), own]
-    notes = _data_notes(run)
-    for record in records:
-        record["stage"] = _complete(record["stage"])
-        record.setdefault("init", None)
-        record.setdefault("teacher", None)
-        # Digests may be in any note about the same data.
-        summary = record.get("data_summary") or {}
-        record["data_summary"] = summary if "sha256" in summary else notes.get(record["data"])
-    return records
-
-
-def _complete(stage: dict[str, Any]) -> dict[str, Any]:
-    """A saved stage with the numbers it did not have yet, which were the defaults."""
-    return {f.name: stage.get(f.name, f.default) for f in fields(Stage)}
-
-
-def without_digests(record: dict[str, Any]) -> dict[str, Any]:
-    """A training record without the digest of every image, to be read by people."""
-    summary = record["data_summary"] or {}
-    teacher = record["teacher"]
-    if teacher:
-        teacher = {**teacher, "records": [without_digests(own) for own in teacher["records"]]}
-    summary = {k: v for k, v in summary.items() if k != "sha256"}
-    return {**record, "data_summary": summary, "teacher": teacher}
-
-
-def note_data(run: Path, stage: Stage, folders: list[Path], first: int | None, data: Pack) -> None:
-    """Write what a stage was trained on beside its checkpoint, with the digest of each image."""
-    write_json(
-        run / f"{stage.name}_data.json",
-        {
-            "folders": [folder.resolve().name for folder in folders],
-            "first": first,
-            "images": len(data.images),
-            "skipped": list(data.skipped),
-            "fingerprint": data.fingerprint,
-            "megapixels": SCALE**2 * sum(i.height * i.width for i in data.images) / 1e6,
-            "sha256": [image.sha256 for image in data.images],
-        },
-    )
-
-
-def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
-    """What `note_data` wrote in a folder, by the data's fingerprint; only notes with digests."""
-    notes = {}
-    for file in sorted(run.glob("stage*_data.json")):
-        try:
-            note = read_json(file)
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(note, dict) and "sha256" in note and _is_of(note.get("fingerprint"), str):
-            notes[note["fingerprint"]] = note
-    return notes
-
-
 def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "training") -> LKDN:
     """The network that a state dict belongs to, of whatever size, in the form that was trained.
+
+    form_name: of train.recipes.Stage.form.
 
     Raises:
         CheckpointError: it is none of LKDN's.
@@ -174,9 +100,11 @@ def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "trainin
     blocks = sum(name.endswith(".pixel_norm.weight") for name in state)
     channels, channels_out = (state[key].shape[:1].numel() for key in needed)
     scale = round((channels_out / 3) ** 0.5)
-    if not (0 < channels <= 256 and 0 < blocks <= 64 and 0 < scale <= 8):
+    if channels % 2 or not (0 < channels <= WIDEST and 0 < blocks <= DEEPEST and 0 < scale <= 8):
         sizes = f"{channels} channels, {blocks} blocks and scale {scale}"
-        raise CheckpointError(f"expected at most 256, 64 and 8, got {sizes}: {file}")
+        raise CheckpointError(
+            f"expected at most {WIDEST} (an even number), {DEEPEST} and 8, got {sizes}: {file}"
+        )
     form = LKDN(channels, blocks, scale)
     if form_name == "training":
         form = training_form(form)
@@ -193,9 +121,9 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
         CheckpointError: unreadable, or of a run with another stage, seed or data.
     """
     saved = read_checkpoint(path)
-    _check_state(saved, path)
+    check_state(saved, path)
     now = {**asdict(stage), "seed": seed, "data": fingerprint, "teacher": _name(state.teacher)}
-    then = {**_complete(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
+    then = {**complete_stage(saved["stage"]), "seed": saved["seed"], "data": saved["data"]}
     then["teacher"] = _name(saved.get("teacher"))
     if stage.schedule in ENDLESS and stage.steps >= saved["step"]:
         then["steps"] = stage.steps
@@ -218,82 +146,12 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
         _load_optimizer(optimizer, content, path)
     state.step, state.history = saved["step"], saved["history"]
-    state.before, state.init = saved.get("before", []), saved.get("init")
+    state.before, state.init = saved.get("before") or [], saved.get("init")
+    state.teacher = saved.get("teacher")
 
 
 def _name(teacher: dict[str, Any] | None) -> str | None:
     return str(teacher["sha256"]) if teacher else None
-
-
-def _check_state(saved: dict[str, Any], path: Path) -> None:
-    """A training state must have each field, of its kind; `path` names it. Raises
-    CheckpointError."""
-    if missing := [key for key in FIELDS if key not in saved]:
-        raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
-    later = {k: v for k, v in LATER_FIELDS.items() if saved.get(k) is not None}
-    for key, kind in (FIELDS | later).items():
-        if not isinstance(saved[key], kind) or isinstance(saved[key], bool):
-            got = type(saved[key]).__name__
-            raise CheckpointError(f"expected {key} of type {kind.__name__} in {path}, got {got}")
-    for record in (*(saved.get("before") or []), saved):
-        if misfit := _misfit(record):
-            raise CheckpointError(
-                f"expected a record of training in {path}, got one with another {misfit}: it is "
-                "damaged"
-            )
-
-
-def _misfit(record: Any) -> str:
-    """What in a stage's record is not as `save` writes it; nothing if all is."""
-    if not isinstance(record, dict) or not isinstance(record.get("stage"), dict):
-        return "stage"
-    stage = _complete(record["stage"])
-    for name, kind in get_type_hints(Stage).items():
-        if not _is_of(stage[name], kind):
-            return f"stage ({name})"
-    step, init, history = record.get("step"), record.get("init"), record.get("history")
-    fits = {
-        "name": stage["name"] in {known.name for known in STAGES.values()},
-        "step": type(step) is int and 0 <= step <= stage["steps"],
-        "seed": _is_of(record.get("seed"), int),
-        "data": _is_of(record.get("data"), str),
-        "history": isinstance(history, list)
-        and _is_plain(history)
-        and all(isinstance(work, dict) and _is_of(work.get("minutes"), float) for work in history),
-        "init": init is None
-        or isinstance(init, dict)
-        and all(_is_of(init.get(key), str) for key in ("name", "sha256")),
-        "teacher": record.get("teacher") is None
-        or isinstance(record["teacher"], dict)
-        and _is_of(record["teacher"].get("sha256"), str)
-        and isinstance(record["teacher"].get("records"), list)
-        and not any(map(_misfit, record["teacher"]["records"])),
-        "data_summary": record.get("data_summary") is None
-        or isinstance(record["data_summary"], dict)
-        and _is_plain(record["data_summary"]),
-    }
-    return next((name for name, fit in fits.items() if not fit), "")
-
-
-def _is_of(value: object, kind: Any) -> bool:
-    """Whether a value is one that a field of this kind may have: a number, a text, a literal."""
-    if kind is float:
-        return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e15
-    if kind is int:
-        return type(value) is int and abs(value) < 1 << 63
-    return type(value) is str and (kind is str or value in get_args(kind))
-
-
-def _is_plain(value: object, depth: int = 6) -> bool:
-    """Whether JSON can hold a value, which is nested at most so deep."""
-    if isinstance(value, dict | list):
-        keys, items = (value, value.values()) if isinstance(value, dict) else ((), value)
-        return (
-            depth > 0
-            and all(type(key) is str for key in keys)
-            and all(_is_plain(item, depth - 1) for item in items)
-        )
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, content: Any, path: Path) -> None:
@@ -303,11 +161,12 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, content: Any, path: Path) 
     shapes = [GATHERED[type(optimizer)](p) for p in parameters]
     gathered = content.get("state") if isinstance(content, dict) else None
     if not isinstance(gathered, dict) or not all(
-        _is_of(at, int)
+        is_of(at, int)
         and 0 <= at < len(parameters)
         and isinstance(values, dict)
         and set(values) == set(shapes[at])
         and all(_fits(value, shapes[at][name]) for name, value in values.items())
+        and _is_count(values.get("step", 1))
         for at, values in gathered.items()
     ):
         raise CheckpointError(
@@ -316,6 +175,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, content: Any, path: Path) 
         )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": gathered, "param_groups": groups})
+
+
+def _is_count(step: Tensor | int) -> bool:
+    """Whether so many steps may have been made."""
+    return 1 <= float(step) < 1 << 31 and float(step).is_integer()
 
 
 def _fits(value: object, shape: tuple[int, ...]) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ if __name__ == "__main__":
 from kernels.fold import reduced
 from models.team23_LKDN import LKDN
 from train import log
-from train.checkpoint import load_form, training_records, without_digests
+from train.checkpoint import load_form
 from train.packing import digests, held_out_images
 from train.recipes import commands
+from train.records import training_records, with_teachers, without_digests
 from train.reparam import fuse
 from utils import command
 from utils.files import ROOT, as_json, sha256, write_all, write_bytes
@@ -194,13 +195,6 @@ def _training_record(
     }
 
 
-def _with_teachers(records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The records, and those of the teachers' training."""
-    for record in records:
-        yield record
-        yield from _with_teachers((record["teacher"] or {"records": []})["records"])
-
-
 def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Path) -> int:
     """Compare all images of every stage with the images `held_out`, by their pixels.
 
@@ -212,30 +206,30 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
             first weights, are not known.
     """
     seen_by = digests(held_out)
-    for trained in _with_teachers(records):
+    for of, trained in with_teachers(records, str(file)):
         if trained["init"]:
             raise CheckpointError(
-                f"expected weights trained from random ones by train.py, but "
-                f"{trained['stage']['name']} of {file} began with {trained['init']['name']}, which "
-                "has no training record: leave out --ship to only fuse them"
+                f"expected weights trained from random ones by train.py, but {of} began with "
+                f"{trained['init']['name']}, which has no training record: leave out --ship to "
+                "only fuse them"
             )
         if trained["teacher"] and not trained["teacher"]["records"]:
             raise CheckpointError(
-                f"expected a teacher trained by train.py, but the teacher of "
-                f"{trained['stage']['name']} of {file} has no training record: leave out --ship to "
-                "only fuse them"
+                f"expected a teacher trained by train.py, but the teacher of {of} has no training "
+                "record: leave out --ship to only fuse them"
             )
         known = (trained["data_summary"] or {}).get("sha256")
         if known is None:
+            name = f"{trained['stage']['name']}_data.json"
             raise CheckpointError(
-                f"expected the digests of the images that {trained['stage']['name']} of {file} was "
-                f"trained on in {trained['stage']['name']}_data.json beside its checkpoint: repeat "
-                "its train.py command with --resume, which writes them"
+                f"expected the digests of the images that {of} was trained on, found none: copy "
+                f"the {name} of that run into {file.parent}, or repeat its train.py command with "
+                "--resume, which writes it"
             )
         if seen := [name for digest, name in seen_by.items() if digest in known]:
             raise CheckpointError(
-                f"expected weights trained without validation, test and benchmark images, but "
-                f"{trained['stage']['name']} of {file} saw {len(seen)}: {', '.join(seen[:3])}"
+                f"expected weights trained without validation, test and benchmark images, but {of} "
+                f"saw {len(seen)}: {', '.join(seen[:3])}"
             )
     if seen_by:
         logger.info("none of %d held-out images is among the data", len(seen_by))

@@ -121,7 +121,8 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
             last = step == stage.steps
             to_log = step % run.log_every == 0 or last
             # On a CPU a look at each loss costs nothing; on a GPU it stalls the queue of kernels.
-            if device.type == "cpu" or to_log or due:
+            # SOAP's bases are made of the first gradient.
+            if device.type == "cpu" or to_log or due or state.step == start:
                 logged += _check_finite(unseen, state.step, stage)
                 unseen = []
             if due:

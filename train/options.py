@@ -15,6 +15,7 @@ import torch
 from kernels.native_library import CompileError, cpu_features
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
+from train.checkpoint import DEEPEST, WIDEST
 from train.forward import arithmetic_of
 from train.recipes import RECIPES, Engine, Stage
 from utils import command, devices
@@ -125,6 +126,13 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     for name in ("ema", "momentum", "truth"):
         if getattr(args, name, 0) > 1:
             parser.error(f"expected --{name} of at most 1, got {getattr(args, name)}")
+    if getattr(args, "momentum", 0) == 1:
+        parser.error("expected --momentum below 1, got 1: no gradient would count")
+    channels, blocks = getattr(args, "channels", 2), getattr(args, "blocks", 1)
+    if channels % 2 or channels > WIDEST:
+        parser.error(f"expected --channels of an even number up to {WIDEST}, got {channels}")
+    if blocks > DEEPEST:
+        parser.error(f"expected --blocks of at most {DEEPEST}, got {blocks}")
     shares = ("ema", "norm_start", "momentum", "adam_share", "weight_decay", "truth")
     for name in ("lr", "warmup", *shares, "max_minutes"):
         value = float(getattr(args, name, 0))

@@ -164,8 +164,8 @@ def commands(records: list[dict[str, Any]]) -> list[str]:
 def _list_commands(
     records: list[dict[str, Any]], lines: list[str], runs: dict[tuple[str, ...], str]
 ) -> str:
-    """Add the commands of a chain of stages to `lines`; the last one's checkpoint. `runs` has the
-    folder of each run by what began it."""
+    """Add the commands of a chain of stages to `lines`; the last one's checkpoint. `runs` has each
+    stage's checkpoint by its folder and number, and by its data and options."""
     run, before, file = "", 0, ""
     for trained in records:
         stage = trained["stage"]
@@ -176,16 +176,20 @@ def _list_commands(
         if teacher := trained.get("teacher"):
             taught_by = _list_commands(teacher["records"], lines, runs) or "TEACHER"
             options.append(f"--teacher {taught_by}")
-        if number <= before or not run:  # not the stage that follows by itself
-            if file:
-                options.append(f"--init {file}")
-            begin = (str(number), *options)
-            run = runs.setdefault(begin, f"RUN{len(runs) + 1}" if runs else "RUN")
-        start = f"python train/train.py --stage {number} --data DIR --val VAL --out {run}"
-        line = " ".join((start, *options))
-        if line not in lines:
-            lines.append(line)
-        before, file = number, f"{run}/{stage['name']}.pt"
+        same = (file, str(number), trained.get("data", ""), *options)
+        if same in runs:  # the same run, maybe earlier or later
+            file = runs[same]
+        else:
+            # The stage that follows by itself in a folder; else a run of its own.
+            if number <= before or not run or (run, str(number)) in runs:
+                if file:
+                    options.append(f"--init {file}")
+                count = len({key[0] for key in runs if len(key) == 2})
+                run = f"RUN{count + 1}" if count else "RUN"
+            start = f"python train/train.py --stage {number} --data DIR --val VAL --out {run}"
+            lines.append(" ".join((start, *options)))
+            file = runs[run, str(number)] = runs[same] = f"{run}/{stage['name']}.pt"
+        run, before = file.split("/")[0], number
     return file
 
 

@@ -15,6 +15,7 @@ SIZE = 2.0
 # The least divisor, as a part of a matrix's largest: rounding of what has no gradient, such as the
 # difference between the copies of the input, is not to become a step.
 LEAST = 1e-5
+NOTHING = 1e-16  # a gradient's numbers below this are none: float32 cannot square them
 
 
 class Soap(torch.optim.Optimizer):
@@ -67,6 +68,7 @@ class Soap(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p] = {n: p.new_zeros(shape) for n, shape in self.shapes(p).items()}
+                self.state[p]["step"] = torch.zeros(())  # on the CPU: who reads it waits for none
         step, mean, square, left, right, left_basis, right_basis = (
             torch.stack([self.state[p][name] for p in params]) for name in names
         )
@@ -76,14 +78,15 @@ class Soap(torch.optim.Optimizer):
         left.lerp_(gradients @ gradients.mT, 1 - keep)
         right.lerp_(gradients.mT @ gradients, 1 - keep)
         if count == 1:
-            left_basis, right_basis = torch.linalg.eigh(left)[1], torch.linalg.eigh(right)[1]
+            # The largest first, as orthogonal iteration keeps them.
+            left_basis, right_basis = (torch.linalg.eigh(x)[1].flip(-1) for x in (left, right))
         turned = left_basis.mT @ gradients @ right_basis
         square.lerp_(turned.square(), 1 - SQUARES)
         mean.lerp_(gradients, 1 - momentum)
         ahead = left_basis.mT @ mean.lerp(gradients, 1 - momentum) @ right_basis
         ahead /= 1 - momentum ** (count + 1)
         divisor = (square / (1 - SQUARES**count)).sqrt()
-        least = LEAST * divisor.amax((1, 2), keepdim=True) + torch.finfo(divisor.dtype).tiny
+        least = LEAST * divisor.amax((1, 2), keepdim=True) + NOTHING
         update = ahead / (divisor + least)
         update = left_basis @ update @ right_basis.mT
         update *= -lr * SIZE / math.sqrt(update.shape[-1])

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,19 @@ from tqdm import tqdm
 from kernels.native import NativeLKDN
 from kernels.native_library import CompileError
 from models.team23_LKDN import LKDN
-from train.checkpoint import load_form, training_records
-from train.packs import Pack, PackedImage
-from train.reparam import fuse
+from train.checkpoint import load_form
+from train.packs import Pack, PackedImage, read_mark, state_of
+from train.records import training_records
+from train.reparam import fuse, upscale_factor
+from utils import devices
 from utils.datasets import SCALE
-from utils.files import remove_leftovers, whole_file, write_bytes
+from utils.files import remove_leftovers, whole_file, write_json
 from utils.self_ensemble import mean_of_eight
-from utils.weights import read_checkpoint, state_dict_of
+from utils.weights import CheckpointError, read_checkpoint, state_dict_of
 
 logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of the targets: another where they are made in another way
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Teacher:
     """A trained network, of whatever size, and how it was trained.
 
     net: its average, in inference form. sha256: of its numbers. records: one a stage, as
-    train.checkpoint.training_records has them; none of a file that train.py did not write.
+    train.records.training_records has them; none of a file that train.py did not write.
     """
 
     net: LKDN
@@ -42,15 +45,17 @@ class Teacher:
 
 
 def read_teacher(path: Path) -> Teacher:
-    """The teacher in a checkpoint of train.py, or in any training form of LKDN.
+    """The teacher in a checkpoint of train.py, or in any weights of LKDN, in either form.
 
     Raises:
         utils.weights.CheckpointError: it is no LKDN's, or damaged.
     """
     saved = read_checkpoint(path)
-    records = training_records(saved, path.parent)
-    form_name = records[-1]["stage"]["form"] if records else "training"
-    net = fuse(load_form(state_dict_of(saved, path), path, form_name)).eval()
+    records, state = training_records(saved, path.parent), state_dict_of(saved, path)
+    form_name = "training" if "upsampler.conv3.weight" in state else "inference"
+    net = fuse(load_form(state, path, form_name)).eval()
+    if (scale := upscale_factor(net)) != SCALE:
+        raise CheckpointError(f"expected a teacher of scale {SCALE}, got {scale}: {path}")
     digest = hashlib.sha256()
     for name, value in sorted(net.state_dict().items()):
         digest.update(name.encode())
@@ -62,18 +67,19 @@ def teach(pack: Pack, teacher: Teacher, truth: float, folder: Path, device: torc
     """The same pairs with other HR pixels: `truth` times those of the pack and the rest the
     teacher's SR, the mean over the image's eight positions.
 
-    They are kept in `folder`, as large as the pack, and opened there the next time. The images'
-    digests stay those of the true HR images, which were seen.
+    They are kept in `folder`, as large as the pack, and opened there the next time. They are made
+    in one go: interrupted, they are made from the start. The images' digests stay those of the
+    true HR images, which were seen.
 
     Raises:
         OSError: they cannot be written.
+        MemoryError: an image is too large for the device.
     """
-    key = hashlib.sha256(f"{pack.fingerprint} {teacher.sha256} {truth}".encode()).hexdigest()[:16]
-    file, mark = folder / f"{key}.taught", folder / f"{key}.taught.sha256"
-    digest = ""
-    with suppress(OSError):
-        digest = mark.read_text("ascii")
-    if not file.is_file() or digest != _digest(file):
+    key = hashlib.sha256(
+        f"{FORMAT} {pack.fingerprint} {teacher.sha256} {truth}".encode()
+    ).hexdigest()[:16]
+    file, mark = folder / f"{key}.taught", folder / f"{key}.taught.json"
+    if not _is_whole(file, read_mark(mark)):
         remove_leftovers(file, age_s=3600)
         forward = _forward(teacher.net, device)
         with whole_file(file) as target:
@@ -81,7 +87,7 @@ def teach(pack: Pack, teacher: Teacher, truth: float, folder: Path, device: torc
                 lr, hr = _pair(pack, image)
                 target.write(lr.tobytes())
                 target.write(_blend(hr, forward(lr), truth).tobytes())
-        write_bytes(mark, _digest(file).encode())
+        write_json(mark, {"sha256": _digest(file), "file": state_of(file)})
     pixels = np.memmap(file, np.uint8, mode="c").reshape(-1, 3)
     return replace(pack, pixels=torch.from_numpy(pixels))
 
@@ -111,10 +117,25 @@ def _forward(net: LKDN, device: torch.device) -> Callable[[NDArray[np.uint8]], N
     @torch.inference_mode()
     def forward(lr: NDArray[np.uint8]) -> NDArray[np.float32]:
         x = torch.from_numpy(lr).to(device).permute(2, 0, 1)[None].float() / 255
-        sr = mean_of_eight(run, x)[0].clamp(0, 1) * 255
+        try:
+            with devices.without_tf32():
+                sr = mean_of_eight(run, x)[0].clamp(0, 1) * 255
+        except torch.OutOfMemoryError as error:
+            height, width = lr.shape[:2]
+            raise MemoryError(
+                f"expected room for the teacher on an image of {width}x{height} LR pixels: cut the "
+                f"training images into smaller ones ({error})"
+            ) from error
         return np.asarray(sr.permute(1, 2, 0).cpu().numpy(), np.float32)
 
     return forward
+
+
+def _is_whole(file: Path, mark: Any) -> bool:
+    """Whether targets are as they were written; read again only where the file changed since."""
+    if not (file.is_file() and isinstance(mark, dict)):
+        return False
+    return bool(mark.get("file") == state_of(file) or mark.get("sha256") == _digest(file))
 
 
 def _digest(file: Path) -> str:

@@ -27,6 +27,7 @@ from train.packing import pack
 from train.packs import Pack
 from train.patches import measure_detail, on_device, sampler
 from train.recipes import Engine, Stage
+from train.records import note_data, training_records
 from train.reparam import fuse, training_form
 from train.teacher import Teacher, read_teacher, teach
 from utils import command, devices, evaluate
@@ -205,7 +206,7 @@ def train_stage(
         for file in (run.file, curves, log_file):
             remove_leftovers(file)
         log.trim(log_file, stage.name, state.step)
-        checkpoint.note_data(args.out, stage, args.data, args.first, data)
+        note_data(args.out, stage, args.data, args.first, data)
     logger.info(
         "%s: %d images on %d x %s\n%s",
         stage.name,
@@ -286,7 +287,7 @@ def initial_state(
             load_state(branches, weights, init)
             weights = fuse(branches).state_dict()
         load_state(net, weights, init)
-        before = checkpoint.training_records(saved, init.parent)
+        before = training_records(saved, init.parent)
         if not before:
             unknown = {"name": init.name, "sha256": sha256(init)}
         elif before[-1]["step"] < before[-1]["stage"]["steps"]:
@@ -298,7 +299,8 @@ def initial_state(
             )
     net = net.to(world.device, torch.float64 if stage.precision == "fp64" else torch.float32)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
-    native = NativeOrthogonaliser() if engine.kernels == "native" else None
+    small = engine.kernels == "native" and stage.channels <= NativeOrthogonaliser.LARGEST
+    native = NativeOrthogonaliser() if small else None
     optimizers = make_optimizers(net, stage, native)
     of_teacher = {"sha256": teacher.sha256, "records": teacher.records} if teacher else None
     return checkpoint.State(net, ema, optimizers, before=before, init=unknown, teacher=of_teacher)

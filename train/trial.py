@@ -15,9 +15,9 @@ if __name__ == "__main__":
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from train import log
-from train.checkpoint import training_records, without_digests
 from train.export import last_stage
 from train.recipes import commands
+from train.records import training_records, without_digests
 from utils import command
 from utils.files import write_bytes, write_json
 from utils.record import PUBLISHED, read_runs

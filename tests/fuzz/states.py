@@ -15,6 +15,7 @@ from tests.fuzz.kinds import Kind
 from train import checkpoint, export
 from train.optim import learning_rate, make_optimizers, set_learning_rate
 from train.recipes import STAGES
+from train.records import training_records
 from train.reparam import training_form
 from utils.files import write_json
 from utils.weights import CheckpointError, load_state, read_checkpoint, state_dict_of
@@ -56,7 +57,7 @@ def seeds() -> list[Any]:
             checkpoint.save(path, state, STAGE, SEED, DATA)
             saved = read_checkpoint(path)
             contents.append(saved)
-            state.before = checkpoint.training_records(saved, path.parent)
+            state.before = training_records(saved, path.parent)
             state.init = {"name": "w.pth", "sha256": "0" * 64}
     return contents
 
@@ -79,14 +80,14 @@ def started_from(path: Path) -> None:
     """train.py --init."""
     saved = read_checkpoint(path)
     load_state(new_state().net, state_dict_of(saved, path), path)
-    if records := checkpoint.training_records(saved, path.parent):
+    if records := training_records(saved, path.parent):
         assert isinstance(records[-1]["step"] < records[-1]["stage"]["steps"], bool)
 
 
 def exported(path: Path) -> None:
     """train/export.py, and what it writes of the training where weights are shipped."""
     export.export(path, path.with_name("fused.pth"))
-    records = checkpoint.training_records(read_checkpoint(path), path.parent)
+    records = training_records(read_checkpoint(path), path.parent)
     if records and not any(record["init"] for record in records):
         export.commands(records)
         write_json(path.with_name("record.json"), records)

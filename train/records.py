@@ -1,0 +1,212 @@
+"""What a checkpoint and a run's folder say of how its weights came about."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from train.packs import Pack
+from train.recipes import STAGES, Stage
+from utils.datasets import SCALE
+from utils.files import read_json, write_json
+from utils.weights import CheckpointError
+
+# The kind of each field of a training state, those that older ones lack left out.
+FIELDS: dict[str, type] = {
+    "params": dict,
+    "params_ema": dict,
+    "optimizers": list,
+    "step": int,
+    "stage": dict,
+    "seed": int,
+    "data": str,
+    "history": list,
+}
+LATER_FIELDS: dict[str, type] = {"before": list, "init": dict, "teacher": dict}
+MOST_RECORDS = 200  # of stages, those of teachers and their teachers counted
+
+
+def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
+    """How the weights of a checkpoint in folder `run` came about, a record a stage; empty for
+    foreign files."""
+    if not set(FIELDS) <= set(saved):
+        return []
+    check_state(saved, run)
+    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    own |= {key: saved.get(key) for key in ("init", "teacher")}
+    records = [*(saved.get("before") or []), own]
+    notes = _data_notes(run)
+    return [_complete(record, notes) for record in records]
+
+
+def _complete(record: dict[str, Any], notes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A record with all that is known today, and the same of a teacher's."""
+    # Digests may be in any note about the same data.
+    summary = record.get("data_summary") or {}
+    teacher = record.get("teacher")
+    if teacher:
+        teacher = {**teacher, "records": [_complete(own, notes) for own in teacher["records"]]}
+    return {
+        **record,
+        "stage": complete_stage(record["stage"]),
+        "init": record.get("init"),
+        "teacher": teacher,
+        "data_summary": summary if "sha256" in summary else notes.get(record["data"]),
+    }
+
+
+def complete_stage(stage: dict[str, Any]) -> dict[str, Any]:
+    """A saved stage with the numbers it did not have yet, which were the defaults."""
+    return {f.name: stage.get(f.name, f.default) for f in fields(Stage)}
+
+
+def with_teachers(
+    records: list[dict[str, Any]], whose: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records and those of the teachers' training, each with what it is of: a stage of
+    `whose` run."""
+    for record in records:
+        of = f"{record['stage']['name']} of {whose}"
+        yield of, record
+        if record["teacher"]:
+            yield from with_teachers(record["teacher"]["records"], f"the teacher of {of}")
+
+
+def share_summaries(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same records, of which equal summaries of data are one object: a checkpoint holds the
+    digests of a thousand images once then, however often they were trained on."""
+    known: dict[str, Any] = {}
+
+    def share(record: dict[str, Any]) -> dict[str, Any]:
+        summary, teacher = record.get("data_summary"), record.get("teacher")
+        if summary:
+            summary = known.setdefault(record["data"], summary)
+        if teacher:
+            teacher = {**teacher, "records": [share(own) for own in teacher["records"]]}
+        return {**record, "data_summary": summary, "teacher": teacher}
+
+    return [share(record) for record in records]
+
+
+def without_digests(record: dict[str, Any]) -> dict[str, Any]:
+    """A training record without the digest of every image, to be read by people."""
+    summary = record["data_summary"] or {}
+    teacher = record["teacher"]
+    if teacher:
+        teacher = {**teacher, "records": [without_digests(own) for own in teacher["records"]]}
+    summary = {k: v for k, v in summary.items() if k != "sha256"}
+    return {**record, "data_summary": summary, "teacher": teacher}
+
+
+def note_data(run: Path, stage: Stage, folders: list[Path], first: int | None, data: Pack) -> None:
+    """Write what a stage was trained on beside its checkpoint, with the digest of each image."""
+    write_json(
+        run / f"{stage.name}_data.json",
+        {
+            "folders": [folder.resolve().name for folder in folders],
+            "first": first,
+            "images": len(data.images),
+            "skipped": list(data.skipped),
+            "fingerprint": data.fingerprint,
+            "megapixels": SCALE**2 * sum(i.height * i.width for i in data.images) / 1e6,
+            "sha256": [image.sha256 for image in data.images],
+        },
+    )
+
+
+def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
+    """What `note_data` wrote in a folder, by the data's fingerprint; only notes with digests."""
+    notes = {}
+    for file in sorted(run.glob("stage*_data.json")):
+        try:
+            note = read_json(file)
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(note, dict) and "sha256" in note and is_of(note.get("fingerprint"), str):
+            notes[note["fingerprint"]] = note
+    return notes
+
+
+def check_state(saved: dict[str, Any], path: Path) -> None:
+    """A training state must have each field, of its kind; `path` names it. Raises
+    CheckpointError."""
+    if missing := [key for key in FIELDS if key not in saved]:
+        raise CheckpointError(f"expected a training state, found no {', '.join(missing)} in {path}")
+    later = {k: v for k, v in LATER_FIELDS.items() if saved.get(k) is not None}
+    for key, kind in (FIELDS | later).items():
+        if not isinstance(saved[key], kind) or isinstance(saved[key], bool):
+            got = type(saved[key]).__name__
+            raise CheckpointError(f"expected {key} of type {kind.__name__} in {path}, got {got}")
+    for record in _all_records(saved, path):
+        if misfit := _misfit(record):
+            raise CheckpointError(
+                f"expected a record of training in {path}, got one with another {misfit}: it is "
+                "damaged"
+            )
+
+
+def _all_records(saved: dict[str, Any], path: Path) -> list[Any]:
+    """The records of all stages behind a state, teachers' included, whatever they hold."""
+    records: list[Any] = [*(saved.get("before") or []), saved]
+    for record in records:  # which grows meanwhile
+        teacher = record.get("teacher") if isinstance(record, dict) else None
+        behind = teacher.get("records") if isinstance(teacher, dict) else None
+        records += behind if isinstance(behind, list) else []
+        if len(records) > MOST_RECORDS:
+            raise CheckpointError(
+                f"expected at most {MOST_RECORDS} records of training in {path}, got more: it is "
+                "damaged"
+            )
+    return records
+
+
+def _misfit(record: Any) -> str:
+    """What in a stage's record is not as `save` writes it; nothing if all is."""
+    if not isinstance(record, dict) or not isinstance(record.get("stage"), dict):
+        return "stage"
+    stage = complete_stage(record["stage"])
+    for name, kind in get_type_hints(Stage).items():
+        if not is_of(stage[name], kind):
+            return f"stage ({name})"
+    step, init, history = record.get("step"), record.get("init"), record.get("history")
+    fits = {
+        "name": stage["name"] in {known.name for known in STAGES.values()},
+        "step": type(step) is int and 0 <= step <= stage["steps"],
+        "seed": is_of(record.get("seed"), int),
+        "data": is_of(record.get("data"), str),
+        "history": isinstance(history, list)
+        and _is_plain(history)
+        and all(isinstance(work, dict) and is_of(work.get("minutes"), float) for work in history),
+        "init": init is None
+        or isinstance(init, dict)
+        and all(is_of(init.get(key), str) for key in ("name", "sha256")),
+        "teacher": record.get("teacher") is None
+        or isinstance(record["teacher"], dict)
+        and is_of(record["teacher"].get("sha256"), str)
+        and isinstance(record["teacher"].get("records"), list),
+        "data_summary": record.get("data_summary") is None
+        or isinstance(record["data_summary"], dict)
+        and _is_plain(record["data_summary"]),
+    }
+    return next((name for name, fit in fits.items() if not fit), "")
+
+
+def is_of(value: object, kind: Any) -> bool:
+    """Whether a value is one that a field of this kind may have: a number, a text, a literal."""
+    if kind is float:
+        return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e15
+    if kind is int:
+        return type(value) is int and abs(value) < 1 << 63
+    return type(value) is str and (kind is str or value in get_args(kind))
+
+
+def _is_plain(value: object, depth: int = 6) -> bool:
+    """Whether JSON can hold a value, which is nested at most so deep."""
+    if isinstance(value, dict | list):
+        keys, items = (value, value.values()) if isinstance(value, dict) else ((), value)
+        return (
+            depth > 0
+            and all(type(key) is str for key in keys)
+            and all(_is_plain(item, depth - 1) for item in items)
+        )
+    return value is None or type(value) in (bool, int, float, str)
