@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from _pytest.mark.structures import ParameterSet
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from models.team23_LKDN import LKDN
 from train.forward import make_forward
@@ -44,12 +45,18 @@ def recipe_cases() -> list[ParameterSet]:
     alone = {
         (precision, engine)
         for precision in ("fp32", "bf16")
-        for engine in (Engine(), Engine(channels_last=False), Engine(fold=False))
+        for engine in (
+            Engine(),
+            Engine(channels_last=False),
+            Engine(fold=False),
+            Engine(dense=True),
+        )
     }
     alone.add(("bf16", Engine(compile="on")))  # in one precision, for it takes 20 s on a CPU
     cases = {("cpu", p, replace(e, depthwise="torch")) for p, e in used | alone}
     cases |= {("cuda", p, e) for p, e in used | alone}
     cases |= {("cuda", p, Engine(depthwise="triton")) for p in ("fp32", "bf16")}
+    cases.add(("cuda", "bf16", Engine(depthwise="triton", compile="on", dense=True)))
     return [
         pytest.param(
             *case,
@@ -112,6 +119,40 @@ def test_gradients_of_the_training_forward_are_right(
         for (name, _), g, e in zip(form.named_parameters(), got, expected, strict=True)
     }
     assert not {name: error for name, error in errors.items() if not error < tolerance}
+
+
+class Convolutions(TorchFunctionMode):
+    """Counts the convolutions that are called."""
+
+    count = 0
+
+    def __torch_function__(self, func: Callable, types: object, args: Any = (), kwargs: Any = None):
+        self.count += func is torch.conv2d
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (17, 31)], ids=str)
+def test_dense_pairs_are_the_branches_to_the_border_with_half_the_convolutions(
+    size: tuple[int, int],
+) -> None:
+    torch.manual_seed(0)
+    form = training_form(LKDN(6, 2)).double()
+    stage = replace(STAGES[1], precision="fp64")
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    target = torch.rand(2, 3, 4 * size[0], 4 * size[1], dtype=torch.float64)
+    expected, exact = gradients(form, form, x, target), form(x)
+    form.zero_grad()
+    forward = make_forward(form, stage, torch.device("cpu"), Engine(dense=True))
+    with Convolutions() as dense:
+        y = forward(x)
+    with Convolutions() as pairs:
+        make_forward(form, stage, torch.device("cpu"), Engine())(x)
+    assert dense.count == pairs.count - 10  # four pairs in each of two blocks, one on either side
+    torch.testing.assert_close(y, exact, rtol=0, atol=1e-12)
+    got = gradients(form, forward, x, target)
+    for (name, _), g, e in zip(form.named_parameters(), got, expected, strict=True):
+        # Float64, and gradients of up to 1: products are added in another order.
+        torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-12, msg=name)
 
 
 SMALL_RECIPE = """

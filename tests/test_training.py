@@ -187,6 +187,7 @@ def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run)
         (["--recipe", "cpu", "--stage", 2], ["cpu", "--stage 2"]),
         (["--compile", "graphs"], ["CUDA", "--compile"]),
         (["--depthwise", "triton"], ["CUDA", "--depthwise"]),
+        (["--dense", "--no-fold"], ["--fold", "--dense"]),
         (["--momentum", 1.5], ["--momentum", "1.5"]),
     ],
 )

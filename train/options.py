@@ -47,6 +47,7 @@ HELP = {
     "draw": "patches from everywhere alike, or more where there is detail",
     "kernels": "torch's, or ours compiled for this CPU",
     "fold": "fold the branches at each step",
+    "dense": "fold each 1x1 and the depthwise 3x3 after it, too",
     "channels_last": "memory layout",
     "depthwise": "whose kernels for depthwise convolutions",
     "compile": "torch.compile, alone or with CUDA graphs",
@@ -188,7 +189,10 @@ def engine_of(
     engine = replace(RECIPES[args.recipe].engine, **given)
     if engine.compile == "graphs" and device.type != "cuda":
         raise UserError(f"expected CUDA for --compile graphs, got {device}: give --compile on")
-    if torch_only := [name for name in ("fold", "channels_last", "compile") if name in given]:
+    if engine.dense and not engine.fold:
+        raise UserError("expected --fold with --dense, got --no-fold: leave one of them out")
+    of_torch = ("fold", "dense", "channels_last", "compile")
+    if torch_only := [name for name in of_torch if name in given]:
         if given.get("kernels") == "native":
             raise UserError(f"expected --{torch_only[0]} with --kernels torch, got native")
         engine = replace(engine, kernels="torch")

@@ -57,6 +57,7 @@ class Engine:
     kernels: torch's, or ours for a CPU (kernels/native_training.py), which have no use for the
     choices below but the last three.
     fold: run the plain network on kernels folded from the branches, not the branches.
+    dense: with fold, run its blueprint pairs as dense 3x3 convolutions, folded from them too.
     channels_last: memory layout. depthwise: whose kernels for the depthwise convolutions.
     compile: torch.compile for the network, alone or with CUDA graphs.
     crops: where patches are cut, on the training device or on the CPU.
@@ -66,6 +67,7 @@ class Engine:
 
     kernels: Literal["torch", "native"] = "torch"
     fold: bool = True
+    dense: bool = False
     channels_last: bool = True
     depthwise: Literal["torch", "triton"] = "torch"
     compile: Literal["off", "on", "graphs"] = "off"

@@ -56,6 +56,10 @@ ROWS = {
         "+ CUDA graphs": ["--precision", "bf16", "--depthwise", "triton", "--compile", "graphs"],
         "torch.compile without Triton depthwise": ["--precision", "bf16", "--compile", "on"],
         "torch.compile, NCHW": ["--precision", "bf16", "--compile", "on", "--no-channels_last"],
+        "channels_last and dense pairs": ["--precision", "bf16", "--dense"],
+        "torch.compile and dense pairs": [
+            *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--dense")
+        ],
     },
 }
 

@@ -187,7 +187,7 @@ def tests(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measur
 
 def training(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
     """Steps a second of training on made-up images, a row of train/throughput.py each."""
-    rows = (2, 4, 5, 6, 7) if device.type == "cuda" else (3,)
+    rows = (2, 4, 10, 5, 6, 11, 7) if device.type == "cuda" else (3,)
     steps, batch, patch = (100, 128, 256) if device.type == "cuda" else (10, 2, 32)
     for row in rows:
 
