@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,7 +83,7 @@ def test_a_part_that_failed_or_was_cut_makes_the_exit_code_1(
     started: list[str] = []
 
     def run(line: list[str], seconds: float) -> int | None:
-        assert seconds == 540
+        assert seconds == pytest.approx(540, abs=5)
         started.append(line[line.index("--parts") + 1])
         return ended
 
@@ -89,6 +91,68 @@ def test_a_part_that_failed_or_was_cut_makes_the_exit_code_1(
     assert gpu_check.main(["--device", "cpu", "-o", str(tmp_path)]) == 1
     assert started == list(PARTS)  # the others run all the same
     assert capsys.readouterr().out.count(words) == len(PARTS)
+
+
+DYING = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+from deploy import backends
+from deploy.gpu_check import __main__ as gpu_check, rows
+
+def lose():
+    rows._answers = lambda device: False
+    raise RuntimeError("an illegal memory access was encountered")
+
+def speed(device, sizes):
+    measures = {
+        "good": dict,
+        "raises": lambda: 1 / 0,
+        "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+        "device lost": lose,
+        "exit": lambda: os._exit(1),  # as LLVM does
+        "last": dict,
+    }
+    for name, measure in measures.items():
+        yield name, lambda: open("begun", "a").write(name + ",") and measure()
+
+gpu_check.PARTS["speed"] = speed
+backends.need = lambda name: None
+sys.exit(gpu_check.main(sys.argv[1:]))
+"""
+
+
+def test_a_row_that_ends_its_process_costs_itself_alone(
+    tmp_path: Path,
+    root: Path,
+    python: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    ends = []
+
+    def run(line: list[str], seconds: float) -> int:
+        ends.append(python(tmp_path, script, root, *line[3:]).returncode)
+        return ends[-1]
+
+    monkeypatch.setattr(gpu_check, "_run_for", run)
+    options = ["--device", "cpu", "--parts", "speed", "-o", str(tmp_path)]
+    for call in (1, 2):  # what failed is tried anew, once
+        assert gpu_check.main(options) == 1
+        assert "speed: 6 rows, 4 failed, " in capsys.readouterr().out
+        rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+        assert {row["name"]: row.get("failed") for row in rows} == {
+            "good": None,
+            "raises": "ZeroDivisionError: division by zero",
+            "segfault": "its process ended with SIGSEGV",
+            "device lost": "RuntimeError: an illegal memory access was encountered",
+            "exit": "its process ended with exit code 1",
+            "last": None,
+        }
+        assert ends == [-signal.SIGSEGV, gpu_check.LOST, 1, 1] * call
+    again = "raises,segfault,device lost,exit,"
+    assert (tmp_path / "begun").read_text() == f"good,{again}last,{again}"
 
 
 def test_what_a_cut_part_started_ends_with_it(tmp_path: Path) -> None:

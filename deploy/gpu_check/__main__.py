@@ -1,9 +1,10 @@
 """All that has to be known on a GPU, in parts that can be cut off: python -m deploy.gpu_check
 
 Each part runs in a process of its own for at most --minutes, writes its JSON after each row, and
-goes on where it was cut when the command is given again. It needs torch, Triton and this
-repository's requirements.txt; fvcore, OpenVINO and ONNX are not asked for. The exit code is 1 if a
-row failed or a part was cut.
+goes on where it was cut when the command is given again. Where a row ends the process, or leaves a
+device that does nothing any more, the rows after it run in a new one. It needs torch, Triton and
+this repository's requirements.txt; fvcore, OpenVINO and ONNX are not asked for. The exit code is 1
+if a row failed or a part was cut.
 """
 
 import argparse
@@ -19,11 +20,12 @@ from typing import Any
 
 from deploy import backends
 from deploy.gpu_check.parts import PARTS
-from deploy.gpu_check.rows import run_rows
+from deploy.gpu_check.rows import UNENDED, DeviceLost, run_rows
 from utils import command, devices
-from utils.files import ROOT, read_json
+from utils.files import ROOT, read_json, write_json
 
 SIZES = ("256x256", "340x510")
+LOST = 3  # exit code of a part's own process where the rows left need a new one
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     output = ROOT / "results" / "gpu_check"
     add("-o", "--output", type=Path, default=output, metavar="DIR", help="where the JSONs go")
     add("--inside", action="store_true", help=argparse.SUPPRESS)  # a part's own process
+    add("--after", metavar="ROW", help=argparse.SUPPRESS)  # .. and where it goes on
     args = parser.parse_args(argv)
     for size in args.sizes:
         sides = size.split("x")
@@ -62,12 +65,16 @@ def _run_inside(args: argparse.Namespace) -> int:
     device = devices.select_device(args.device)
     sizes = [(int(height), int(width)) for height, width in (s.split("x") for s in args.sizes)]
     (part,) = args.parts
-    result = run_rows(part, PARTS[part](device, sizes), device, args.output / f"{part}.json")
+    file = args.output / f"{part}.json"
+    try:
+        result = run_rows(part, PARTS[part](device, sizes), device, file, args.after)
+    except DeviceLost:
+        return LOST
     return command.FAILED if any("failed" in row for row in result["rows"]) else command.GOOD
 
 
 def _run_all(args: argparse.Namespace) -> int:
-    """Run the parts, each in a process that a crash or the clock may end; the exit code.
+    """Run the parts, each in processes that a crash or the clock may end; the exit code.
 
     Raises:
         DeviceError: the device cannot be had.
@@ -76,9 +83,7 @@ def _run_all(args: argparse.Namespace) -> int:
     code = command.GOOD
     for part in args.parts:
         began = time.perf_counter()
-        line = [sys.executable, "-m", "deploy.gpu_check", "--inside", "--parts", part]
-        line += ["--device", args.device, "--sizes", *args.sizes, "-o", str(args.output.resolve())]
-        ended = _run_for(line, 60 * args.minutes)
+        ended = _run_part(part, args)
         how = "" if ended in (command.GOOD, command.FAILED) else f", ended with {ended}"
         if ended is None:
             how = f", cut after {args.minutes:g} minutes"
@@ -90,6 +95,34 @@ def _run_all(args: argparse.Namespace) -> int:
             code = command.FAILED
     print(f"Recorded in {args.output}")
     return code
+
+
+def _run_part(part: str, args: argparse.Namespace) -> int | None:
+    """Run a part, in a new process after each row that ended one; the last one's exit code, or
+    None where the time was up."""
+    until = time.perf_counter() + 60 * args.minutes
+    line = [sys.executable, "-m", "deploy.gpu_check", "--inside", "--parts", part]
+    line += ["--device", args.device, "--sizes", *args.sizes, "-o", str(args.output.resolve())]
+    after: list[str] = []
+    while True:
+        ended = _run_for([*line, *after], until - time.perf_counter())
+        row = _ended_in(args.output / f"{part}.json", ended)
+        if row is None or after == ["--after", row]:
+            return ended
+        after = ["--after", row]
+
+
+def _ended_in(file: Path, ended: int | None) -> str | None:
+    """The row beyond which a process did not get, if there is one, now recorded as its end."""
+    rows = _rows(file)
+    if not rows or ended in (None, command.WRONG_USAGE):
+        return None
+    if rows[-1].get("failed") == UNENDED:
+        how = f"exit code {ended}" if ended >= 0 else signal.Signals(-ended).name
+        rows[-1]["failed"] = f"its process ended with {how}"
+        write_json(file, read_json(file) | {"rows": rows})
+        return rows[-1]["name"]
+    return rows[-1]["name"] if ended == LOST else None
 
 
 def _run_for(line: list[str], seconds: float) -> int | None:

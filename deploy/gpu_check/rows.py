@@ -13,30 +13,71 @@ from utils.files import read_json, write_json
 
 Measure = Callable[[], dict[str, Any]]
 
+UNENDED = "it did not end"  # what a row is recorded with while it runs
+
 logger = logging.getLogger(__name__)
 
 
+class DeviceLost(RuntimeError):
+    """After a row that failed the device does nothing any more, for this process."""
+
+
 def run_rows(
-    part: str, rows: Iterable[tuple[str, Measure]], device: torch.device, file: Path
+    part: str,
+    rows: Iterable[tuple[str, Measure]],
+    device: torch.device,
+    file: Path,
+    after: str | None = None,
 ) -> dict[str, Any]:
     """Run each (name, measurement) that `file` does not have yet; what the file holds then.
 
-    A row that fails is recorded with its reason, and tried anew in the next call.
+    A row that fails is recorded with its reason, and tried anew in the next call. Rows up to that
+    called `after` stay as they are recorded. A row is recorded before it begins, too, for it may be
+    the end of the process.
+
+    Raises:
+        DeviceLost: only a new process can run the rows after the last that is recorded.
     """
     result: dict[str, Any] = {"part": part, "environment": record.environment(device), "rows": []}
-    done = {row["name"]: row for row in _earlier(file, result) if "failed" not in row}
+    earlier = {row["name"]: row for row in _earlier(file, result)}
+    done = {name: row for name, row in earlier.items() if "failed" not in row}
+
+    rows, lost = iter(rows), False
+    while after:
+        name, _ = next(rows, (after, None))
+        if name in earlier:
+            done[name] = earlier[name]
+        after = None if name == after else after
+
+    def write() -> None:
+        result["rows"] = list(done.values())
+        write_json(file, result)
+
+    write()
     for name, measure in rows:
         if name not in done:
+            done[name] = {"name": name, "failed": UNENDED}
+            write()
             began = time.perf_counter()
             try:
                 row = measure()
             except Exception as error:  # a library's, a compiler's, a driver's
                 row = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+                lost = not _answers(device)
             done[name] = {"name": name, **row, "seconds": time.perf_counter() - began}
+            write()
         logger.info("%s, %s: %s", part, name, _in_words(done[name]))
-        result["rows"] = list(done.values())
-        write_json(file, result)
+        if lost:
+            raise DeviceLost(f"{device} does nothing any more after {name}")
     return result
+
+
+def _answers(device: torch.device) -> bool:
+    """Whether a device computes: after a fault in a kernel CUDA refuses a process everything."""
+    try:
+        return torch.ones(1, device=device).item() == 1
+    except Exception:
+        return False
 
 
 def _earlier(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
