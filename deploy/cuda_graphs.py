@@ -1,5 +1,6 @@
 """A network on CUDA as recorded graphs: one launch for all its kernels."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.memory import is_exhausted
+from utils.text import printable
 
 GRAPHS = 8  # image sizes of which a graph is kept
 MOST_PIXELS = 1 << 20  # of a recorded image; beyond, launches take no time beside the kernels
+
+logger = logging.getLogger(__name__)
 
 
 def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Tensor]:
@@ -18,13 +22,15 @@ def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Te
 
     A shape that comes once is run kernel by kernel: recording costs more than it saves. All graphs
     share one pool of memory: what the largest needs, and a result each. What a replay leaves behind
-    is copied before another begins. Calls take turns; threads have to see to it.
+    is copied before another begins. Calls take turns; threads have to see to it. Where recording
+    fails, memory apart, a line says so, and all runs kernel by kernel from then on.
     """
     seen: OrderedDict[torch.Size, Callable[[Tensor], Tensor] | None] = OrderedDict()
     shared: list[Any] = []  # a pool's handle and a stream, once they are needed
+    able = True
 
     def run(x: Tensor) -> Tensor:
-        if len(x) * x.shape[-2] * x.shape[-1] > MOST_PIXELS:
+        if not able or len(x) * x.shape[-2] * x.shape[-1] > MOST_PIXELS:
             return fast(x)
         known = x.shape in seen
         own = seen.pop(x.shape, None)
@@ -38,13 +44,19 @@ def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Te
     def record(x: Tensor) -> Callable[[Tensor], Tensor]:
         # One stream: what was freed on a stream is used again on the same alone. It is not
         # torch's, which is of the first device used.
-        shared[:] = shared or [torch.cuda.graph_pool_handle(), torch.cuda.Stream(x.device)]
+        nonlocal able
+        stream = torch.cuda.current_stream(x.device)
         try:
+            shared[:] = shared or [torch.cuda.graph_pool_handle(), torch.cuda.Stream(x.device)]
             return _Recorded(fast, x, *shared).replay
         except Exception as error:
-            if not is_exhausted(error):
-                raise
+            torch.cuda.set_stream(stream)  # torch leaves its own where a recording cannot end
             seen.clear()  # and their memory; this shape is not tried again while it is kept
+            if not is_exhausted(error):
+                able = False
+                why = str(error).strip().partition("\n")[0]
+                reason = printable(f"{type(error).__name__}: {why}", 200)
+                logger.warning("running without CUDA graphs, which cannot be recorded: %s", reason)
             return fast
 
     def on_its_device(x: Tensor) -> Tensor:

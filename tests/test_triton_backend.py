@@ -204,13 +204,15 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
         yield
         graph.source, graph.result = fast.calls[-1]
 
-    fast = Doubled()
+    fast, current = Doubled(), ["torch's stream"]
     monkeypatch.setattr(FakeGraph, "replays", 0)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (len(made), 1))
     streams = itertools.count(1)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"{device} {next(streams)}")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
     capture.fast = fast  # type: ignore[attr-defined]
     yield made
 
@@ -270,3 +272,41 @@ def test_want_of_memory_while_recording_costs_the_graph_alone(
     x = torch.rand(1, 3, 5, 6)
     assert all(torch.equal(run(x), 2 * x) for _ in range(4))
     assert len(tries) == 1  # it would cost the other sizes their graphs each time
+
+
+def test_a_capture_that_fails_is_the_last_and_one_line(
+    captures: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After graphs that were recorded well, too, and on the stream of before."""
+    run, fast = run_of()
+    other = torch.rand(1, 3, 2, 2)
+    assert all(torch.equal(run(other), 2 * other) for _ in range(2))
+    tries: list[int] = []
+
+    @contextlib.contextmanager
+    def fail(graph: FakeGraph, pool: object, stream: Any, **_: object) -> Iterator:
+        tries.append(1)
+        torch.cuda.set_stream(stream)  # as torch leaves it
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nand advice")
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    for shape in (
+        (1, 3, 5, 6),
+        (1, 3, 5, 6),
+        (1, 3, 5, 6),
+        (1, 3, 7, 8),
+        (1, 3, 7, 8),
+        (1, 3, 2, 2),
+    ):
+        x = torch.rand(shape)
+        assert torch.equal(run(x), 2 * x)
+    assert len(tries) == 1 and FakeGraph.replays == 1
+    assert torch.cuda.current_stream(CPU) == "torch's stream"
+    (said,) = caplog.records
+    assert said.levelname == "WARNING" and said.message == (
+        "running without CUDA graphs, which cannot be recorded: "
+        "RuntimeError: operation not permitted when stream is capturing"
+    )
