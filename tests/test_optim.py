@@ -15,6 +15,8 @@ from train.optim import (
     learning_rate,
     make_optimizers,
     orthogonalise,
+    orthogonalise_all,
+    orthogonalise_padded,
     set_learning_rate,
     update_ema,
 )
@@ -81,6 +83,41 @@ def test_orthogonalise_of_random_gradients_in_float32(shape: tuple[int, int]) ->
 
 def test_orthogonalise_of_zero_is_zero() -> None:
     assert not orthogonalise(torch.zeros(1, 42, 42)).any()
+
+
+def of_all_shapes() -> list[torch.Tensor]:
+    """Two matrices of each shape, one a thousand times as large, not side by side; and zeros."""
+    torch.manual_seed(3)
+    matrices = [
+        10.0**i * torch.randn(shape, dtype=torch.float64) for i in (0, 3) for shape in SHAPES
+    ]
+    return [*matrices, torch.zeros(5, 7, dtype=torch.float64)]
+
+
+def test_a_padded_batch_is_the_plain_method_on_each_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = of_all_shapes()
+    batches: list[torch.Size] = []
+
+    def once(batch: torch.Tensor) -> torch.Tensor:
+        batches.append(batch.shape)
+        return orthogonalise(batch)
+
+    monkeypatch.setattr("train.optim.orthogonalise", once)
+    for matrix, result in zip(matrices, orthogonalise_padded(matrices), strict=True):
+        expected = newton_schulz(matrix.numpy()) if matrix.any() else matrix.numpy()
+        # Float64; the guard of 1e-7 against a zero norm shifts a matrix by 5e-9 of itself.
+        np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-7)
+    assert batches == [(19, 48, 756)]
+    monkeypatch.setattr("train.optim.orthogonalise", lambda batch: batch)
+    assert all(map(torch.equal, orthogonalise_padded(matrices), matrices))  # not one number moved
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_matrices_on_cuda_come_out_as_on_a_cpu() -> None:
+    matrices = of_all_shapes()
+    results = orthogonalise_all([matrix.cuda() for matrix in matrices])
+    for result, expected in zip(results, orthogonalise_all(matrices), strict=True):
+        torch.testing.assert_close(result.cpu(), expected, rtol=0, atol=1e-9)  # float64 sums
 
 
 def test_muon_steps_are_those_of_the_plain_method_on_each_matrix() -> None:

@@ -1,5 +1,6 @@
 """Optimisers, learning rate and weight averaging."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,9 +24,9 @@ class Muon(torch.optim.Optimizer):
 
     Keller Jordan's Muon (https://github.com/KellerJordan/Muon): Nesterov momentum, then each
     kernel's update, seen as a (out, in*k*k) matrix, is replaced by one near U V^T of its singular
-    value decomposition and scaled by sqrt(max(1, out / (in*k*k))). Matrices of equal shape are
-    orthogonalised as one batch. Decay is apart from the gradient: a step takes the share
-    lr * weight_decay from each kernel (Loshchilov and Hutter, 2019).
+    value decomposition and scaled by sqrt(max(1, out / (in*k*k))). Decay is apart from the
+    gradient: a step takes the share lr * weight_decay from each kernel (Loshchilov and Hutter,
+    2019).
     """
 
     def __init__(
@@ -67,13 +68,48 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise_all(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """`orthogonalise` for matrices (rows, columns) of any shapes; those of equal shape at once."""
+    """`orthogonalise` for matrices (rows, columns) of any shapes: those of equal shape at once, and
+    on CUDA all at once, for fewer launches."""
+    if matrices and matrices[0].is_cuda:
+        return orthogonalise_padded(matrices)
     results = list(matrices)
     for indices in by_shape(matrices):
         batch = orthogonalise(torch.stack([matrices[i] for i in indices]))
         for i, result in zip(indices, batch, strict=True):
             results[i] = result
     return results
+
+
+def orthogonalise_padded(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonalise` for matrices of any shapes as one batch, each with zeros to the largest size.
+
+    Zeros add nothing to a norm or a product, and stay zeros.
+    """
+    places, order = _padding(tuple((len(m), m.shape[1]) for m in matrices), matrices[0].device)
+    flat = torch.cat([*(m.flatten() for m in matrices), matrices[0].new_zeros(1)])
+    results = orthogonalise(flat[places]).flatten()[order].split([m.numel() for m in matrices])
+    return [result.view_as(m) for result, m in zip(results, matrices, strict=True)]
+
+
+@functools.lru_cache(maxsize=2)
+def _padding(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The way into a padded batch and back, as two indices.
+
+    Returns:
+        For each number of the batch (B, rows, columns), where it is in the matrices laid end to
+        end, tall ones turned; one place behind the last, there is the zero. And for each number of
+        the matrices, where it is in the batch.
+    """
+    end = sum(height * width for height, width in shapes)
+    places = torch.full((len(shapes), max(map(min, shapes)), max(map(max, shapes))), end)
+    begin = 0
+    for batch, (height, width) in zip(places, shapes, strict=True):
+        own = torch.arange(begin, begin + height * width).view(height, width)
+        own = own.T if height > width else own
+        batch[: own.shape[0], : own.shape[1]] = own
+        begin += height * width
+    order = places.flatten().argsort()[:end]
+    return places.to(device), order.to(device)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -31,6 +31,7 @@ Size = tuple[int, int]
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 AWKWARD = ((1, 1, 1), (1, 7, 13), (2, 16, 16), (1, 65, 127))
 TIMED = 30  # forwards
+TRAINING_TESTS = ("test_recipes.py", "test_optim.py")
 
 
 def agreement(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
@@ -176,11 +177,14 @@ def demo(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure
 
 
 def tests(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
-    """The tests of the Triton kernels, a file a row."""
-    for file in sorted((ROOT / "tests").glob("test_triton_*.py")):
+    """The tests of the Triton kernels, and those of training that need CUDA, a file a row."""
+    tests = ROOT / "tests"
+    for file in (*sorted(tests.glob("test_triton_*.py")), *map(tests.joinpath, TRAINING_TESTS)):
 
         def measure(file: Path = file) -> dict:
-            return {"last_lines": _run([sys.executable, "-m", "pytest", "-q", file])[-6:]}
+            chosen = ["-k", "cuda"] if file.name in TRAINING_TESTS else []
+            line = [sys.executable, "-m", "pytest", "-q", file, *chosen]
+            return {"last_lines": _run(line)[-6:]}
 
         yield file.name, measure
 
