@@ -210,27 +210,17 @@ def test_a_recipe_is_its_stages_one_after_another_in_slices_and_by_two_processes
     assert lines == [(x["stage"], x["step"], x["loss"]) for x in logged(place / "sliced")]
 
 
-SHALLOW = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-from functools import partial
-from train import train
-train.LKDN = partial(train.LKDN, blocks=1)
-sys.exit(train.main(sys.argv[1:]))
-"""
-
-
 def test_the_gpu_recipe_rehearsed_with_its_kernels_in_the_interpreter(
     place: Path, root: Path, train: Run, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    options = "--recipe fast --steps 1 --batch 1 --patch 32 --precision fp32 --compile off"
-    (place / "shallow.py").write_text(SHALLOW)
-    script = ("shallow.py", root)
-    plain = train("rehearsed with torch", *options.split(), script=script)
+    options = (
+        "--recipe fast --steps 1 --batch 1 --patch 32 --precision fp32 --compile off --blocks 1"
+    )
+    plain = train("rehearsed with torch", *options.split())
     assert plain.returncode == 0, plain.stderr
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    done = train("rehearsed", *options.split(), script=script)
+    done = train("rehearsed", *options.split())
     assert done.returncode == 0, done.stderr
     one, other = (logged(place / run)[0] for run in ("rehearsed", "rehearsed with torch"))
     assert read_checkpoint(place / "rehearsed/stage1.pt")["history"][0]["engine"]["depthwise"] == (

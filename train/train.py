@@ -9,7 +9,6 @@ import time
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,25 +17,21 @@ if __name__ == "__main__":
     # In place of train/, where `train` would be this very file.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
-from kernels.native_training import NativeOrthogonaliser
-from models.team23_LKDN import LKDB, LKDN
 from train import checkpoint, log, loop
-from train.optim import make_optimizers
+from train.first_state import initial_state
 from train.options import engine_of, parse, stages_of
 from train.packing import pack
 from train.packs import Pack
 from train.patches import measure_detail, on_device, sampler
 from train.recipes import Engine, Stage
-from train.records import note_data, training_records
-from train.reparam import fuse, training_form
-from train.teacher import Teacher, read_teacher, teach
+from train.records import note_data
+from train.teacher import read_teacher, teach
 from utils import command, devices, evaluate
 from utils.command import UserError
 from utils.datasets import SCALE, find
-from utils.files import ROOT, remove_leftovers, sha256
+from utils.files import ROOT, remove_leftovers
 from utils.images import ImageError
 from utils.lock import locked
-from utils.weights import load_state, read_checkpoint, state_dict_of
 
 logger = logging.getLogger("train")
 
@@ -128,7 +123,7 @@ def train_stages(
                 f"expected --teacher FILE and --truth below 1 together, got {stage.name} with "
                 f"--truth {stage.truth:g} and {'a' if teacher else 'no'} teacher"
             )
-    states = {first: initial_state(args, first, stages[first], engine, world, teacher)}
+    states = {first: initial_state(args, first, stages[first], engine, world.device, teacher)}
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
@@ -151,7 +146,9 @@ def train_stages(
         for number, stage in stages.items()
     }
     for number, stage in stages.items():
-        state = states.get(number) or initial_state(args, number, stage, engine, world, teacher)
+        state = states.get(number) or initial_state(
+            args, number, stage, engine, world.device, teacher
+        )
         run = loop.Run(
             stage=stage,
             engine=engine,
@@ -250,60 +247,6 @@ def settings(stage: Stage, engine: Engine) -> str:
     del values["name"]
     width = max(map(len, values))
     return "\n".join(f"  {name:{width}}  {value}" for name, value in values.items())
-
-
-def initial_state(
-    args: argparse.Namespace,
-    number: int,
-    stage: Stage,
-    engine: Engine,
-    world: loop.World,
-    teacher: Teacher | None,
-) -> checkpoint.State:
-    """Seeded first weights, or those of --init; stage 2 starts from stage 1's average. A run that
-    resumes brings its own weights."""
-    torch.manual_seed(args.seed)
-    net = LKDN(stage.channels, stage.blocks)
-    for block in net.modules():
-        if isinstance(block, LKDB):
-            torch.nn.init.constant_(block.pixel_norm.weight, stage.norm_start)
-    if stage.form == "training":
-        net = training_form(net)
-    before: list[dict[str, Any]] = []
-    unknown = None
-    init = args.init if number == (args.stage or 1) else None
-    if init is None and number == 2:
-        init = args.out / "stage1.pt"
-    if init and not (args.out / f"{stage.name}.pt").exists():
-        if not init.exists():
-            raise UserError(
-                f"expected weights to start from in {init}, found no such file: "
-                "train stage 1 with the same --out first, or give --init FILE"
-            )
-        saved = read_checkpoint(init)
-        weights = state_dict_of(saved, init)
-        if stage.form == "inference" and "upsampler.conv3.weight" in weights:
-            branches = training_form(net)
-            load_state(branches, weights, init)
-            weights = fuse(branches).state_dict()
-        load_state(net, weights, init)
-        before = training_records(saved, init.parent)
-        if not before:
-            unknown = {"name": init.name, "sha256": sha256(init)}
-        elif before[-1]["step"] < before[-1]["stage"]["steps"]:
-            logger.warning(
-                "%s is not finished: step %d of %d",
-                init,
-                before[-1]["step"],
-                before[-1]["stage"]["steps"],
-            )
-    net = net.to(world.device, torch.float64 if stage.precision == "fp64" else torch.float32)
-    ema = {name: p.detach().clone() for name, p in net.named_parameters()}
-    small = engine.kernels == "native" and stage.channels <= NativeOrthogonaliser.LARGEST
-    native = NativeOrthogonaliser() if small else None
-    optimizers = make_optimizers(net, stage, native)
-    of_teacher = {"sha256": teacher.sha256, "records": teacher.records} if teacher else None
-    return checkpoint.State(net, ema, optimizers, before=before, init=unknown, teacher=of_teacher)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""The state that a stage of training starts from."""
+
+import argparse
+import logging
+from typing import Any
+
+import torch
+
+from kernels.native_training import NativeOrthogonaliser
+from models.team23_LKDN import LKDB, LKDN
+from train import checkpoint
+from train.optim import make_optimizers
+from train.recipes import Engine, Stage
+from train.records import training_records
+from train.reparam import fuse, training_form
+from train.teacher import Teacher
+from utils.command import UserError
+from utils.files import sha256
+from utils.weights import load_state, read_checkpoint, state_dict_of
+
+logger = logging.getLogger(__name__)
+
+
+def initial_state(
+    args: argparse.Namespace,
+    number: int,
+    stage: Stage,
+    engine: Engine,
+    device: torch.device,
+    teacher: Teacher | None,
+) -> checkpoint.State:
+    """Seeded first weights, or those of --init; stage 2 starts from stage 1's average. A run that
+    resumes brings its own weights."""
+    torch.manual_seed(args.seed)
+    net = LKDN(stage.channels, stage.blocks)
+    for block in net.modules():
+        if isinstance(block, LKDB):
+            torch.nn.init.constant_(block.pixel_norm.weight, stage.norm_start)
+    if stage.form == "training":
+        net = training_form(net)
+    before: list[dict[str, Any]] = []
+    unknown = None
+    init = args.init if number == (args.stage or 1) else None
+    if init is None and number == 2:
+        init = args.out / "stage1.pt"
+    if init and not (args.out / f"{stage.name}.pt").exists():
+        if not init.exists():
+            raise UserError(
+                f"expected weights to start from in {init}, found no such file: "
+                "train stage 1 with the same --out first, or give --init FILE"
+            )
+        saved = read_checkpoint(init)
+        weights = state_dict_of(saved, init)
+        if stage.form == "inference" and "upsampler.conv3.weight" in weights:
+            branches = training_form(net)
+            load_state(branches, weights, init)
+            weights = fuse(branches).state_dict()
+        load_state(net, weights, init)
+        before = training_records(saved, init.parent)
+        if not before:
+            unknown = {"name": init.name, "sha256": sha256(init)}
+        elif before[-1]["step"] < before[-1]["stage"]["steps"]:
+            logger.warning(
+                "%s is not finished: step %d of %d",
+                init,
+                before[-1]["step"],
+                before[-1]["stage"]["steps"],
+            )
+    net = net.to(device, torch.float64 if stage.precision == "fp64" else torch.float32)
+    ema = {name: p.detach().clone() for name, p in net.named_parameters()}
+    small = engine.kernels == "native" and stage.channels <= NativeOrthogonaliser.LARGEST
+    native = NativeOrthogonaliser() if small else None
+    optimizers = make_optimizers(net, stage, native)
+    of_teacher = {"sha256": teacher.sha256, "records": teacher.records} if teacher else None
+    return checkpoint.State(net, ema, optimizers, before=before, init=unknown, teacher=of_teacher)
