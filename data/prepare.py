@@ -19,7 +19,7 @@ from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find
 from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
-from utils.images import ImageError, find_images
+from utils.imaging.images import ImageError, find_images
 from utils.layouts import HR_END, read, words_of
 
 # What folders of the benchmark sets are called in lower case, but for words of HR and LR.

@@ -15,9 +15,9 @@ from deploy.photos import encode, folders
 from deploy.photos.enlarge import enlarge
 from deploy.photos.folders import Job
 from deploy.upscaler import SCALE, Upscaler
-from utils import decode
-from utils.decode import Photo
-from utils.images import BAD_IMAGE, ImageError
+from utils.imaging import decode
+from utils.imaging.decode import Photo
+from utils.imaging.images import BAD_IMAGE, ImageError
 from utils.memory import is_exhausted
 
 WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data import prepare
 from utils import download
 from utils.datasets import find
-from utils.images import read_rgb
+from utils.imaging.images import read_rgb
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

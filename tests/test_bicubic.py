@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from utils.bicubic import Convention, downscale, upscale
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

@@ -14,8 +14,8 @@ from image_files import noise, opened, photo, png, profile
 from PIL import Image, ImageCms
 
 from deploy.photos.encode import find_losses, write
-from utils import colour
-from utils.decode import Photo, read
+from utils.imaging import colour
+from utils.imaging.decode import Photo, read
 
 GAMMA = (b"gAMA", struct.pack(">I", 100000))
 ADOBE = (

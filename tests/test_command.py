@@ -8,7 +8,7 @@ import pytest
 from utils import command
 from utils.command import UserError
 from utils.devices import DeviceError
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 from utils.weights import CheckpointError
 
 

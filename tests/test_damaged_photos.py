@@ -12,9 +12,9 @@ from image_files import mutated, noise, png, small_files
 from PIL import Image
 
 from deploy.photos.encode import write
-from utils.decode import read
-from utils.formats import LARGEST
-from utils.images import ImageError
+from utils.imaging.decode import read
+from utils.imaging.formats import LARGEST
+from utils.imaging.images import ImageError
 
 
 def check_refused(path: Path, match: str = "expected") -> None:

@@ -8,7 +8,7 @@ import pytest
 from skimage import data as photos
 
 from utils.datasets import DatasetError, find, is_there
-from utils.images import read_rgb
+from utils.imaging.images import read_rgb
 
 # (set, an HR file, its LR file), as the organisers' template reads them, as DIV2K's archives
 # unpack, and as the benchmark sets circulate.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from deploy.photos.enlarge import enlarge
-from utils.decode import Photo, read
+from utils.imaging.decode import Photo, read
 
 
 def check(path: Path, pixels: NDArray, alpha: NDArray | None = None) -> Photo:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploy.photos.encode import write
-from utils.decode import Photo, read
-from utils.images import ImageError
+from utils.imaging.decode import Photo, read
+from utils.imaging.images import ImageError
 
 
 def loaded(data: bytes | None) -> Image.Exif:

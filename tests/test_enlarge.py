@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deploy.photos.encode import write
 from deploy.photos.enlarge import enlarge
-from utils.decode import Photo, read
+from utils.imaging.decode import Photo, read
 
 
 def bicubic(rgb: NDArray[np.float32]) -> NDArray[np.float32]:

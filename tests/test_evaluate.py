@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.bicubic import Convention, downscale, upscale
 from utils.datasets import Pair, find
 from utils.evaluate import Sample, load, restore, score, validate
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 from utils.metrics import psnr, ssim, to_y
 
 Image = NDArray[np.uint8]

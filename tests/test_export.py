@@ -25,7 +25,7 @@ from train.records import note_data, training_records
 from train.reparam import fuse, training_form
 from utils.datasets import find
 from utils.files import ROOT, sha256
-from utils.images import read_rgb, to_tensor
+from utils.imaging.images import read_rgb, to_tensor
 from utils.report import documents
 from utils.weights import CheckpointError, load_weights
 

@@ -13,7 +13,7 @@ from warm_python import python
 
 from train import checkpoint, log, train
 from utils.files import ROOT
-from utils.images import read_rgb
+from utils.imaging.images import read_rgb
 
 REASON = "No space left on device|Input/output error|Permission denied"
 

@@ -9,8 +9,8 @@ from image_files import H, W, noise, repeated, save
 from PIL import Image
 
 from deploy.photos.enlarge import enlarge
-from utils import formats
-from utils.decode import read
+from utils.imaging import formats
+from utils.imaging.decode import read
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])

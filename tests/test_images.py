@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from skimage import data as photos
 
 from utils.files import write_bytes
-from utils.images import ImageError, find_images, mod_crop, read_rgb, to_tensor, to_uint8, write_png
+from utils.imaging.images import (
+    ImageError,
+    find_images,
+    mod_crop,
+    read_rgb,
+    to_tensor,
+    to_uint8,
+    write_png,
+)
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

@@ -16,7 +16,7 @@ from judging import SCRIPT, STEM, judge, strict
 
 from models.team23_LKDN import LKDN
 from utils.bicubic import downscale
-from utils.images import mod_crop, read_rgb, to_tensor, to_uint8, write_png
+from utils.imaging.images import mod_crop, read_rgb, to_tensor, to_uint8, write_png
 from utils.lock import locked
 from utils.metrics import psnr
 

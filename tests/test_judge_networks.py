@@ -10,7 +10,7 @@ from judging import STEM, judge, strict
 
 from models.team00_RFDN import RFDN
 from utils.command import UserError
-from utils.images import write_png
+from utils.imaging.images import write_png
 from utils.networks import Entry
 
 

@@ -10,7 +10,7 @@ from scipy.signal import convolve2d
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 from utils.metrics import psnr, ssim, to_y
 
 Image = NDArray[np.uint8]

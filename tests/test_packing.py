@@ -16,7 +16,7 @@ from train.packs import Pack
 from utils.bicubic import downscale
 from utils.command import UserError
 from utils.datasets import DatasetError
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

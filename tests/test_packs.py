@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from train import packs
 from train.packing import pack
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]
 

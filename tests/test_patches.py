@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from train.packing import pack
 from train.patches import Sampler, measure_detail, sample, sampler
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.datasets import find
-from utils.images import read_rgb
+from utils.imaging.images import read_rgb
 from utils.report import pictures
 
 

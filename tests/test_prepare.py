@@ -28,7 +28,7 @@ from mirror import (
 from data import prepare
 from train.packing import pack
 from utils import download
-from utils.images import read_rgb
+from utils.imaging.images import read_rgb
 
 Usage = namedtuple("Usage", "total used free")
 

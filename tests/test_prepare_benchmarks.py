@@ -10,7 +10,7 @@ from mirror import MakeImage, files_below, lay_out, png, tarred, zipped
 
 from data import prepare
 from utils.datasets import find
-from utils.images import read_rgb
+from utils.imaging.images import read_rgb
 
 # (set, what is given, HR file in it, LR file in it, name of the pair)
 LAYOUTS = [

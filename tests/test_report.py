@@ -16,7 +16,7 @@ import pytest
 
 from utils.bicubic import downscale, upscale
 from utils.files import ROOT, write_json
-from utils.images import read_rgb, write_png
+from utils.imaging.images import read_rgb, write_png
 from utils.report import page as report
 from utils.report import pictures, training_tables
 

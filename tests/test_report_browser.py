@@ -15,7 +15,7 @@ import pytest
 
 from utils.bicubic import downscale, upscale
 from utils.files import write_json
-from utils.images import write_png
+from utils.imaging.images import write_png
 from utils.record import ENTRY, PUBLISHED, read_runs, run_stem
 from utils.report import page as report
 

@@ -75,7 +75,7 @@ def grow(copy: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "model imports utils": (
-        edit("models/team23_LKDN.py", "import torch\n", "import torch\nimport utils.images\n"),
+        edit("models/team23_LKDN.py", "import torch\n", "import torch\nimport utils.text\n"),
         r"one self-contained model file: expected models/team23_LKDN\.py to import .*utils",
     ),
     "two models": (

@@ -12,8 +12,8 @@ from PIL import Image
 from deploy import pipeline
 from deploy.photos import encode, suffixes
 from deploy.photos.suffixes import BY_PLUGIN
-from utils.decode import Photo
-from utils.formats import PLUGINS
+from utils.imaging.decode import Photo
+from utils.imaging.formats import PLUGINS
 
 
 @pytest.fixture()

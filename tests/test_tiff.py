@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploy.photos.encode import write
-from utils.decode import Photo, read
-from utils.images import ImageError, read_rgb
+from utils.imaging.decode import Photo, read
+from utils.imaging.images import ImageError, read_rgb
 
 tifffile = pytest.importorskip("tifffile")
 H, W = 37, 53

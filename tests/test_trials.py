@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from train import trial
-from utils.images import read_rgb
+from utils.imaging.images import read_rgb
 from utils.report import curves, documents
 from utils.weights import CheckpointError
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from deploy.photos.encode import write
-from utils import formats
-from utils.decode import read
-from utils.images import ImageError, read_rgb
+from utils.imaging import formats
+from utils.imaging.decode import read
+from utils.imaging.images import ImageError, read_rgb
 
 
 def encoded(pixels: NDArray | Image.Image, kind: str, **options: object) -> bytes:
@@ -201,7 +201,7 @@ def test_a_file_of_100_gib_is_never_read_whole(
             taken.append(len(data))
             return data
 
-    monkeypatch.setattr("utils.decode.ImageReader", Counted)
+    monkeypatch.setattr("utils.imaging.decode.ImageReader", Counted)
     monkeypatch.setattr(formats, "MOST_READS", 20000)  # quick
     path = tmp_path / name
     with path.open("wb") as file:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from deploy import pipeline
 from deploy.photos import folders
-from utils import decode
-from utils.images import ImageError
+from utils.imaging import decode
+from utils.imaging.images import ImageError
 
 
 def test_broken_files_are_named_and_the_others_made(

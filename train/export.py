@@ -30,7 +30,7 @@ from train.records import training_records, with_teachers, without_digests
 from train.reparam import fuse
 from utils import command
 from utils.files import ROOT, as_json, sha256, write_all, write_bytes
-from utils.images import find_images
+from utils.imaging.images import find_images
 from utils.record import ENTRY, PUBLISHED
 from utils.report import documents
 from utils.weights import SHIPPED, CheckpointError, read_checkpoint, state_dict_of

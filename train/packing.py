@@ -18,7 +18,7 @@ from train.packs import Pack, PackedImage, describe, digest_of, open_pack
 from utils.bicubic import downscale
 from utils.datasets import SCALE, DatasetError, held_out
 from utils.files import remove_leftovers, whole_file, write_bytes
-from utils.images import BAD_IMAGE, ImageError, find_images, mod_crop, read_rgb
+from utils.imaging.images import BAD_IMAGE, ImageError, find_images, mod_crop, read_rgb
 from utils.layouts import read
 from utils.pairing import pair
 

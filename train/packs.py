@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.datasets import SCALE
 from utils.files import read_json, write_json
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from train.packs import Pack, PackedImage
 from utils.datasets import SCALE
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 
 logger = logging.getLogger(__name__)
 

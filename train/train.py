@@ -30,7 +30,7 @@ from utils import command, devices, evaluate
 from utils.command import UserError
 from utils.datasets import SCALE, find
 from utils.files import ROOT, remove_leftovers
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 from utils.lock import locked
 
 logger = logging.getLogger("train")

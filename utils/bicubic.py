@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from utils.images import mod_crop
+from utils.imaging.images import mod_crop
 
 Convention = Literal["double", "uint8"]
 

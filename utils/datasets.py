@@ -9,7 +9,7 @@ from pathlib import Path
 import skimage
 
 from utils.command import UserError
-from utils.images import find_images
+from utils.imaging.images import find_images
 from utils.layouts import LR_REST, SCALE, read, words_of
 from utils.pairing import pair
 

@@ -30,8 +30,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from utils import images
 from utils.files import write_bytes
+from utils.imaging import images
 from utils.text import printable
 
 TIMEOUT_S = 60

@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.bicubic import Convention, downscale, upscale
 from utils.datasets import SCALE, Pair
 from utils.devices import time_run
-from utils.images import ImageError, mod_crop, read_rgb, to_tensor, to_uint8
+from utils.imaging.images import ImageError, mod_crop, read_rgb, to_tensor, to_uint8
 from utils.metrics import psnr, ssim, to_y
 
 BORDER = 4  # HR pixels left out of every score

@@ -19,7 +19,7 @@ from utils import efficiency, evaluate, record
 from utils.bicubic import Convention
 from utils.datasets import BENCHMARKS, SCALE, ImageSet, Pair
 from utils.files import sha256
-from utils.images import BAD_IMAGE, write_png
+from utils.imaging.images import BAD_IMAGE, write_png
 from utils.lock import locked
 from utils.run_log import log_file
 from utils.text import in_terminal

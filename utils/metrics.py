@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from utils.images import ImageError
+from utils.imaging.images import ImageError
 
 
 def to_y(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.images import BAD_IMAGE, read_rgb
+from utils.imaging.images import BAD_IMAGE, read_rgb
 from utils.layouts import HR_END, LR_REST, SCALE, File, is_of_another_scale, words_of
 
 Names = dict[tuple[tuple[str, ...], str], File]

@@ -30,7 +30,7 @@ from deploy.upscaler import BORDER
 from utils import command, devices, efficiency, record
 from utils.datasets import SCALE, find
 from utils.files import ROOT, write_json
-from utils.images import read_rgb, write_png
+from utils.imaging.images import read_rgb, write_png
 
 HEIGHT, WIDTH = 1500, 2500  # LR pixels; 60 megapixels come out
 SIDE, BOUND = 2500, 2**31  # LR pixels of the image in tiles, 100 megapixels; its memory in bytes

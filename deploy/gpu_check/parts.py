@@ -23,7 +23,7 @@ from deploy.cuda_graphs import replay_graphs
 from deploy.gpu_check.rows import Measure
 from utils import efficiency
 from utils.files import ROOT, read_json
-from utils.images import write_png
+from utils.imaging.images import write_png
 
 Size = tuple[int, int]
 # Largest difference from the network in float64, of images in 0..1: half an 8-bit level in fp32

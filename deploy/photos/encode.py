@@ -15,11 +15,11 @@ from PIL import TiffImagePlugin as tiff
 
 from deploy.photos import suffixes
 from deploy.photos.suffixes import JPEG, OPAQUE, TIFF
-from utils.colour import SRGB, find_profile, find_space
-from utils.decode import Photo
 from utils.files import write_bytes
-from utils.images import ImageError
-from utils.metadata import EXIF_IFD, GPS_IFD, dpi_tags, exif_text
+from utils.imaging.colour import SRGB, find_profile, find_space
+from utils.imaging.decode import Photo
+from utils.imaging.images import ImageError
+from utils.imaging.metadata import EXIF_IFD, GPS_IFD, dpi_tags, exif_text
 
 PNG_ICC = 1 << 20  # bytes of a profile in a PNG that Pillow opens, unless told otherwise
 

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.decode import Photo
-from utils.pixels import round_to
+from utils.imaging.decode import Photo
+from utils.imaging.pixels import round_to
 
 
 def enlarge(

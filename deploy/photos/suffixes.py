@@ -11,9 +11,9 @@ from typing import BinaryIO
 from PIL import Image
 from PIL.TiffImagePlugin import EXTRASAMPLES, IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 
-from utils.decode import READABLE
-from utils.formats import PLUGINS
-from utils.images import ImageError
+from utils.imaging.decode import READABLE
+from utils.imaging.formats import PLUGINS
+from utils.imaging.images import ImageError
 
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 TIFF = {".tif", ".tiff"}
@@ -46,7 +46,7 @@ class Header:
 
 @functools.cache
 def readable() -> frozenset[str]:
-    """The suffixes of what utils/decode.py reads with this Pillow and the plugins there are."""
+    """The suffixes of what `decode` reads with this Pillow and the plugins there are."""
     known = Image.registered_extensions()
     found = {s for s, name in known.items() if name in READABLE and name in Image.OPEN}
     for name, (module, _, _) in PLUGINS.items():

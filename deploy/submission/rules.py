@@ -17,7 +17,7 @@ from deploy.submission.team import Team
 from utils import efficiency
 from utils.datasets import SCALE, held_out
 from utils.files import read_json, sha256
-from utils.images import EXTENSIONS, read_rgb
+from utils.imaging.images import EXTENSIONS, read_rgb
 from utils.record import read_runs
 from utils.report.training_tables import TRAINING
 from utils.schema import misfit

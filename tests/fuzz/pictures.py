@@ -15,8 +15,8 @@ from PIL import Image, features
 from tests.fuzz.damage import Rng, damaged, pick
 from tests.fuzz.kinds import Kind, Unfit
 from tests.image_files import exif, noise, png, profile
-from utils import decode, formats
-from utils.images import ImageError, read_rgb
+from utils.imaging import decode, formats
+from utils.imaging.images import ImageError, read_rgb
 
 W, H = 37, 29
 

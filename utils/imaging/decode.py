@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from utils import formats, tiff
-from utils.colour import Chunks, read_chunks
-from utils.formats import ImageError, ImageReader
-from utils.metadata import read_dpi, read_exif, read_icc
-from utils.pixels import NETPBM, deep_tiff, read_netpbm, to_pixels, turn
+from utils.imaging import formats, tiff
+from utils.imaging.colour import Chunks, read_chunks
+from utils.imaging.formats import ImageError, ImageReader
+from utils.imaging.metadata import read_dpi, read_exif, read_icc
+from utils.imaging.pixels import NETPBM, deep_tiff, read_netpbm, to_pixels, turn
 
 # What is looked for in a file. Others of Pillow's formats start programs, or take any text.
 READABLE = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF")

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils import decode
 from utils.command import UserError
 from utils.files import write_bytes
-from utils.formats import ImageError
+from utils.imaging import decode
+from utils.imaging.formats import ImageError
 
 SYSTEM_FOLDERS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
 # What a data set takes. Photos may be of more formats: deploy/photos/suffixes.py.

@@ -4,7 +4,7 @@ from typing import Any
 
 from PIL import Image
 
-from utils.colour import ADOBE_RGB, make_profile
+from utils.imaging.colour import ADOBE_RGB, make_profile
 
 EXIF_ROOM = 65533  # bytes, all that JPEG has
 # EXIF tags that tell of the picture and not of how the file holds it: description, make, model,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from utils import tiff
-from utils.formats import ImageError, check_size
+from utils.imaging import tiff
+from utils.imaging.formats import ImageError, check_size
 
 GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
 NETPBM = re.compile(

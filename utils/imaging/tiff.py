@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from utils.formats import ImageError, check_size
+from utils.imaging.formats import ImageError, check_size
 
 # Types of values that are whole numbers, as numpy's names.
 KINDS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 18: "u8"}

@@ -20,7 +20,7 @@ from utils.bicubic import Convention
 from utils.command import UserError
 from utils.datasets import SCALE, ImageSet, Pair, find
 from utils.files import ROOT, read_json, write_bytes
-from utils.images import BAD_IMAGE
+from utils.imaging.images import BAD_IMAGE
 from utils.record import PUBLISHED
 from utils.report import groups, markup, pictures, published, speed, summary, training_tables
 from utils.report.groups import Group, psnr_of

@@ -19,7 +19,7 @@ from utils.bicubic import Convention, upscale
 from utils.command import UserError
 from utils.datasets import SCALE, Pair, find
 from utils.files import ROOT
-from utils.images import ImageError, read_rgb, write_png
+from utils.imaging.images import ImageError, read_rgb, write_png
 from utils.record import ENTRY
 from utils.report import markup
 
