@@ -186,7 +186,7 @@ def chosen(model_ids: Sequence[int], checkpoints: Sequence[str] | None) -> list[
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter)
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add(
         "--model_id",
@@ -242,7 +242,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add(
         "--memory_of",
-        type=_size,
+        type=command.size,
         metavar="WxH",
         help="only print the MiB that restoring one LR image of this size needs",
     )
@@ -253,13 +253,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.repeat < 1:
         parser.error(f"expected --repeat of at least 1, got {args.repeat}")
     return args
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Width and height, of 128x96."""
-    if not (size := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise argparse.ArgumentTypeError(f"expected a size such as 128x96, got {text}")
-    return int(size[1]), int(size[2])
 
 
 def make_save_dir(folder: Path) -> None:

@@ -91,7 +91,7 @@ def make_upscaler(args: argparse.Namespace) -> Upscaler:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter)
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add("inputs", type=Path, nargs="*", metavar="INPUT", help="images and folders of images")
     add(

@@ -57,7 +57,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """What to prepare; argparse ends the process with 2 and a message if that is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter)
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add(
         "sets",

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,16 +22,17 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.onnx_export",
-        description=__doc__,
-        formatter_class=command.HelpFormatter,
-    )
+    parser = command.parser(__doc__, "deploy.onnx_export")
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path("lkdn.onnx"), help="the file to write")
     add("--checkpoint", type=Path, default=SHIPPED, help="weights of the inference form")
     add("--precision", choices=sorted(TOLERANCES), default="fp32", help="of weights and features")
-    add("--size", type=_size, metavar="HxW", help="fix the LR height and width; without it any")
+    add(
+        "--size",
+        type=command.size,
+        metavar="HxW",
+        help="fix the LR height and width; without it any",
+    )
     args = parser.parse_args(argv)
     wrong = (IsADirectoryError,)
     return command.run("deploy.onnx_export", lambda: write(args), wrong, (ArithmeticError,))
@@ -45,13 +45,6 @@ def write(args: argparse.Namespace) -> None:
     error = export(net, args.output, args.precision, args.size)
     size = "any size" if args.size is None else "{}x{}".format(*args.size)
     print(f"{args.output}: {args.precision}, {size}, within {error:.1e} of the network in torch")
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"expected HxW such as 340x510, got {text}")
-    return int(match[1]), int(match[2])
 
 
 def export(

@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -23,6 +24,23 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         if action.default in (None, math.inf) or action.default == []:
             return action.help
         return super()._get_help_string(action)
+
+
+def parser(about: str | None, module: str | None = None) -> argparse.ArgumentParser:
+    """Of a command's options; its --help begins with the first paragraph about its module, which
+    is named where the command is `python -m` of it."""
+    return argparse.ArgumentParser(
+        module and f"python -m {module}",
+        description=(about or "").partition("\n\n")[0],
+        formatter_class=HelpFormatter,
+    )
+
+
+def size(text: str) -> tuple[int, int]:
+    """An option's two sides in pixels, of 340x510."""
+    if not (sides := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise argparse.ArgumentTypeError(f"expected a size such as 340x510, got {text}")
+    return int(sides[1]), int(sides[2])
 
 
 class UserError(ValueError):

@@ -30,7 +30,7 @@ from utils.command import UserError
 from utils.files import ROOT, write_bytes, write_json
 from utils.report import speed
 
-SIZES = ("256x256", "340x510", "540x960")
+SIZES = [(256, 256), (340, 510), (540, 960)]
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,13 @@ def bench(args: argparse.Namespace) -> int:
     code = command.GOOD
     device = devices.select_device(args.device)
     rows = _rows(args, device)
-    sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
     result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
     output = args.output or ROOT / "results" / f"ladder_{device.type}.json"
     earlier = (output, record.PUBLISHED / f"ladder_{device.type}.json")
     labels = [row.label for row in rows]
-    logger.info(plan.describe(labels, sizes, args.rounds, result["environment"], earlier))
+    logger.info(plan.describe(labels, args.sizes, args.rounds, result["environment"], earlier))
     try:
-        measure(result, rows, sizes, device, args.rounds, lambda: write_json(output, result))
+        measure(result, rows, args.sizes, device, args.rounds, lambda: write_json(output, result))
         if args.big:
             result["big"] = measure_tiles(device)
     except KeyboardInterrupt:
@@ -75,11 +74,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.bench",
-        description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=command.HelpFormatter,
-    )
+    parser = command.parser(__doc__, "deploy.bench")
     add = parser.add_argument
     add("--device", choices=devices.NAMES, default="auto", help="where to run")
     add(
@@ -97,7 +92,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="P",
         help="of weights and features; by default all, on a CPU without fp16, which is emulated",
     )
-    add("--sizes", nargs="+", metavar="HxW", default=list(SIZES), help="LR sizes")
+    add("--sizes", nargs="+", type=command.size, metavar="HxW", default=SIZES, help="LR sizes")
     add("--rounds", type=int, default=15, help="timed forwards of each row")
     add(
         "--against",
@@ -113,10 +108,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("-o", "--output", type=Path, help="JSON to write; by default results/ladder_DEVICE.json")
     args = parser.parse_args(argv)
-    for size in args.sizes:
-        sides = size.split("x")
-        if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-            parser.error(f"expected --sizes such as 340x510, got {size}")
     if args.rounds < 1:
         parser.error(f"expected --rounds of at least 1, got {args.rounds}")
     return args

@@ -5,7 +5,6 @@ file that it writes are compared with the plain network. `measure_tiles`, for th
 restores 100 megapixels on any device, in memory that is given.
 """
 
-import argparse
 import contextlib
 import io
 import multiprocessing
@@ -50,11 +49,7 @@ class Taken:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.bench.large",
-        description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=command.HelpFormatter,
-    )
+    parser = command.parser(__doc__, "deploy.bench.large")
     output = ROOT / "results" / "large_cpu.json"
     parser.add_argument("-o", "--output", type=Path, default=output, help="JSON to write")
     args = parser.parse_args(argv)

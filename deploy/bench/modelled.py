@@ -5,7 +5,6 @@ each launch takes as long as the busiest part of the GPU, as if all parts worked
 waited: a lower bound, good for comparing two forms of a kernel.
 """
 
-import argparse
 import os
 import re
 import sys
@@ -197,21 +196,13 @@ def compile_all() -> list[list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.bench.modelled",
-        description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=command.HelpFormatter,
-    )
+    parser = command.parser(__doc__, "deploy.bench.modelled")
     add = parser.add_argument
-    add("--size", default="340x510", metavar="HxW", help="LR size")
+    add("--size", type=command.size, default="340x510", metavar="HxW", help="LR size")
     add("--precisions", nargs="+", choices=backends.PRECISIONS, default=["fp16", "fp32"])
     add("--compile", action="store_true", help="only compile, for every architecture")
     add("-o", "--output", type=Path, metavar="FILE", help="JSON to write")
     args = parser.parse_args(argv)
-    sides = args.size.split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-        parser.error(f"expected --size such as 340x510, got {args.size}")
-    size = (1, int(sides[0]), int(sides[1]))
 
     def work() -> int:
         backends.need("triton")
@@ -222,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.compile:
             print(f"Triton {triton.__version__}\n\n{markdown(compile_all())}")
             return command.GOOD
-        models = [model(size, precision) for precision in args.precisions]
+        models = [model((1, *args.size), precision) for precision in args.precisions]
         for modelled in models:
             print(_in_words(modelled))
         if args.output:

@@ -27,11 +27,7 @@ IGNORED = re.compile(
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.submission",
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=command.HelpFormatter,
-    )
+    parser = command.parser(__doc__, "deploy.submission")
     add = parser.add_argument
     add("--root", type=Path, default=ROOT, metavar="DIR", help="the repository")
     add(

@@ -3,7 +3,6 @@
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
-import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,9 +33,7 @@ AUTHORS_PIXELS = 950_000 * 128 * 64**2 + 50_000 * 64 * 120**2
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.report.documents", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command.parser(__doc__, "utils.report.documents")
     parser.add_argument(
         "--publish",
         nargs="*",

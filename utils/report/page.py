@@ -3,7 +3,6 @@
 python -m utils.report.page results -o report.html
 """
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,9 +32,7 @@ MOST_ROWS = 1000  # images of a set in its table and chart
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.report.page", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command.parser(__doc__, "utils.report.page")
     add = parser.add_argument
     add("save_dir", type=Path, help="that of test_demo.py")
     add("-o", "--output", type=Path, metavar="FILE", help="without it, SAVE_DIR/report.html")

@@ -150,9 +150,7 @@ def _jpeg(rgb: NDArray[np.uint8]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, "utils.report.pictures")
     add = parser.add_argument
     add("name", help="the image's name in its set")
     add("--dataset", default="demo", help="the set, as for test_demo.py")
