@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.command import UserError
+from utils.schema import Kind, misfit
 
 TEAM = "deploy/submission/team.toml"
+TEXT = re.compile(r"(?s:.*\S.*)")
 # What the organisers ask for of a team and team.toml may leave empty, by its field there.
 ASKED = {
     "leader": "leader's name",
@@ -82,32 +84,29 @@ def read_team(path: Path) -> Team:
             f"expected the fields {', '.join(names)} in {path}, got "
             f"{', '.join(content) or 'none'}: see to {', '.join(misnamed)}"
         )
-    wrong = [_wrong(field.name, field.type, content[field.name]) for field in fields(Team)]
+    kinds = {field.name: _kind(field.name, field.type) for field in fields(Team)}
+    wrong = [
+        f"{name}, {words}" for name, (kind, words) in kinds.items() if misfit(content[name], kind)
+    ]
     if content["code"] and content["code"] == content["results"]:
         wrong.append("code and results, two commands of different addresses")
-    if broken := [text for text in wrong if text]:
-        raise UserError(f"expected in {path}: {'; '.join(broken)}; got another value")
+    if wrong:
+        raise UserError(f"expected in {path}: {'; '.join(wrong)}; got another value")
     lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
     return Team(**{**content, **lists})
 
 
-def _wrong(name: str, kind: Any, value: Any) -> str | None:
-    """What was expected of a field, where its value is not that."""
-    if kind is int:
-        return None if type(value) is int and 0 <= value <= 99 else f"{name}, a number of 0 to 99"
-    if kind is not str:
-        good = isinstance(value, list) and value and all(map(_is_text, value))
-        return None if good else f"{name}, a list of names"
-    if name == "email" and isinstance(value, str):
-        is_address = re.fullmatch(r"([^@\s]+@[^@\s]+\.[^@\s]+)?", value)
-        return None if is_address else "email, an address or empty"
+def _kind(name: str, of: Any) -> tuple[Kind, str]:
+    """What the value of a field has to be, as a kind and in words."""
+    if of is int:
+        return range(100), "a number of 0 to 99"
+    if of is not str:
+        return [TEXT, ...], "a list of names"
+    if name == "email":
+        return re.compile(r"([^@\s]+@[^@\s]+\.[^@\s]+)?"), "an address or empty"
     if name in ASKED or name == "website":
-        return None if isinstance(value, str) else f"{name}, a text or empty"
-    return None if _is_text(value) else f"{name}, a text"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+        return str, "a text or empty"
+    return TEXT, "a text"
 
 
 def email(team: Team) -> str:
