@@ -115,17 +115,14 @@ class Entry:
 def check(entry: Entry) -> list[str]:
     """Every broken rule with what breaks it. Those on the model are left out where not exactly
     one model and checkpoint are there."""
-    broken = [reason for rule in FILE_RULES for reason in _broken(rule, entry)]
-    if len(entry.models) == 1 and len(entry.own_checkpoints) == 1:
-        broken += [reason for rule in MODEL_RULES for reason in _broken(rule, entry)]
+    is_one = len(entry.models) == len(entry.own_checkpoints) == 1
+    broken = []
+    for name, rule in (FILE_RULES | MODEL_RULES if is_one else FILE_RULES).items():
+        try:
+            broken += [f"{name}: {reason}" for reason in rule(entry)]
+        except Exception as error:  # of whatever kind: rules read, and run, what they are given
+            broken.append(f"{name}: {error or type(error).__name__}")
     return broken
-
-
-def _broken(rule: str, entry: Entry) -> list[str]:
-    try:
-        return [f"{rule}: {reason}" for reason in (FILE_RULES | MODEL_RULES)[rule](entry)]
-    except Exception as error:  # of whatever kind: rules read, and run, what they are given
-        return [f"{rule}: {error or type(error).__name__}"]
 
 
 def _model_file(entry: Entry) -> Iterator[str]:
