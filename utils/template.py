@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from utils.text import in_terminal
+from utils.text import in_terminal, number
 
 # The template's words for the challenge's sets, in its order; other sets go by their own names.
 # The second group are those of 2024 to 2026, in whose template fvcore counts the FLOPs.
@@ -102,18 +102,14 @@ def _block(entries: dict[str, dict[str, Any]], modes: list[str], titles: dict[st
         rows.append(
             [
                 model,
-                *(_figure(entry.get(f"{mode}_ave_psnr")) for mode in modes),
-                *map(_figure, runtimes),
-                _figure(entry["num_parameters"], 3),
-                _figure(entry["flops"]),
-                _figure(entry["activations"]),
-                _figure(entry[f"{measured[0]}_memory"]),
+                *(number(entry.get(f"{mode}_ave_psnr"), 2, "") for mode in modes),
+                *(number(runtime, 2, "") for runtime in runtimes),
+                f"{entry['num_parameters']:.3f}",
+                number(entry["flops"], 2, ""),
+                f"{entry['activations']:.2f}",
+                number(entry[f"{measured[0]}_memory"], 2, ""),
                 f"{entry['num_conv']:4d}",
             ]
         )
     widths = [20, *[10] * len(names), *[14] * len(times), 10, 10, 8, 8, 8]
     return "".join("\t".join(map(str.ljust, row, widths)) + "\n" for row in rows)
-
-
-def _figure(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
