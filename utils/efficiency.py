@@ -1,5 +1,6 @@
 """What a network costs: parameters, FLOPs, activations, convolutions, memory, runtime."""
 
+import contextlib
 import math
 import sys
 import warnings
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from utils.memory import numbers_in
 
 # What the hooks of the challenge's template see: calls of these modules, and nothing else.
 CONVS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -145,11 +148,8 @@ def peak_memory_mib(device: torch.device) -> float | None:
     """MiB. CUDA: allocated by tensors (the challenge's figure). Else: resident, whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 2**10
+    with contextlib.suppress(OSError, KeyError):
+        return numbers_in("/proc/self/status")["VmHWM"] / 2**10
     if sys.platform == "win32":
         return None
     import resource  # not on Windows

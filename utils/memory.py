@@ -45,14 +45,14 @@ def free_memory(device: torch.device) -> int | None:
 
 def _available() -> Iterator[int]:
     with contextlib.suppress(OSError, KeyError):
-        yield _fields("/proc/meminfo")["MemAvailable"] << 10
+        yield numbers_in("/proc/meminfo")["MemAvailable"] << 10
 
 
 def _own_limits() -> Iterator[int]:
     with contextlib.suppress(ImportError, OSError, KeyError):
         import resource
 
-        used = _fields("/proc/self/status")
+        used = numbers_in("/proc/self/status")
         for limit, field in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
             most, _ = resource.getrlimit(limit)
             if most != resource.RLIM_INFINITY:
@@ -90,10 +90,10 @@ def group_limits(
             here = root.joinpath(*parts[:depth])
             with contextlib.suppress(OSError, ValueError):  # not there, or "max"
                 most, used = (int((here / name).read_text()) for name in names[:2])
-                yield most - used + _fields(here / "memory.stat").get(names[2], 0)
+                yield most - used + numbers_in(here / "memory.stat").get(names[2], 0)
 
 
-def _fields(path: str | Path) -> dict[str, int]:
+def numbers_in(path: str | Path) -> dict[str, int]:
     """`name: 12 kB` or `name 12` of each line, the numbers as they stand."""
     found = re.findall(r"^(\w+):?\s+(\d+)", Path(path).read_text(), re.MULTILINE)
     return {name: int(value) for name, value in found}
