@@ -1,7 +1,7 @@
 """Restore and score the pairs of a set: the same code for the challenge and while training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -120,13 +120,9 @@ def measured(
         **dict.fromkeys(("psnr", "psnr_y", "ssim", "ssim_y", "psnr_bicubic", "psnr_y_bicubic")),
     }
     if sample.hr is not None:
-        ours = score(sr, sample.hr, rgb_ssim, y_ssim)
         bicubic = score(upscale(sample.lr), sample.hr)
         image |= {
-            "psnr": ours.psnr,
-            "psnr_y": ours.psnr_y,
-            "ssim": ours.ssim,
-            "ssim_y": ours.ssim_y,
+            **asdict(score(sr, sample.hr, rgb_ssim, y_ssim)),
             "psnr_bicubic": bicubic.psnr,
             "psnr_y_bicubic": bicubic.psnr_y,
         }
