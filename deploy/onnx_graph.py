@@ -56,13 +56,10 @@ def build(
     scale = round((len(weights["upsampler.0.bias"]) / images) ** 0.5)
     _op(graph, "DepthToSpace", y, name="sr", blocksize=scale, mode="CRD")
 
-    fixed = height is not None and width is not None
-    size: list[Any] = [1, images, height, width] if fixed else ["batch", images, "height", "width"]
-    enlarged: list[Any] = (
-        [1, images, scale * (height or 0), scale * (width or 0)]
-        if fixed
-        else ["batch", images, "sr_height", "sr_width"]
-    )
+    size: list[Any] = ["batch", images, "height", "width"]
+    enlarged: list[Any] = ["batch", images, "sr_height", "sr_width"]
+    if height and width:
+        size, enlarged = [1, images, height, width], [1, images, scale * height, scale * width]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
