@@ -58,25 +58,20 @@ def plan(
     """
     if not inputs:
         raise UserError("expected an image or a folder of images, got none: name one")
-    found: dict[Path, Path] = {}  # image: folder of its result
-    unreadable: list[str] = []
-    left_out: list[Path] = []
-    others: Counter[str] = Counter()
+    content = Content()
     for given in inputs:
         if os.path.isdir(given):
-            content = _scan(given, output, suffix, recursive)
-            found |= content.targets
-            unreadable += content.unreadable
-            left_out += content.left_out
-            others += content.others
+            _scan(content, given, output, suffix, recursive)
         elif os.path.lexists(given):
-            found[given] = output or given.parent
+            content.targets[given] = output or given.parent
         else:
             raise UserError(f"expected an image or a folder, found nothing: {given}")
-    found = {source: found[source] for source in _once(sorted(found))}
-    notes = _describe(others)
-    if not found and not unreadable:
-        but = [f"{len(left_out)} named like results"] if left_out else []
+    # What is named a second time in another way is one image.
+    once = {os.path.abspath(source): source for source in sorted(content.targets)}
+    found = {source: content.targets[source] for source in once.values()}
+    notes = _describe(content.others)
+    if not found and not content.unreadable:
+        but = [f"{len(content.left_out)} named like results"] if content.left_out else []
         but += notes
         raise UserError(
             f"expected images ({', '.join(sorted(suffixes.readable()))}), found none"
@@ -106,7 +101,7 @@ def plan(
         Job(source, target, _find_problem(target, there))
         for source, target in zip(found, targets, strict=True)
     ]
-    return Plan(jobs, unreadable, left_out, notes)
+    return Plan(jobs, content.unreadable, content.left_out, notes)
 
 
 def _find_problem(target: Path, inputs: set[tuple[int, int]]) -> str:
@@ -160,7 +155,7 @@ def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
 
 @dataclass(frozen=True)
 class Content:
-    """What is in a folder: its images with the folders of their results, as in Plan, and how many
+    """What is in the inputs: images with the folders of their results, as in Plan, and how many
     images of each suffix are not read."""
 
     targets: dict[Path, Path] = field(default_factory=dict)
@@ -169,9 +164,10 @@ class Content:
     others: Counter[str] = field(default_factory=Counter)
 
 
-def _scan(folder: Path, output: Path | None, suffix: str, recursive: bool) -> Content:
+def _scan(
+    content: Content, folder: Path, output: Path | None, suffix: str, recursive: bool
+) -> None:
     """Find what is in a folder, and below it if `recursive`."""
-    content = Content()
 
     def note(error: OSError) -> None:
         content.unreadable.append(f"{error.filename}: {error.strerror}")
@@ -185,7 +181,9 @@ def _scan(folder: Path, output: Path | None, suffix: str, recursive: bool) -> Co
         folders[:] = [
             name
             for name in folders
-            if recursive and name[0] != "." and not _is_output(here / name, output)
+            if recursive
+            and name[0] != "."
+            and not (output and _identity(here / name) == _identity(output))
         ]
         for name in files:
             path = here / name
@@ -197,11 +195,6 @@ def _scan(folder: Path, output: Path | None, suffix: str, recursive: bool) -> Co
                 content.left_out.append(path)
             elif _may_be_read(path):
                 content.targets[path] = target
-    return content
-
-
-def _is_output(folder: Path, output: Path | None) -> bool:
-    return output is not None and _identity(folder) == _identity(output)
 
 
 def _may_be_read(path: Path) -> bool:
@@ -211,11 +204,6 @@ def _may_be_read(path: Path) -> bool:
     except OSError:
         return True  # reading it will say why not
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
-
-
-def _once(paths: Iterable[Path]) -> list[Path]:
-    """Without what is named a second time in another way."""
-    return list({os.path.abspath(path): path for path in paths}.values())
 
 
 def _targets(found: dict[Path, Path], suffix: str, endings: dict[Path, str]) -> list[Path]:
