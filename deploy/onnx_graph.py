@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kernels.fold import block_names, folded
 
 OPSET = 20  # the first with Gelu
+HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 IR_VERSION = 9  # of that opset's time, so that older runtimes read the file
 
 
@@ -42,7 +43,7 @@ def build(
     graph = _Graph(half)
     channels = len(weights["fea_conv.bias"])
     images = weights["fea_conv.weight"].shape[1]
-    x = _to_half(graph, "lr")
+    x = _cast(graph, "lr", HALF)
     shallow = _conv(graph, x, weights, "fea_conv")
     features, running = shallow, ""
     for block in block_names(weights):
@@ -52,7 +53,7 @@ def build(
     bias = _constant(graph, weights["c1.bias"].reshape(1, -1, 1, 1))
     fused = _op(graph, "Gelu", _op(graph, "Add", running, bias))
     fused = _op(graph, "Add", _blueprint(graph, fused, weights, "c2"), shallow)
-    y = _to_single(graph, _conv(graph, fused, weights, "upsampler.0"))
+    y = _cast(graph, _conv(graph, fused, weights, "upsampler.0"), SINGLE)
     scale = round((len(weights["upsampler.0.bias"]) / images) ** 0.5)
     _op(graph, "DepthToSpace", y, name="sr", blocksize=scale, mode="CRD")
 
@@ -64,8 +65,8 @@ def build(
         helper.make_graph(
             graph.nodes,
             "LKDN",
-            [helper.make_tensor_value_info("lr", TensorProto.FLOAT, size)],
-            [helper.make_tensor_value_info("sr", TensorProto.FLOAT, enlarged)],
+            [helper.make_tensor_value_info("lr", SINGLE, size)],
+            [helper.make_tensor_value_info("sr", SINGLE, enlarged)],
             graph.weights,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -96,7 +97,7 @@ def _block(
     attention = _conv(graph, attention, weights, f"{block}.atten.depthwise", groups=channels)
     dilated = f"{block}.atten.depthwise_dilated"
     attention = _conv(graph, attention, weights, dilated, groups=channels, dilation=3)
-    gated = _op(graph, "Mul", _to_single(graph, merged), _to_single(graph, attention))
+    gated = _op(graph, "Mul", _cast(graph, merged, SINGLE), _cast(graph, attention, SINGLE))
     z = _conv(graph, gated, weights, f"{block}.c6", single=True)  # of mean zero
     axis = _add(graph, np.array([1], np.int64))
     variance = _op(graph, "ReduceMean", _op(graph, "Mul", z, z), axis)
@@ -106,7 +107,7 @@ def _block(
     )
     z = _op(graph, "Div", z, _op(graph, "Sqrt", _op(graph, "Add", variance, eps)))
     z = _op(graph, "Add", _op(graph, "Mul", z, scale), shift)
-    return _to_half(graph, _op(graph, "Add", z, _to_single(graph, features)))
+    return _cast(graph, _op(graph, "Add", z, _cast(graph, features, SINGLE)), HALF)
 
 
 def _blueprint(graph: _Graph, x: str, weights: dict[str, Tensor], name: str) -> str:
@@ -140,12 +141,8 @@ def _conv(
     )
 
 
-def _to_half(graph: _Graph, x: str) -> str:
-    return _op(graph, "Cast", x, to=TensorProto.FLOAT16) if graph.half else x
-
-
-def _to_single(graph: _Graph, x: str) -> str:
-    return _op(graph, "Cast", x, to=TensorProto.FLOAT) if graph.half else x
+def _cast(graph: _Graph, x: str, to: int) -> str:
+    return _op(graph, "Cast", x, to=to) if graph.half else x
 
 
 def _constant(graph: _Graph, value: Tensor, single: bool = False) -> str:
