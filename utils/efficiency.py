@@ -137,11 +137,10 @@ def reset_peak_memory(device: torch.device, free: bool = True) -> None:
         if free:
             torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    elif (clear := Path("/proc/self/clear_refs")).exists():
-        try:
-            clear.write_text("5")
-        except OSError:  # not permitted in some containers: the peak is then the process's
-            return
+    else:
+        # Not there, or not permitted as in some containers: the peak is then the process's.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mib(device: torch.device) -> float | None:

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,11 +104,9 @@ def _driver() -> str | None:
 
 
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    with contextlib.suppress(OSError):
+        if name := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
+            return f"{name[1].strip()}, {os.cpu_count()} cores"
     return platform.processor() or platform.machine()
 
 
