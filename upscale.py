@@ -94,16 +94,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__)
     add = parser.add_argument
     add("inputs", type=Path, nargs="*", metavar="INPUT", help="images and folders of images")
-    add(
-        "-i",
-        "--input",
-        type=Path,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="INPUT",
-        help="the same",
-    )
+    add("-i", "--input", type=Path, nargs="+", action="extend", default=[], help="the same")
     add(
         "-o",
         "--output",

@@ -94,14 +94,8 @@ def _restore(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> 
     check_space(job.target.parent, SCALE**2 * photo.pixels.nbytes)
     began = time.perf_counter()
     enlarged = enlarge_photo(photo, upscaler)
-    logger.info(
-        "%s: %dx%d, %.2f s, to %s",
-        job.source,
-        width,
-        height,
-        time.perf_counter() - began,
-        job.target,
-    )
+    spent = time.perf_counter() - began
+    logger.info("%s: %dx%d, %.2f s, to %s", job.source, width, height, spent, job.target)
     notes = (enlarged.note, encode.find_losses(job.target, enlarged))
     if note := "; ".join(filter(None, notes)):
         logger.warning("%s: %s", job.source, note)

@@ -170,14 +170,8 @@ class Upscaler:
         x = torch.from_numpy(padded).permute(0, 3, 1, 2)
         y = torch.from_numpy(out).permute(0, 3, 1, 2)
         tile = None if len(batch) > 1 and self.tile is None else self.tile_for(height, width, held)
-        logger.info(
-            "%dx%d to %dx%d: %s",
-            width,
-            height,
-            SCALE * width,
-            SCALE * height,
-            f"tiles of {tile} pixels" if tile else "whole",
-        )
+        how = f"tiles of {tile} pixels" if tile else "whole"
+        logger.info("%dx%d to %dx%d: %s", width, height, SCALE * width, SCALE * height, how)
         size = tile or max(x.shape[-2:])
         tiling.restore(net, x, size, SCALE, out=y, progress=self.progress, border=BORDER)
 

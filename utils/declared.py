@@ -19,21 +19,10 @@ LARGEST_TEXT = 16 << 20
 # Instructions of torch.save's pickles; others make large things of few bytes.
 INSTRUCTIONS = b".(NKMJGXU\x8a\x88\x89)t\x85\x86\x87]ae}suhjqrcRbQ\x80"
 MOST_COPIED = 10_000  # values of containers that the file makes of others
-# Bytes of a value by the name of its storage.
-STORAGES = {
-    "BoolStorage": 1,
-    "ByteStorage": 1,
-    "CharStorage": 1,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "ShortStorage": 2,
-    "IntStorage": 4,
-    "FloatStorage": 4,
-    "LongStorage": 8,
-    "DoubleStorage": 8,
-    "ComplexFloatStorage": 8,
-    "ComplexDoubleStorage": 16,
-}
+# Names of storages, without their ending, by the bytes of a value; and the bytes by name.
+KINDS = {1: "Bool Byte Char", 2: "Half BFloat16 Short", 4: "Int Float"}
+KINDS |= {8: "Long Double ComplexFloat", 16: "ComplexDouble"}
+STORAGES = {f"{name}Storage": size for size, names in KINDS.items() for name in names.split()}
 MAGIC = 0x1950A86A20F9469CFC6C  # what a file begins with that is no archive, torch's own number
 
 

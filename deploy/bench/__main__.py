@@ -156,7 +156,10 @@ def measure(
                 ready[row] = asdict(row) | {"label": row.label} | asdict(answer)
         if rows[0] not in pipes:
             raise UserError(f"the plain network cannot run: {result['refused'][rows[0].label]}")
-        with _progress(len(pipes) * plan.megapixels(sizes, rounds)) as bar:
+        # Over the LR pixels of all forwards, of whatever row: each round takes as long.
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        total = len(pipes) * plan.megapixels(sizes, rounds)
+        with tqdm(total=total, desc="timing", bar_format=layout, disable=None) as bar:
             for size in sizes:
                 for row, figures in _one_size(result, pipes, size, rounds, bar).items():
                     result["rows"].append(ready[row] | figures)
@@ -168,12 +171,6 @@ def measure(
             for figures in result["rows"]:
                 if figures["label"] == row.label:
                     figures["psnr_drift_db"] = drift
-
-
-def _progress(megapixels: float) -> tqdm:
-    """A bar over the LR pixels of all forwards, of whatever row: each round takes as long."""
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(total=megapixels, desc="timing", bar_format=layout, disable=None)
 
 
 def _one_size(

@@ -45,16 +45,15 @@ def sources(entry: Entry) -> dict[str, bytes]:
     picture = entry.root / PUBLISHED / PICTURE
     has_picture = f"{PUBLISHED}/{PICTURE}" in entry.files
     card = entry.text("model_zoo/README.md")
+    data = re.search(r"^The data are .+?(?=\n\n)", card, re.M | re.S)
     source = latex(
         entry.team,
         entry.name,
         sha256(entry.checkpoint),
         entry.training(),
         read_runs(entry.root / PUBLISHED),
-        data=found[0]
-        if (found := re.search(r"^The data are .+?(?=\n\n)", card, re.M | re.S))
-        else "",
-        has_picture=has_picture,
+        data[0] if data else "",
+        has_picture,
     )
     files = {
         "factsheet.tex": source.encode(),
@@ -84,6 +83,7 @@ def latex(
     """
     runs = [run for run in published if run["checkpoint"]["sha256"] == digest]
     baseline = [run for run in published if run["model"] == BASELINE_2023]
+    missing = "; ".join(team.missing)
     values = {
         "TITLE": escaped(team.title),
         "TEAM": escaped(team.name),
@@ -94,7 +94,7 @@ def latex(
             for field, label in TEAM_ROWS.items()
             if getattr(team, field)
         ),
-        "MISSING": escaped(_missing(team)),
+        "MISSING": escaped(missing and f"Still to be given by the team: {missing}."),
         "SUBJECT": escaped(team.subject),
         "ORGANISERS": escaped(", ".join(team.organisers)),
         "COMMENTS": escaped(team.comments),
@@ -122,11 +122,6 @@ def latex(
     # In one pass: what stands in the data is never taken for a placeholder.
     template = (HERE / "factsheet.tex").read_text(encoding="utf-8")
     return PLACEHOLDER.sub(lambda match: values[match[1]], template)
-
-
-def _missing(team: Team) -> str:
-    """What the team has still to give, in a sentence."""
-    return f"Still to be given by the team: {'; '.join(team.missing)}." if team.missing else ""
 
 
 def _counts(runs: Sequence[Run]) -> str:

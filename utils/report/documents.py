@@ -116,14 +116,8 @@ def fill_in(document: str, root: Path = ROOT) -> str:
 
 def _output(records: Published) -> str:
     """What `python test_demo.py` prints, from the demo run of the shipped weights."""
-    run = next(
-        (
-            r
-            for r in records.runs
-            if (r["model"], r["dataset"]) == (ENTRY, "demo") and summary.is_plain(r)
-        ),
-        None,
-    )
+    demo = [run for run in records.runs if (run["model"], run["dataset"]) == (ENTRY, "demo")]
+    run = next(filter(summary.is_plain, demo), None)
     if run is None:
         return "not measured"
     return f"```\n{summary.text(run, f'results/{run_stem(run)}.json').strip()}\n```"
