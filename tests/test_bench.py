@@ -14,6 +14,7 @@ from deploy.bench.worker import Row
 from models.team23_LKDN import LKDN
 from utils.command import UserError
 from utils.report import documents, speed
+from utils.schema import misfit
 
 CPU = torch.device("cpu")
 
@@ -145,7 +146,7 @@ def test_a_large_image_keeps_to_its_bound_and_to_the_plain_network() -> None:
 
 def test_a_large_photo_is_measured_through_the_command() -> None:
     result = large.measure_photo(height=90, width=130)
-    assert speed.is_large(result) and result["code"] == 0
+    assert not misfit(result, speed.LARGE) and result["code"] == 0
     assert result["megapixels"] == 16 * 90 * 130 / 1e6
     assert 0 < result["peak_mib"] < 1000 and result["import_mib"] > 50
     assert result["largest_difference_levels"] <= 1

@@ -5,7 +5,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from utils.files import read_json
 from utils.report import speed
 
 WARM_UP = 3  # forwards before the first that is timed; the triton backend records at the second
@@ -51,13 +50,7 @@ def _medians(
     file: Path, environment: Mapping[str, Any]
 ) -> dict[tuple[str, tuple[int, ...]], float]:
     """Milliseconds by row and size, of a benchmark on such a machine; of any other file nothing."""
-    try:
-        result = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    machine = ("device", "threads")
-    if not speed.is_whole(result) or any(
-        result["environment"].get(key) != environment[key] for key in machine
-    ):
+    result, machine = speed.read(file), ("device", "threads")
+    if not result or any(result["environment"][key] != environment[key] for key in machine):
         return {}
     return {(row["label"], (row["height"], row["width"])): row["p50_ms"] for row in result["rows"]}

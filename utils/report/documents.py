@@ -73,9 +73,9 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
 
 def _published_name(file: Path, run: Any, training: dict[str, Any]) -> str:
     """What a run is called in results/published/. Raises UserError where it does not go there."""
-    for is_kind, kind in ((speed.is_whole, "ladder"), (speed.is_large, "large")):
-        if is_kind(run):
-            return f"{kind}_{run['environment']['device_type']}.json"
+    for kind, name in ((speed.BENCHMARK, "ladder"), (speed.LARGE, "large")):
+        if not misfit(run, kind):
+            return f"{name}_{run['environment']['device_type']}.json"
     if problem := misfit(run, RUN):
         raise UserError(
             "expected the JSON of a run of test_demo.py, deploy.bench.large or all of "

@@ -18,7 +18,7 @@ from utils import command
 from utils.bicubic import Convention
 from utils.command import UserError
 from utils.datasets import SCALE, ImageSet, Pair, find
-from utils.files import ROOT, read_json, write_bytes
+from utils.files import ROOT, write_bytes
 from utils.imaging.images import BAD_IMAGE
 from utils.record import PUBLISHED
 from utils.report import groups, markup, pictures, published, speed, summary, training_tables
@@ -100,15 +100,15 @@ def _overview(runs: Sequence[dict[str, Any]]) -> str:
     """The factsheet's table, and what each run ran on."""
     header, *rows = summary.table(runs)
     failed = [f"{run['dataset']}, {failure}" for run in runs for failure in run.get("failed", [])]
-    return (
-        "<section id=runs><h2>Runs</h2>"
-        + markup.table("Runs", [("run", *header[1:]), *rows])
+    body = (
+        markup.table("Runs", [("run", *header[1:]), *rows])
         + "<p class=soft>Time: mean over the images, the first, cold one included. Memory: on a "
         "CPU resident at most, of a process that restores the largest image alone. FLOPs and "
         "activations: at 3x256x256.</p>"
         + markup.notes("Images that failed", failed)
-        + f"<h3>Environment</h3>{_environment(runs)}</section>"
+        + f"<h3>Environment</h3>{_environment(runs)}"
     )
+    return markup.section("runs", "Runs", body)
 
 
 def _environment(runs: Sequence[dict[str, Any]]) -> str:
@@ -223,8 +223,7 @@ def _published() -> list[tuple[str, str, str]]:
     """The benchmarks and the training curve, those that are there."""
     parts = []
     for device in speed.DEVICES:
-        result = _json(PUBLISHED / f"ladder_{device}.json")
-        if speed.is_whole(result):
+        if result := speed.read(PUBLISHED / f"ladder_{device}.json"):
             ident, title = f"speed-{device}", f"Speed, {device}"
             body = f"<p class=soft>{escape(speed.conditions(result))}</p>"
             body += markup.table(title, speed.rows(result))
@@ -236,13 +235,6 @@ def _published() -> list[tuple[str, str, str]]:
         title = "Training of the shipped weights"
         parts.append(("training", "Training", markup.section("training", title, body)))
     return parts
-
-
-def _json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from utils.files import read_json
 from utils.record import ENVIRONMENT, FIGURE
 from utils.schema import Kind, misfit
 from utils.text import aligned, in_terminal, machine, markdown, number
@@ -63,9 +65,13 @@ def is_whole(content: Any) -> bool:
     return misfit(content, BENCHMARK) is None
 
 
-def is_large(content: Any) -> bool:
-    """Whether the content of a JSON file is a run of deploy.bench.large."""
-    return misfit(content, LARGE) is None
+def read(file: Path) -> dict[str, Any] | None:
+    """A run of deploy.bench that went to its end; None where the file holds anything else."""
+    try:
+        result: dict[str, Any] = read_json(file)
+    except (OSError, ValueError):
+        return None
+    return result if is_whole(result) else None
 
 
 def large(results: Sequence[dict[str, Any]]) -> str:
