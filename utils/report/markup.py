@@ -72,7 +72,8 @@ def _digits(ticks: Sequence[float]) -> str:
 
 def table(name: str, rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     """A table that scrolls in itself, its first row the header."""
-    head = "".join(f"<th scope=col>{_breakable(text)}</th>" for text in rows[0])
+    # A checkpoint's name may be on a line of its own.
+    head = "".join(f"<th scope=col>{_html(t).replace('@', '@<wbr>')}</th>" for t in rows[0])
     body = ""
     for label, *cells in rows[1:]:
         body += f"<tr><th scope=row>{_html(label)}</th>"
@@ -112,8 +113,3 @@ def link(ident: str, text: str) -> Html:
 
 def _html(text: str) -> str:
     return text if isinstance(text, Html) else escape(text)
-
-
-def _breakable(text: str) -> str:
-    """The same, with a place where a checkpoint's name may be on a line of its own."""
-    return _html(text).replace("@", "@<wbr>")

@@ -33,7 +33,8 @@ def read(folder: Path) -> Published:
 
     def records(names: str, kind: Mapping[str, Kind]) -> list[Record]:
         files = sorted(folder.glob(names), key=number_and_name)
-        return [in_markdown(record) for file in files if (record := _record(file, kind))]
+        found = (read_record(file, kind, "whole record") for file in files)
+        return [in_markdown(record) for record in found if record]
 
     training = read_training(folder)
     benchmarks = records("ladder_*.json", speed.BENCHMARK)
@@ -51,11 +52,9 @@ def read(folder: Path) -> Published:
 def read_training(folder: Path) -> Record:
     """The record of the shipped weights' training; nothing where there is none."""
     path = folder / f"{ENTRY}_training.json"
-    return (_record(path, training_tables.TRAINING) or {}) if path.exists() else {}
-
-
-def _record(file: Path, kind: Mapping[str, Kind]) -> Record | None:
-    return read_record(file, kind, "whole record")
+    if not path.exists():
+        return {}
+    return read_record(path, training_tables.TRAINING, "whole record") or {}
 
 
 def number_and_name(file: Path) -> tuple[int, str]:
