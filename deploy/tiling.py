@@ -5,6 +5,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,8 +46,7 @@ def _cut(length: int, size: int, context: int) -> list[tuple[int, int]]:
     if length <= seen:
         return [(0, length)]
     last = length - size - context
-    cuts = [0, *range(size + context, last, size), last, length]
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise([0, *range(size + context, last, size), last, length]))
 
 
 def tile_size(memory_bytes: int, bytes_per_pixel: float, context: int = CONTEXT) -> int:
@@ -157,8 +157,7 @@ def _split(tile: Tile, size: int) -> list[Tile]:
 
     def parts(begin: int, end: int) -> list[tuple[int, int]]:
         count = -(-(end - begin) // size)
-        cuts = [begin + (end - begin) * i // count for i in range(count + 1)]
-        return list(zip(cuts, cuts[1:], strict=False))
+        return list(pairwise(begin + (end - begin) * i // count for i in range(count + 1)))
 
     return [
         Tile(*rows, *columns)
