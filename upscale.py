@@ -181,10 +181,12 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
         logger.info("left out, for it is named like a result: %s", path)
     for note in plan.notes:
         logger.warning("%s", note)
-    jobs = folders.shard(plan.jobs, *share)
+    first, step = share
+    jobs = plan.jobs[first - 1 :: step]
     if not skip_existing:
         return jobs, 0
-    new = [job for job in jobs if job.problem or not suffixes.is_there(job.target)]
+    # There is a result if its header can be read: a full disk or a power cut may leave it empty.
+    new = [job for job in jobs if job.problem or not suffixes.peek(job.target)]
     return new, len(jobs) - len(new)
 
 

@@ -79,7 +79,8 @@ def check(path: Path, photo: Photo, scale: int = 1) -> None:
     height, width = (scale * side for side in photo.pixels.shape[:2])
     alpha = photo.alpha
     clear = alpha is not None and bool(alpha.min() < np.iinfo(alpha.dtype).max)
-    suffixes.check(path, width, height, clear)
+    if limit := suffixes.find_limit(path.suffix, width, height, clear):
+        raise ImageError(f"{limit}: give --ext png: {path}")
 
 
 def find_losses(path: Path, photo: Photo) -> str:

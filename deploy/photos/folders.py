@@ -148,11 +148,6 @@ def _own_formats(sources: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
     return endings, notes
 
 
-def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
-    """Every count-th job, from the index-th on, which counts from 1."""
-    return list(jobs[index - 1 :: count])
-
-
 @dataclass(frozen=True)
 class Content:
     """What is in the inputs: images with the folders of their results, as in Plan, and how many

@@ -13,7 +13,6 @@ from PIL.TiffImagePlugin import EXTRASAMPLES, IMAGELENGTH, IMAGEWIDTH, ImageFile
 
 from utils.imaging.decode import READABLE
 from utils.imaging.formats import PLUGINS
-from utils.imaging.images import ImageError
 
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 TIFF = {".tif", ".tiff"}
@@ -96,15 +95,3 @@ def find_limit(suffix: str, width: int, height: int, clear: bool) -> str:
     if clear and suffix in OPAQUE:
         return f"expected a format with transparency (.png, .webp, .tif), got {suffix}"
     return ""
-
-
-def check(path: Path, width: int, height: int, clear: bool) -> None:
-    """ImageError if such a picture cannot be written there."""
-    if limit := find_limit(path.suffix, width, height, clear):
-        raise ImageError(f"{limit}: give --ext png: {path}")
-
-
-def is_there(path: Path) -> bool:
-    """Whether a result is there: a file whose header can be read, not one that a full disk or a
-    power cut left empty."""
-    return peek(path) is not None
