@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 from deploy.photos.encode import find_losses, write
 from utils.imaging import colour
 from utils.imaging.decode import Photo, read
+from utils.imaging.formats import read_png
 
 GAMMA = (b"gAMA", struct.pack(">I", 100000))
 ADOBE = (
@@ -144,10 +145,15 @@ def test_adobe_rgb_of_cameras_becomes_a_profile(tmp_path: Path, details: dict) -
     assert read(tmp_path / "b.jpg").icc is None
 
 
+def read_of_png(data: bytes) -> colour.Chunks:
+    return colour.read_chunks(io.BytesIO(data), read_png(io.BytesIO(data)))
+
+
 def test_what_is_no_word_on_colour_is_none() -> None:
     broken = png(noise(2, 3, 3), 2, 8, GAMMA)
     broken = broken.replace(GAMMA[1], b"\0\0\0\1", 1)  # the checksum is another
-    for data in (b"", b"\x89PNG\r\n\x1a\n", broken[:40], broken, b"\0\0\0\x18ftypavif" + bytes(90)):
+    assert read_of_png(broken) == () != read_of_png(png(noise(2, 3, 3), 2, 8, GAMMA))
+    for data in (b"", b"\0\0\0\x18ftypavif" + bytes(90)):
         assert colour.read_chunks(io.BytesIO(data)) == ()
     avif = b"\0\0\0\x18ftypavif" + bytes(30) + b"colrnclx\0\x0c\0\x0d\0\x01\x80"
     assert colour.read_chunks(io.BytesIO(avif)) == (P3,)

@@ -2,12 +2,13 @@
 that says the same."""
 
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from utils.imaging.formats import Png, read_checked
 
 Chunks = tuple[tuple[bytes, bytes], ...]  # names and contents of PNG chunks
 NAMES = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
@@ -38,27 +39,21 @@ PRIMARIES = {
 CURVES = {4: (2.2,), 5: (2.8,), 8: (1.0,), 13: SRGB_CURVE}
 
 
-def read_chunks(file: BinaryIO) -> Chunks:
+def read_chunks(file: BinaryIO, png: Png | None = None) -> Chunks:
     """What a PNG tells of its colours, or an AVIF in the form of PNG's cICP; else nothing."""
-    file.seek(0)
-    head = file.read(8)
-    if head[4:8] == b"ftyp":
-        code = (head + file.read(4096)).partition(b"colrnclx")[2][:4]
-        # Not told, or what all take for sRGB: BT.709 and 601, and sRGB itself.
-        if len(code) < 4 or code[1] in (1, 2) and code[3] in (1, 2, 6, 13):
-            return ()
-        return ((b"cICP", bytes((code[1], code[3], 0, 1))),)
     found: dict[bytes, bytes] = {}
-    while head == b"\x89PNG\r\n\x1a\n" and len(start := file.read(8)) == 8:
-        length, name = int.from_bytes(start[:4], "big"), start[4:]
+    for name, at, length in png.chunks if png else ():
         if name == b"IDAT":
             break
-        if name not in NAMES or length > 32:
-            file.seek(length + 4, 1)
-            continue
-        data, check = file.read(length), file.read(4)
-        if zlib.crc32(name + data).to_bytes(4, "big") == check:
+        file.seek(at)
+        if name in NAMES and length <= 32 and (data := read_checked(file, name, length)):
             found.setdefault(name, data)
+    file.seek(0)
+    head = file.read(4104)
+    code = head.partition(b"colrnclx")[2][:4] if head[4:8] == b"ftyp" else b""
+    # Not told, or what all take for sRGB: BT.709 and 601, and sRGB itself.
+    if len(code) == 4 and not (code[1] in (1, 2) and code[3] in (1, 2, 6, 13)):
+        found[b"cICP"] = bytes((code[1], code[3], 0, 1))
     return tuple(found.items())
 
 

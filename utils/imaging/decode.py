@@ -216,7 +216,7 @@ def _decode(
             notes.append(note)
             pixels = turn(pixels, orientation)
             icc = read_icc(im, grey=pixels.shape[2] < 3)
-            chunks, dpi = read_chunks(file), read_dpi(im, orientation)
+            chunks, dpi = read_chunks(file, png), read_dpi(im, orientation)
         if im.format in ("BMP", "DIB") and pixels.shape[2] == 4 and not pixels[..., 3].any():
             pixels = pixels[..., :3]  # which says that there is none
         # Last, for nothing more can be read where it takes too long to count them.

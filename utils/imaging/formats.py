@@ -152,7 +152,7 @@ def read_png(file: BinaryIO) -> Png:
         if name[:1].isupper() and name != b"PLTE":
             if name == b"IDAT" and packed > 2 * size + (1 << 20):
                 raise broken  # more than this is no compression
-            data = _read_checked(file, name, length)
+            data = read_checked(file, name, length)
             if data is None:
                 raise broken
             if name == b"IHDR" and length == 13:
@@ -164,7 +164,7 @@ def read_png(file: BinaryIO) -> Png:
     return Png(chunks, size, interlaced)
 
 
-def _read_checked(file: BinaryIO, name: bytes, length: int) -> bytes | None:
+def read_checked(file: BinaryIO, name: bytes, length: int) -> bytes | None:
     """The beginning of a chunk's data, or None if it is short or its checksum is another."""
     checksum, first, left = zlib.crc32(name), b"", length
     while left:
