@@ -5,7 +5,6 @@ import ctypes
 import logging
 import platform
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from utils.command import UserError
+from utils.shared import shared
 
 NAMES = ("auto", "cpu", "cuda", "mps")
 
@@ -102,30 +102,16 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _WithoutTF32:
-    """The switch is the process's: the first thread throws it, the last puts it back."""
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.before = threading.Lock(), 0, False
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Let cuDNN multiply float32 as float32 meanwhile."""
-        with self.lock:
-            if not self.inside:
-                self.before = torch.backends.cudnn.allow_tf32
-                torch.backends.cudnn.allow_tf32 = False
-            self.inside += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.inside -= 1
-                if not self.inside:
-                    torch.backends.cudnn.allow_tf32 = self.before
-
-
-without_tf32 = _WithoutTF32()
+@shared
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let cuDNN multiply float32 as float32 meanwhile; the switch is the process's."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def prepare_cpu(keep_memory: bool = True) -> None:

@@ -8,7 +8,6 @@ first.
 import importlib
 import io
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from utils.imaging.colour import Chunks, read_chunks
 from utils.imaging.formats import ImageError, ImageReader
 from utils.imaging.metadata import read_dpi, read_exif, read_icc
 from utils.imaging.pixels import NETPBM, deep_tiff, read_netpbm, to_pixels, turn
+from utils.shared import shared
 
 # What is looked for in a file. Others of Pillow's formats start programs, or take any text.
 READABLE = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF")
@@ -92,29 +92,13 @@ def read(path: str | Path, pixels_only: bool = False) -> Photo:
             ) from error
 
 
-_lock, _readers = threading.Lock(), 0
-_filters: warnings.catch_warnings | None = None
-
-
+@shared
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow's warnings left out. Filters of warnings belong to the whole process: of the threads
-    that read, the first sets them and the last takes them back."""
-    global _readers, _filters
-    with _lock:
-        _readers += 1
-        if _filters is None:
-            _filters = warnings.catch_warnings()
-            _filters.__enter__()
-            warnings.filterwarnings("ignore", module="PIL")
-    try:
+    """Pillow's warnings left out; filters of warnings belong to the whole process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
         yield
-    finally:
-        with _lock:
-            _readers -= 1
-            if not _readers and _filters:
-                _filters.__exit__(None, None, None)
-                _filters = None
 
 
 def _read(file: ImageReader, pixels_only: bool) -> Photo:
