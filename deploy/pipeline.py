@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -93,20 +93,13 @@ def _restore(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> 
     height, width = photo.pixels.shape[:2]
     check_space(job.target.parent, SCALE**2 * photo.pixels.nbytes)
     began = time.perf_counter()
-    enlarged = enlarge_photo(photo, upscaler)
+    enlarged = enlarge(photo, upscaler)
     spent = time.perf_counter() - began
     logger.info("%s: %dx%d, %.2f s, to %s", job.source, width, height, spent, job.target)
     notes = (enlarged.note, encode.find_losses(job.target, enlarged))
     if note := "; ".join(filter(None, notes)):
         logger.warning("%s: %s", job.source, note)
     return Writing(job, pool.submit(encode.write, job.target, enlarged), enlarged.pixels.nbytes)
-
-
-def enlarge_photo(photo: Photo, upscaler: Upscaler) -> Photo:
-    """The photo four times as large; without alpha no copy of it in float32 is made."""
-    if photo.alpha is None:
-        return replace(photo, pixels=upscaler(photo.pixels))
-    return enlarge(photo, upscaler.restore, SCALE)
 
 
 def check_space(folder: Path, size: int) -> None:

@@ -84,10 +84,10 @@ def exif(orientation: int = 6) -> bytes:
     return tags.tobytes()
 
 
-def repeated(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+def repeated(image: NDArray) -> NDArray:
     """In place of the network: every pixel sixteen times."""
-    assert rgb.dtype == np.float32 and rgb.shape[2] == 3 and rgb.min() >= 0 and rgb.max() <= 1
-    return rgb.repeat(4, 0).repeat(4, 1)
+    assert image.dtype in (np.uint8, np.uint16) and image.shape[2] in (1, 3)
+    return image.repeat(4, 0).repeat(4, 1)
 
 
 def small_files() -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from utils.imaging.formats import PLUGINS
 @pytest.fixture()
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is tried, the network does not run."""
-    monkeypatch.setattr(pipeline, "enlarge_photo", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(pipeline, "enlarge", lambda *_: pytest.fail("the network ran"))
 
 
 @pytest.mark.parametrize("letter", ["n", "é", "日"])

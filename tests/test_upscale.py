@@ -158,15 +158,15 @@ sys.path.insert(0, sys.argv.pop(1))
 import upscale
 from deploy import pipeline
 
-enlarge_photo, calls = pipeline.enlarge_photo, []
+enlarge, calls = pipeline.enlarge, []
 
 def interrupted(*arguments):
     calls.append(arguments)
     if len(calls) == 8:
         os.kill(os.getpid(), signal.SIGINT)
-    return enlarge_photo(*arguments)
+    return enlarge(*arguments)
 
-pipeline.enlarge_photo = interrupted
+pipeline.enlarge = interrupted
 sys.exit(upscale.main(sys.argv[1:]))
 """
 

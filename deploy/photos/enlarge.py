@@ -1,4 +1,4 @@
-"""Enlarge a photo with a network that sees RGB alone: grey, depth and transparency kept."""
+"""Enlarge a photo with a network that sees no transparency."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,45 +7,29 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.datasets import SCALE
 from utils.imaging.decode import Photo
-from utils.imaging.pixels import round_to
 
 
-def enlarge(
-    photo: Photo, restore: Callable[[NDArray[np.float32]], NDArray[np.float32]], scale: int = 4
-) -> Photo:
-    """The picture `scale` times as large; colour and alpha go through the network one by one.
+def enlarge(photo: Photo, upscale: Callable[[NDArray], NDArray]) -> Photo:
+    """The picture SCALE times as large; colour and alpha go through the network one by one.
 
     Args:
         photo: of any kind.
-        restore: (H, W, 3) float32, RGB, 0..1 -> (scale*H, scale*W, 3) float32, not clamped.
-        scale: enlargement.
-
-    Raises:
-        ValueError: restore gave another size.
+        upscale: (H, W, 3 or 1), uint8 or uint16 -> (SCALE*H, SCALE*W, 3 or 1) of the same dtype.
     """
-    alpha, levels = photo.alpha, np.float32(np.iinfo(photo.pixels.dtype).max)
-
-    def enlarge_part(image: NDArray[np.float32]) -> NDArray:
-        """(H, W, 1 or 3) -> (scale*H, scale*W, 1 or 3), rounded."""
-        grey = image.shape[2] == 1
-        large = restore(image.repeat(3, 2) if grey else image)
-        expected = (scale * image.shape[0], scale * image.shape[1], 3)
-        if large.shape != expected:
-            raise ValueError(f"expected {expected} from restore, got {large.shape}")
-        return round_to(large.mean(2, keepdims=True) if grey else large, photo.pixels.dtype)
-
-    colour = photo.pixels.astype(np.float32) / levels
+    pixels, alpha = photo.pixels, photo.alpha
     if alpha is None:
-        return replace(photo, pixels=enlarge_part(colour))
-    pixels = enlarge_part(_spread(colour, alpha > 0))
+        return replace(photo, pixels=upscale(pixels))
+    known = _spread(pixels.astype(np.float32), alpha > 0)
+    pixels = upscale(np.rint(known).astype(pixels.dtype))
     if alpha.min() == alpha.max():
         return replace(photo, pixels=pixels, alpha=np.full(pixels.shape[:2], alpha[0, 0]))
-    large = enlarge_part(alpha[..., None].astype(np.float32) / levels)[..., 0]
     # Nothing more or less opaque than what is around it: no ringing, and opaque stays opaque.
     around = np.ones((3, 3), np.uint8)
     bounds = (cv2.erode(alpha, around), cv2.dilate(alpha, around))
-    large = np.clip(large, *(bound.repeat(scale, 0).repeat(scale, 1) for bound in bounds))
+    large = upscale(alpha[..., None])[..., 0]
+    large = np.clip(large, *(bound.repeat(SCALE, 0).repeat(SCALE, 1) for bound in bounds))
     return replace(photo, pixels=pixels, alpha=large)
 
 
