@@ -19,36 +19,22 @@ class Archive:
 # Sizes and checksums as published by tensorflow_datasets (datasets/div2k/checksums.tsv); the
 # download itself was not run here.
 DIV2K = {
-    "DIV2K_valid": (
-        Archive(
-            "DIV2K_valid_HR.zip",
-            "DIV2K_valid_HR",
+    name: (
+        Archive(f"{name}_HR.zip", f"{name}_HR", images, *hr),
+        Archive(f"{name}_LR_bicubic_X4.zip", f"{name}_LR_bicubic/X4", images, *lr),
+    )
+    for name, images, hr, lr in (
+        (
+            "DIV2K_valid",
             100,
-            448993893,
-            "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc",
+            (448993893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
+            (31505881, "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553"),
         ),
-        Archive(
-            "DIV2K_valid_LR_bicubic_X4.zip",
-            "DIV2K_valid_LR_bicubic/X4",
-            100,
-            31505881,
-            "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553",
-        ),
-    ),
-    "DIV2K_train": (
-        Archive(
-            "DIV2K_train_HR.zip",
-            "DIV2K_train_HR",
+        (
+            "DIV2K_train",
             800,
-            3530603713,
-            "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
+            (3530603713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
+            (246914039, "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a"),
         ),
-        Archive(
-            "DIV2K_train_LR_bicubic_X4.zip",
-            "DIV2K_train_LR_bicubic/X4",
-            800,
-            246914039,
-            "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a",
-        ),
-    ),
+    )
 }
