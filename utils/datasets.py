@@ -12,36 +12,20 @@ from utils.command import UserError
 from utils.imaging.images import find_images
 from utils.layouts import LR_REST, SCALE, read, words_of
 from utils.pairing import pair
+from utils.template import MODES
 
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
-CHALLENGE = (
-    "DIV2K_valid",
-    "DIV2K_test",
-    "LSDIR_DIV2K_test",
-    "DIV2K_LSDIR_valid",
-    "DIV2K_LSDIR_test",
-)
+CHALLENGE = tuple(MODES)
 HELD_OUT = re.compile(r"_(valid|test)_[HL]R|^val1$")  # DIV2K_valid_HR, .., LSDIR's validation
 DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 # Where a set is looked for, to be named if it is nowhere; utils/layouts.py has all names.
-PLACES = (
-    "{name}_HR",
-    "DIV2K/{name}_HR",
-    "{name}/HR",
-    "{name}/GTmod4",
-    "{name}/GTmod12",
-    "{name}/original",
-    "{name}/image_SRF_4",
-    "{name}",
-    "{name}_LR",
-    "DIV2K/{name}_LR",
-    "{name}_LR_bicubic/X4",
-    "DIV2K/{name}_LR_bicubic/X4",
-    "{name}/LR",
-    "{name}/LRbicx4",
-    "{name}/LR_bicubic/X4",
-)
+PLACES = """
+    {name}_HR DIV2K/{name}_HR
+    {name}/HR {name}/GTmod4 {name}/GTmod12 {name}/original {name}/image_SRF_4 {name}
+    {name}_LR DIV2K/{name}_LR {name}_LR_bicubic/X4 DIV2K/{name}_LR_bicubic/X4
+    {name}/LR {name}/LRbicx4 {name}/LR_bicubic/X4
+"""
 
 
 class DatasetError(UserError):
@@ -90,7 +74,7 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         if pairs := pairs_of(files, here.parent):
             label = name if known else Path(name).resolve().name
             return ImageSet(label, tuple(pairs))
-    places = (base / place.format(name=name) for base in bases for place in PLACES)
+    places = (base / place.format(name=name) for base in bases for place in PLACES.split())
     raise AbsentError(
         f"expected images of {name}, found none in any of\n  "
         + "\n  ".join(map(str, dict.fromkeys(places)))
