@@ -216,10 +216,10 @@ PARTS: dict[str, Callable[[Published], str]] = {
     "trials": lambda records: training_tables.trials(records.trials),
     "throughput": lambda records: training_tables.throughput(records.throughput),
     "agreement": lambda records: training_tables.agreement(records.agreement),
-    "benchmark": lambda records: speed.tables(records.benchmarks),
+    "benchmark": lambda records: speed.of_devices(records.benchmarks, speed.table),
     "costs": lambda records: markdown(comparison.costs(records.runs)),
     "large": lambda records: speed.large(records.large),
-    "speed": lambda records: speed.sentences(records.benchmarks),
+    "speed": lambda records: speed.of_devices(records.benchmarks, speed.sentence),
 }
 
 

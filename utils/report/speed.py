@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,27 +149,20 @@ def remarks(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def tables(results: Mapping[str, dict[str, Any]]) -> str:
-    """Every row of each type of device, in Markdown; of one that is not there, that."""
-    parts = []
-    for device, name in DEVICES.items():
-        if result := results.get(device):
-            parts += [
-                conditions(result),
-                markdown(rows(result)),
-                "\n".join(f"- {remark}" for remark in remarks(result)),
-            ]
-        else:
-            parts.append(f"{name}: not measured.")
-    return "\n\n".join(filter(None, parts))
-
-
-def sentences(results: Mapping[str, dict[str, Any]]) -> str:
-    """What auto brings on each type of device."""
+def of_devices(
+    results: Mapping[str, dict[str, Any]], describe: Callable[[dict[str, Any]], str]
+) -> str:
+    """The words on each type of device; of one that is not there, that."""
     return "\n\n".join(
-        sentence(results[device]) if device in results else f"{name}: not measured."
+        describe(results[device]) if device in results else f"{name}: not measured."
         for device, name in DEVICES.items()
     )
+
+
+def table(result: dict[str, Any]) -> str:
+    """Every row, in Markdown."""
+    notes = "\n".join(f"- {remark}" for remark in remarks(result))
+    return "\n\n".join(filter(None, (conditions(result), markdown(rows(result)), notes)))
 
 
 def sentence(result: dict[str, Any]) -> str:
