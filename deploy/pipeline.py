@@ -38,14 +38,6 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """An image that is being read."""
-
-    job: Job
-    photo: Future[Photo]
-
-
-@dataclass(frozen=True)
 class Writing:
     """A result of so many bytes that is being written."""
 
@@ -59,17 +51,17 @@ def run(jobs: Sequence[Job], upscaler: Upscaler, threads: int, tally: Tally, bar
 
     Whatever ends it, images that are being written then are written whole, and counted.
     """
-    waiting, reads, writes = deque(jobs), deque[Reading](), deque[Writing]()
+    waiting, reads, writes = deque(jobs), deque[tuple[Job, Future[Photo]]](), deque[Writing]()
     pool = ThreadPoolExecutor(threads)
     try:
         while waiting or reads:
             while waiting and len(reads) < threads:
-                reads.append(Reading(waiting[0], pool.submit(read, waiting.popleft())))
-            reading = reads.popleft()
+                reads.append((waiting[0], pool.submit(read, waiting.popleft())))
+            job, photo = reads.popleft()
             try:
-                writes.append(_restore(reading, upscaler, pool))
+                writes.append(_restore(job, photo.result(), upscaler, pool))
             except FAILURES as error:
-                fail(tally, _one_line(reading.job.source, error))
+                fail(tally, _one_line(job.source, error))
                 bar.update()
             _settle(writes, threads, tally, bar)
         _settle(writes, 0, tally, bar)
@@ -87,9 +79,8 @@ def read(job: Job) -> Photo:
     return photo
 
 
-def _restore(reading: Reading, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:
+def _restore(job: Job, photo: Photo, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:
     """Restore an image and hand it to the threads that write."""
-    job, photo = reading.job, reading.photo.result()
     height, width = photo.pixels.shape[:2]
     check_space(job.target.parent, SCALE**2 * photo.pixels.nbytes)
     began = time.perf_counter()
