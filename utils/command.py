@@ -27,8 +27,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parser(about: str | None, module: str | None = None) -> argparse.ArgumentParser:
-    """Of a command's options; its --help begins with the first paragraph about its module, which
-    is named where the command is `python -m` of it."""
+    """The parser of a command's options.
+
+    Args:
+        about: what its module says of itself; --help begins with the first paragraph.
+        module: the module, where the command is `python -m` of it.
+    """
     return argparse.ArgumentParser(
         module and f"python -m {module}",
         description=(about or "").partition("\n\n")[0],
@@ -37,7 +41,7 @@ def parser(about: str | None, module: str | None = None) -> argparse.ArgumentPar
 
 
 def size(text: str) -> tuple[int, int]:
-    """An option's two sides in pixels, of 340x510."""
+    """The two numbers of an option such as 340x510."""
     if not (sides := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
         raise argparse.ArgumentTypeError(f"expected a size such as 340x510, got {text}")
     return int(sides[1]), int(sides[2])

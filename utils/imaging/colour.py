@@ -45,9 +45,10 @@ def read_chunks(file: BinaryIO, png: Png | None = None) -> Chunks:
     for name, at, length in png.chunks if png else ():
         if name == b"IDAT":
             break
-        file.seek(at)
-        if name in NAMES and length <= 32 and (data := read_checked(file, name, length)):
-            found.setdefault(name, data)
+        if name in NAMES and length <= 32:
+            file.seek(at)
+            if data := read_checked(file, name, length):
+                found.setdefault(name, data)
     file.seek(0)
     head = file.read(4104)
     code = head.partition(b"colrnclx")[2][:4] if head[4:8] == b"ftyp" else b""
