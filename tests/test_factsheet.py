@@ -1,5 +1,6 @@
 """deploy/submission: the team, the email, and the factsheet in LaTeX and as a PDF."""
 
+import copy
 import re
 import shutil
 import subprocess
@@ -151,6 +152,14 @@ def test_the_teams_training_has_no_word_that_its_factsheet_lacks(entry: Entry) -
     table = source.partition(r"\label{team}")[2].partition(r"\end{table}")[0]
     assert "950,000" in table and "480" in table
     assert not re.search("EMA|average|decay|warm|muon|seed", table, re.I)
+
+
+def test_a_teacher_is_said_where_there_was_one(entry: Entry) -> None:
+    for taught, words in ((True, "and so is the teacher"), (False, "without a teacher")):
+        training = copy.deepcopy(dict(entry.training()))
+        for stage in training["stages"]:
+            stage["teacher"] = {"sha256": "0" * 64, "records": []} if taught else None
+        assert words in plain(latex(entry.team, "23_LKDN", "0" * 64, training, []))
 
 
 def test_what_was_not_measured_is_said(entry: Entry) -> None:

@@ -139,6 +139,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit(RECORD, '"init": null', '"init": "authors.pth"'),
         r"known training, got authors\.pth",
     ),
+    "teacher from elsewhere": (
+        edit(RECORD, '"teacher": null', '"teacher": {"sha256": "0", "records": []}'),
+        r"expected a teacher of known training for stage1",
+    ),
     "model not selected": (
         edit("test_demo.py", "team23_LKDN", "team24_LKDN"),
         r"expected an import of models\.team23_LKDN in test_demo\.py",

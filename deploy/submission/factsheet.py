@@ -107,6 +107,7 @@ def latex(
         "RATIO": escaped(_ratio(runs, baseline)),
         "STAGES": _stages(training),
         "TRAINED": escaped(_trained(training)),
+        "TEACHER": escaped(_teacher(training)),
         "CURVE": _curve(training),
         "COMMANDS": "\n".join(rf"\command{{{escaped(c)}}}" for c in training.get("commands", ())),
         "DATA": escaped(data.replace("`", "") or "They are named in model_zoo/README.md."),
@@ -166,7 +167,7 @@ def _stages(training: Mapping[str, Any]) -> str:
     if not training.get("stages"):
         return UNKNOWN
     rows = training_tables.stages(dict(training))
-    width = 0.84 / (len(rows[0]) - 1)
+    width = 0.86 / (len(rows[0]) - 1) - 0.02  # of which the space between columns takes some
     return tabular(
         rows,
         "l" + rf">{{\raggedright\arraybackslash}}p{{{width:.3f}\linewidth}}" * (len(rows[0]) - 1),
@@ -180,6 +181,16 @@ def _trained(training: Mapping[str, Any]) -> str:
     return (
         f"The last score on validation images of its own: {scores[-1]['val_psnr']:.3f} dB on "
         f"RGB, {scores[-1]['val_psnr_y']:.3f} on Y."
+    )
+
+
+def _teacher(training: Mapping[str, Any]) -> str:
+    """Whether anything but images was learned from."""
+    if not any(record.get("teacher") for record in training.get("stages", ())):
+        return "without a teacher"
+    return (
+        "and so is the teacher of the stages that have one in the table, by the same code; its "
+        "training is in the record, too"
     )
 
 

@@ -4,7 +4,7 @@ import ast
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
@@ -218,10 +218,12 @@ def _training_data(entry: Entry) -> Iterator[str]:
         )
     if not training["stages"]:
         yield "expected the stages of the training, got none: ship with train/export.py"
-    for stage in training["stages"]:
+    for stage in _stages_behind(training["stages"]):
         name, data = stage["stage"]["name"], stage["data_summary"] or {}
         if stage["init"]:
             yield f"expected {name} to begin with weights of known training, got {stage['init']}"
+        if (teacher := stage.get("teacher")) and not teacher["records"]:
+            yield f"expected a teacher of known training for {name}, got one of unknown training"
         if data.get("fingerprint") != stage["data"]:
             yield f"expected a record of the images of {name}, got that of others or none"
         for folder in data.get("folders", ()):
@@ -229,6 +231,13 @@ def _training_data(entry: Entry) -> Iterator[str]:
                 yield f"expected no validation or test images under {name}, got the folder {part}"
     if digest not in entry.text("model_zoo/README.md"):
         yield "expected the sha256 of the checkpoint in model_zoo/README.md, got another or none"
+
+
+def _stages_behind(stages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The records of stages, and those of their teachers."""
+    for stage in stages:
+        yield stage
+        yield from _stages_behind((stage.get("teacher") or {"records": ()})["records"])
 
 
 def _credits(entry: Entry) -> Iterator[str]:
