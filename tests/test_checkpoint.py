@@ -118,6 +118,8 @@ def test_digests_of_images_are_kept_once_however_often_they_were_seen(tmp_path: 
             state.teacher = {"sha256": "", "records": [record(), {**record(), "teacher": teacher}]}
         checkpoint.save(tmp_path / "stage1.pt", state, STAGE, 4, "data")
         sizes.append((tmp_path / "stage1.pt").stat().st_size)
+        saved = read_checkpoint(tmp_path / "stage1.pt")
+        assert (saved["before"], saved["teacher"]) == (state.before, state.teacher)
     assert sizes[1] < sizes[0] + 5000
 
 

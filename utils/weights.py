@@ -23,7 +23,7 @@ SHIPPED = ROOT / "model_zoo" / "team23_LKDN.pth"
 NESTED_UNDER = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 # What wrappers put before every name: DataParallel, torch.compile, and programs of others.
 PREFIXES = ("module.", "_orig_mod.", "net.", "model.")
-LARGEST = 1 << 30  # bytes of all tensors; a training state of this network has 2.4 million
+LARGEST = 1 << 30  # bytes of all tensors; a training state of this network has up to 9 million
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights
 # What files begin with that are saved under a checkpoint's name.
 FOREIGN = {
