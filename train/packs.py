@@ -136,7 +136,7 @@ def _find_damage(images: Sequence[PackedImage], fingerprint: str, pixels: NDArra
     """The first thing in which a pack differs from its index, or ""."""
     whole, offset = hashlib.sha256(), 0
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:  # hashing lets others run
-        found = pool.map(lambda image: digest_of(_cut(pixels, image)[1]), images)
+        found = pool.map(lambda image: digest_of(cut_pair(pixels, image)[1]), images)
         bar = tqdm(zip(images, found, strict=True), "verify the pack", len(images), unit="image")
         for image, digest in bar:
             area = image.height * image.width
@@ -144,17 +144,17 @@ def _find_damage(images: Sequence[PackedImage], fingerprint: str, pixels: NDArra
                 return f"{image.name} lies elsewhere"
             if digest != image.sha256:
                 return f"{image.name} has another digest"
-            for part in _cut(pixels, image):
+            for part in cut_pair(pixels, image):
                 for content in describe(part):
                     whole.update(content)
             offset += area * (1 + SCALE**2)
     return "" if whole.hexdigest() == fingerprint else "LR images have another digest"
 
 
-def _cut(
+def cut_pair(
     pixels: NDArray[np.uint8], image: PackedImage
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The LR and the HR image, as far as the pixels go."""
+    """LR (H, W, 3) and HR (4H, 4W, 3) of an image, views; flat and short where the pixels end."""
     cuts = []
     for offset, scale in ((image.lr_offset, 1), (image.hr_offset, SCALE)):
         height, width = image.height * scale, image.width * scale

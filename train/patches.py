@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from train.packs import Pack, PackedImage
+from train.packs import Pack, PackedImage, cut_pair
 from utils.datasets import SCALE
 from utils.imaging.images import ImageError
 
@@ -130,9 +130,7 @@ def measure_detail(pack: Pack) -> Detail:
     def weigh(image: PackedImage) -> NDArray[np.float64]:
         height, width = image.height, image.width
         large_height, large_width = height * SCALE, width * SCALE
-        lr = pixels[image.lr_offset :][: height * width].reshape(height, width, 3)
-        hr = pixels[image.hr_offset :][: large_height * large_width]
-        hr = hr.reshape(large_height, large_width, 3)
+        lr, hr = cut_pair(pixels, image)
         enlarged = cv2.resize(lr, (large_width, large_height), interpolation=cv2.INTER_CUBIC)
         error = cv2.absdiff(enlarged, hr)
         squares = cv2.multiply(error, error, dtype=cv2.CV_32F)

@@ -17,12 +17,12 @@ from kernels.native import NativeLKDN
 from kernels.native_library import CompileError
 from models.team23_LKDN import LKDN
 from train.checkpoint import load_form
-from train.packs import Pack, PackedImage, read_mark, state_of
+from train.packs import Pack, cut_pair, read_mark, state_of
 from train.records import training_records
 from train.reparam import fuse, upscale_factor
 from utils import devices
 from utils.datasets import SCALE
-from utils.files import remove_leftovers, whole_file, write_json
+from utils.files import remove_leftovers, sha256, whole_file, write_json
 from utils.self_ensemble import mean_of_eight
 from utils.weights import CheckpointError, read_checkpoint, state_dict_of
 
@@ -84,20 +84,12 @@ def teach(pack: Pack, teacher: Teacher, truth: float, folder: Path, device: torc
         forward = _forward(teacher.net, device)
         with whole_file(file) as target:
             for image in tqdm(pack.images, "teach", unit="image"):
-                lr, hr = _pair(pack, image)
+                lr, hr = cut_pair(pack.pixels.numpy(), image)
                 target.write(lr.tobytes())
                 target.write(_blend(hr, forward(lr), truth).tobytes())
-        write_json(mark, {"sha256": _digest(file), "file": state_of(file)})
+        write_json(mark, {"sha256": sha256(file), "file": state_of(file)})
     pixels = np.memmap(file, np.uint8, mode="c").reshape(-1, 3)
     return replace(pack, pixels=torch.from_numpy(pixels))
-
-
-def _pair(pack: Pack, image: PackedImage) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """LR (H, W, 3) and HR (4H, 4W, 3) of an image, uint8."""
-    pixels, (height, width) = pack.pixels.numpy(), (image.height, image.width)
-    lr = pixels[image.lr_offset :][: height * width].reshape(height, width, 3)
-    hr = pixels[image.hr_offset :][: SCALE**2 * height * width]
-    return lr, hr.reshape(SCALE * height, SCALE * width, 3)
 
 
 def _blend(hr: NDArray[np.uint8], sr: NDArray[np.float32], truth: float) -> NDArray[np.uint8]:
@@ -135,9 +127,4 @@ def _is_whole(file: Path, mark: Any) -> bool:
     """Whether targets are as they were written; read again only where the file changed since."""
     if not (file.is_file() and isinstance(mark, dict)):
         return False
-    return bool(mark.get("file") == state_of(file) or mark.get("sha256") == _digest(file))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return bool(mark.get("file") == state_of(file) or mark.get("sha256") == sha256(file))
