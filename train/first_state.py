@@ -12,7 +12,7 @@ from train import checkpoint
 from train.optim import make_optimizers
 from train.recipes import Engine, Stage
 from train.records import training_records
-from train.reparam import fuse, training_form
+from train.reparam import fuse, has_branches, training_form
 from train.teacher import Teacher
 from utils.command import UserError
 from utils.files import sha256
@@ -51,7 +51,7 @@ def initial_state(
             )
         saved = read_checkpoint(init)
         weights = state_dict_of(saved, init)
-        if stage.form == "inference" and "upsampler.conv3.weight" in weights:
+        if stage.form == "inference" and has_branches(weights):
             branches = training_form(net)
             load_state(branches, weights, init)
             weights = fuse(branches).state_dict()

@@ -105,6 +105,11 @@ def upscale_factor(net: LKDN) -> int:
     return next(m.upscale_factor for m in net.modules() if isinstance(m, nn.PixelShuffle))
 
 
+def has_branches(state: Mapping[str, Tensor]) -> bool:
+    """Whether parameters are a training form's."""
+    return "upsampler.conv3.weight" in state
+
+
 def fuse_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of the inference form from those of the training form, differentiably.
 
@@ -128,7 +133,7 @@ def fuse_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 plain[name] = value + form[f"{parent}.rep1x1.bias"]
         elif parent != "upsampler" or branch == "0":
             plain[name] = value
-    if "upsampler.conv3.weight" in form:
+    if has_branches(form):
         kernel, bias = _fuse_upsampler(form)
         plain["upsampler.0.weight"], plain["upsampler.0.bias"] = kernel, bias
     return plain

@@ -19,7 +19,7 @@ from models.team23_LKDN import LKDN
 from train.checkpoint import load_form
 from train.packs import Pack, cut_pair, read_mark, state_of
 from train.records import training_records
-from train.reparam import fuse, upscale_factor
+from train.reparam import fuse, has_branches, upscale_factor
 from utils import devices
 from utils.datasets import SCALE
 from utils.files import remove_leftovers, sha256, whole_file, write_json
@@ -52,7 +52,7 @@ def read_teacher(path: Path) -> Teacher:
     """
     saved = read_checkpoint(path)
     records, state = training_records(saved, path.parent), state_dict_of(saved, path)
-    form_name = "training" if "upsampler.conv3.weight" in state else "inference"
+    form_name = "training" if has_branches(state) else "inference"
     net = fuse(load_form(state, path, form_name)).eval()
     if (scale := upscale_factor(net)) != SCALE:
         raise CheckpointError(f"expected a teacher of scale {SCALE}, got {scale}: {path}")
