@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 # How much of a step the averages of squares, and those of products, keep. Vyas et al. have 0.95.
 SQUARES, PRODUCTS = 0.98, 0.95
 # Steps from one basis to the next; the first so many steps have one each.
-EVERY, EARLY = 10, 20
+EVERY, EARLY = 40, 20
 # An update's size, as a multiple of Muon's at the same rate: its entries are 1 / sqrt(columns).
 SIZE = 2.0
 # The least divisor, as a part of a matrix's largest: rounding of what has no gradient, such as the
@@ -23,8 +25,8 @@ class Soap(torch.optim.Optimizer):
 
     Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024: the gradient G of a
     kernel, seen as a (out, in*k*k) matrix, is turned into the eigenvectors of the averages of
-    G G^T and G^T G, which follow these averages by one step of orthogonal iteration every ten
-    steps; Adam divides there, and the update is turned back. The update is scaled by
+    G G^T and G^T G, which follow these averages by one step of orthogonal iteration every
+    forty steps; Adam divides there, and the update is turned back. The update is scaled by
     2 / sqrt(in*k*k), so that a rate means what it does for Muon, and decay is as there. Kernels of
     equal shape are worked on as one batch.
     """
@@ -33,6 +35,12 @@ class Soap(torch.optim.Optimizer):
         self, params: Iterable[Tensor], lr: float, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._batches: list[_Batch] = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a state, which is gathered into batches at the next step."""
+        super().__setstate__(state)
+        self._batches = []
 
     @staticmethod
     def shapes(parameter: Tensor) -> dict[str, tuple[int, ...]]:
@@ -51,53 +59,113 @@ class Soap(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Change the parameters by their gradients, once."""
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            for alike in by_shape([p.flatten(1) for p in params]):
-                self._step(
-                    [params[i] for i in alike],
-                    group["lr"],
-                    group["momentum"],
-                    group["weight_decay"],
-                )
+        self.launch(self.count())
+        self.turn()
 
-    def _step(self, params: list[Tensor], lr: float, momentum: float, decay: float) -> None:
-        """Change parameters of equal shape."""
+    @torch.no_grad()
+    def count(self) -> list[list[float]]:
+        """Begin a step: what is new in it but the gradients, a row of numbers for each shape."""
+        self._gather()
+        rows = []
+        for batch in self._batches:
+            batch.values["step"] += 1
+            batch.count = count = int(batch.values["step"][0])
+            rate, momentum = float(batch.group["lr"]), batch.group["momentum"]
+            rows.append(
+                [
+                    1 - min(PRODUCTS, (count - 1) / count),
+                    1 - momentum ** (count + 1),
+                    1 - SQUARES**count,
+                    -rate * SIZE,
+                    1 - rate * batch.group["weight_decay"],
+                ]
+            )
+        return rows
+
+    @torch.no_grad()
+    def launch(self, numbers: Iterable[Iterable[float | Tensor]]) -> None:
+        """Do a step with the numbers of `count`, which may be on the device. From the second one
+        on this asks for nothing but the same kernels on the same memory."""
+        for batch, row in zip(self._batches, numbers, strict=True):
+            self._change(batch, *row)
+
+    @staticmethod
+    def _change(
+        batch: "_Batch",
+        share: float | Tensor,
+        unbias: float | Tensor,
+        unbias_square: float | Tensor,
+        size: float | Tensor,
+        shrink: float | Tensor,
+    ) -> None:
+        params, momentum = batch.params, batch.group["momentum"]
         gradients = torch.stack([p.grad.flatten(1) for p in params if p.grad is not None])
-        names = list(self.shapes(params[0]))
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = {n: p.new_zeros(shape) for n, shape in self.shapes(p).items()}
-                self.state[p]["step"] = torch.zeros(())  # on the CPU: who reads it waits for none
-        step, mean, square, left, right, left_basis, right_basis = (
-            torch.stack([self.state[p][name] for p in params]) for name in names
-        )
-        step += 1
-        count = int(step[0])
-        keep = min(PRODUCTS, (count - 1) / count)
-        left.lerp_(gradients @ gradients.mT, 1 - keep)
-        right.lerp_(gradients.mT @ gradients, 1 - keep)
-        if count == 1:
+        left, right, mean, square = (batch.values[n] for n in ("left", "right", "mean", "square"))
+        left_basis, right_basis = batch.values["left_basis"], batch.values["right_basis"]
+        left.lerp_(gradients @ gradients.mT, share)
+        right.lerp_(gradients.mT @ gradients, share)
+        if batch.count == 1:
             # The largest first, as orthogonal iteration keeps them.
-            left_basis, right_basis = (torch.linalg.eigh(x)[1].flip(-1) for x in (left, right))
+            left_basis.copy_(torch.linalg.eigh(left)[1].flip(-1))
+            right_basis.copy_(torch.linalg.eigh(right)[1].flip(-1))
         turned = left_basis.mT @ gradients @ right_basis
         square.lerp_(turned.square(), 1 - SQUARES)
         mean.lerp_(gradients, 1 - momentum)
         ahead = left_basis.mT @ mean.lerp(gradients, 1 - momentum) @ right_basis
-        ahead /= 1 - momentum ** (count + 1)
-        divisor = (square / (1 - SQUARES**count)).sqrt()
+        ahead /= unbias
+        divisor = (square / unbias_square).sqrt()
         least = LEAST * divisor.amax((1, 2), keepdim=True) + NOTHING
         update = ahead / (divisor + least)
         update = left_basis @ update @ right_basis.mT
-        update *= -lr * SIZE / math.sqrt(update.shape[-1])
-        torch._foreach_mul_(params, 1 - lr * decay)
+        update *= size / math.sqrt(update.shape[-1])
+        torch._foreach_mul_(params, shrink)
         torch._foreach_add_(params, [u.view_as(p) for u, p in zip(update, params, strict=True)])
-        if count % EVERY == 0 or count < EARLY:
-            left_basis = torch.linalg.qr(left @ left_basis)[0]
-            right_basis = torch.linalg.qr(right @ right_basis)[0]
-        after = (step, mean, square, left, right, left_basis, right_basis)
-        for p, *values in zip(params, *after, strict=True):
-            self.state[p] = dict(zip(names, values, strict=True))
+
+    @torch.no_grad()
+    def turn(self) -> None:
+        """End a step: bring the bases up to date, if it is time."""
+        for batch in self._batches:
+            if batch.count % EVERY == 0 or batch.count < EARLY:
+                for side in ("left", "right"):
+                    basis = batch.values[f"{side}_basis"]
+                    basis.copy_(torch.linalg.qr(batch.values[side] @ basis)[0])
+
+    def _gather(self) -> None:
+        """Have the state of parameters of equal shape that have gradients in common tensors, of
+        which each parameter's is a part."""
+        found = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for alike in by_shape([p.flatten(1) for p in params]):
+                found.append((group, [params[i] for i in alike]))
+        known = [(batch.group, batch.params) for batch in self._batches]
+        if len(known) == len(found) and all(
+            old is new and list(map(id, was)) == list(map(id, now))
+            for (old, was), (new, now) in zip(known, found, strict=True)
+        ):
+            return
+        self._batches = [self._batch(group, params) for group, params in found]
+
+    def _batch(self, group: dict[str, Any], params: list[Tensor]) -> "_Batch":
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {n: p.new_zeros(shape) for n, shape in self.shapes(p).items()}
+                self.state[p]["step"] = torch.zeros(())  # on the CPU: who reads it waits for none
+        names = self.shapes(params[0])
+        values = {name: torch.stack([self.state[p][name] for p in params]) for name in names}
+        for i, p in enumerate(params):
+            self.state[p] = {name: value[i] for name, value in values.items()}
+        return _Batch(group, params, values)
+
+
+@dataclass
+class _Batch:
+    """Parameters of one shape in one group, what is gathered of them, and the steps done."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    values: dict[str, Tensor]
+    count: int = 0
 
 
 def by_shape(tensors: Sequence[Tensor]) -> list[list[int]]:
