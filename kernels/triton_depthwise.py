@@ -1,8 +1,9 @@
 """Depthwise convolution with both gradients in Triton, for channels_last tensors.
 
-In channels_last an image row is one contiguous line of width*C numbers in which a step to the
-right is a shift by C. So every load here is contiguous for any C (42 is no multiple of anything
-a GPU likes), and no lane idles. Sums are kept in float32 whatever the images' dtype.
+In channels_last a pixel's channels lie side by side, and a step right or down is a shift by C or
+width*C numbers. A program has all taps of a block of channels, whose weights it reads once for many
+pixels; where C is a multiple of 16 each load takes eight numbers. Sums are kept in float32
+whatever the images' dtype.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 512  # numbers of a row one program computes, forward
-GRADIENT_BLOCK = 128  # .. and for the weight gradient, times its 16 or 32 taps
+PIXELS = 32  # that one program computes, forward
+CHANNELS = 64  # .. and of how many channels
+TOGETHER = 2  # pixels at once for the weight gradient
 GRADIENT_PROGRAMS = 2048  # about as many for the weight gradient as keep a large GPU busy
 
 
@@ -26,35 +28,43 @@ def _convolve(
     kernel,
     bias,
     out,
+    pixels,
     height,
     width,
     channels,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TURNED: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
-    """out[row, e] = bias + sum over the taps of kernel * x shifted; one program a part of a row."""
-    row = tl.program_id(0)
-    length = width * channels
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    y = row % height + 0 * e  # a vector: Triton 3.9's interpreter cannot mask by a scalar
-    inside = e < length
-    channel = e % channels
-    start = row * length
-    total = tl.zeros((BLOCK,), tl.float32)
+    """out[n, c] = bias + sum over the taps of kernel * x shifted; TURNED by half a turn, as for the
+    gradient of x. One program has some pixels of some channels."""
+    n = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    real = c < channels
+    column = n % width
+    row = n // width % height
+    total = tl.zeros((PIXELS, CHANNELS), tl.float32)
     if BIAS:
-        total += tl.load(bias + channel, mask=inside, other=0.0)
-    for i in tl.static_range(SIZE):
+        total += tl.load(bias + c, mask=real, other=0.0)[None, :]
+    for i in range(SIZE):  # row by row, so that no more loads are under way than registers
         down = (i - SIZE // 2) * DILATION
-        row_inside = inside & (y + down >= 0) & (y + down < height)
+        row_inside = (n < pixels) & (row + down >= 0) & (row + down < height)
         for j in tl.static_range(SIZE):
-            shifted = e + (j - SIZE // 2) * DILATION * channels
-            mask = row_inside & (shifted >= 0) & (shifted < length)
-            value = tl.load(x + start + down * length + shifted, mask=mask, other=0.0)
-            weight = tl.load(kernel + (i * SIZE + j) * channels + channel, mask=inside, other=0.0)
-            total += value.to(tl.float32) * weight
-    tl.store(out + start + e, total.to(out.dtype.element_ty), mask=inside)
+            right = (j - SIZE // 2) * DILATION
+            inside = row_inside & (column + right >= 0) & (column + right < width)
+            place = (n + down * width + right)[:, None] * channels + c[None, :]
+            value = tl.load(x + place, mask=inside[:, None] & real[None, :], other=0.0)
+            tap = i * SIZE + j
+            if TURNED:
+                tap = SIZE * SIZE - 1 - tap
+            weight = tl.load(kernel + tap * channels + c, mask=real, other=0.0)
+            total += value.to(tl.float32) * weight[None, :]
+    place = n[:, None] * channels + c[None, :]
+    mask = (n < pixels)[:, None] & real[None, :]
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -62,38 +72,40 @@ def _correlate(
     x,
     grad,
     partial,
-    rows,
+    pixels,
     height,
     width,
     channels,
-    ROWS: tl.constexpr,
+    COUNT: tl.constexpr,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     TAPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
-    """partial[program, tap, e] = sum over ROWS rows of grad * x shifted by the tap."""
-    length = width * channels
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    tap = tl.arange(0, TAPS)
+    """partial[program, tap, c] = sum over COUNT times TOGETHER pixels of grad * x shifted by the
+    tap; for the tap behind the last one, of grad."""
+    c = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, None, :]
+    real = c < channels
+    tap = tl.arange(0, TAPS)[None, :, None]
     down = (tap // SIZE - SIZE // 2) * DILATION
-    shifted = e[None, :] + ((tap % SIZE - SIZE // 2) * DILATION * channels)[:, None]
-    column_inside = (e < length)[None, :] & (shifted >= 0) & (shifted < length)
-    column_inside = column_inside & (tap < SIZE * SIZE)[:, None]
-    total = tl.zeros((TAPS, BLOCK), tl.float32)
-    for i in range(ROWS):  # a constant: Triton 3.6's interpreter counts to no other
-        row = tl.program_id(0) * ROWS + i
-        y = row % height
-        start = row * length
-        there = (e < length) & (row + 0 * e < rows)
-        upstream = tl.load(grad + start + e, mask=there, other=0.0).to(tl.float32)
-        row_inside = (y + down >= 0) & (y + down < height) & (row + 0 * down < rows)
-        mask = column_inside & row_inside[:, None]
-        value = tl.load(x + start + down[:, None] * length + shifted, mask=mask, other=0.0)
-        total += value.to(tl.float32) * upstream[None, :]
-    place = (tl.program_id(0) * SIZE * SIZE + tap) * length
-    mask = (tap < SIZE * SIZE)[:, None] & (e < length)[None, :]
-    tl.store(partial + place[:, None] + e[None, :], total, mask=mask)
+    right = (tap % SIZE - SIZE // 2) * DILATION
+    total = tl.zeros((TOGETHER, TAPS, CHANNELS), tl.float32)
+    for i in range(COUNT):  # a constant: Triton 3.6's interpreter counts to no other
+        n = ((tl.program_id(0) * COUNT + i) * TOGETHER + tl.arange(0, TOGETHER))[:, None, None]
+        column = n % width + right
+        row = n // width % height + down
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        inside = inside & (tap < SIZE * SIZE) & (n < pixels)
+        place = (n + down * width + right) * channels + c
+        value = tl.load(x + place, mask=inside & real, other=0.0).to(tl.float32)
+        value = tl.where(tap == SIZE * SIZE, 1.0, value)
+        # Read for every tap, as x is: else Triton would hand it around at each turn.
+        upstream = tl.load(grad + n * channels + 0 * tap + c, mask=real & (n < pixels), other=0.0)
+        total += value * upstream.to(tl.float32)
+    place = (tl.program_id(0) * (SIZE * SIZE + 1) + tap) * channels + c
+    sums = tl.sum(total, 0)[None, :, :]
+    tl.store(partial + place, sums, mask=(tap <= SIZE * SIZE) & real)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
@@ -145,29 +157,30 @@ def _depthwise_backward(
     batch, channels, height, width = x.shape
     size = weight.shape[-1]
     taps = size * size
-    rows, blocks = batch * height, triton.cdiv(width * channels, GRADIENT_BLOCK)
-    rows_a_program = max(1, triton.cdiv(rows * blocks, GRADIENT_PROGRAMS))
-    programs = triton.cdiv(rows, rows_a_program)
-    partial = x.new_empty(programs, taps, width, channels, dtype=torch.float32)
+    pixels, blocks = batch * height * width, triton.cdiv(channels, CHANNELS)
+    count = triton.cdiv(pixels * blocks, GRADIENT_PROGRAMS * TOGETHER)
+    programs = triton.cdiv(pixels, count * TOGETHER)
+    partial = x.new_empty(programs, taps + 1, channels, dtype=torch.float32)
     launch(
         _correlate,
         (programs, blocks),
         x,
         grad,
         partial,
-        rows,
+        pixels,
         height,
         width,
         channels,
-        rows_a_program,
+        count,
         size,
         dilation,
-        triton.next_power_of_2(taps),
-        GRADIENT_BLOCK,
+        triton.next_power_of_2(taps + 1),
+        TOGETHER,
+        CHANNELS,
     )
-    weight_gradient = partial.sum((0, 2)).t().contiguous().view(weight.shape)
-    bias_gradient = grad.sum((0, 2, 3), dtype=torch.float32)
-    return _run(grad, weight.flip(2, 3), None, dilation), weight_gradient, bias_gradient
+    sums = partial.sum(0)  # (taps + 1, C)
+    gradient = _run(grad, weight, None, dilation, turned=True)
+    return gradient, sums[:taps].t().contiguous().view(weight.shape), sums[taps].clone()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any) -> None:
@@ -176,27 +189,31 @@ def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any) -> No
         kernel[grid](x, *arguments, enable_fp_fusion=True)
 
 
-def _run(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+def _run(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, turned: bool = False
+) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
-    size = weight.shape[-1]
+    size, pixels = weight.shape[-1], batch * height * width
     kernel = weight.detach().float().reshape(channels, -1).t().contiguous()  # (taps, C)
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    grid = (batch * height, triton.cdiv(width * channels, BLOCK))
     launch(
         _convolve,
-        grid,
+        (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS)),
         x,
         kernel,
         kernel if bias is None else bias.detach().float(),
         out,
+        pixels,
         height,
         width,
         channels,
         size,
         dilation,
         bias is not None,
-        BLOCK,
+        turned,
+        PIXELS,
+        CHANNELS,
     )
     return out
 
