@@ -81,24 +81,23 @@ def teach(pack: Pack, teacher: Teacher, truth: float, folder: Path, device: torc
     file, mark = folder / f"{key}.taught", folder / f"{key}.taught.json"
     if not _is_whole(file, read_mark(mark)):
         remove_leftovers(file, age_s=3600)
-        forward = _forward(teacher.net, device)
+        aim = _aim(teacher.net, truth, device)
         with whole_file(file) as target:
             for image in tqdm(pack.images, "teach", unit="image"):
                 lr, hr = cut_pair(pack.pixels.numpy(), image)
                 target.write(lr.tobytes())
-                target.write(_blend(hr, forward(lr), truth).tobytes())
+                target.write(aim(lr, hr).tobytes())
         write_json(mark, {"sha256": sha256(file), "file": state_of(file)})
     pixels = np.memmap(file, np.uint8, mode="c").reshape(-1, 3)
     return replace(pack, pixels=torch.from_numpy(pixels))
 
 
-def _blend(hr: NDArray[np.uint8], sr: NDArray[np.float32], truth: float) -> NDArray[np.uint8]:
-    """A share of the truth, the rest of the SR (in 0..255), rounded to the nearest."""
-    return (truth * hr + (1 - truth) * sr).round().clip(0, 255).astype(np.uint8)
+Pixels = NDArray[np.uint8]
 
 
-def _forward(net: LKDN, device: torch.device) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """(H, W, 3) uint8 -> (4H, 4W, 3) in 0..255 by the teacher, on the fastest that is there."""
+def _aim(net: LKDN, truth: float, device: torch.device) -> Callable[[Pixels, Pixels], Pixels]:
+    """From LR (H, W, 3) and HR (4H, 4W, 3) what is to be learned: a share of the HR image, the rest
+    of the teacher's SR, by the fastest forward that is there, rounded to the nearest."""
     run: Callable[[Tensor], Tensor] = net.to(device)
     if device.type == "cpu":
         try:
@@ -107,10 +106,11 @@ def _forward(net: LKDN, device: torch.device) -> Callable[[NDArray[np.uint8]], N
             logger.warning("the teacher runs in torch, not on compiled kernels: %s", error)
 
     @torch.inference_mode()
-    def forward(lr: NDArray[np.uint8]) -> NDArray[np.float32]:
-        x = torch.from_numpy(lr).to(device).permute(2, 0, 1)[None].float() / 255
+    def aim(lr: Pixels, hr: Pixels) -> Pixels:
+        x, goal = (torch.from_numpy(pixels).to(device).float() for pixels in (lr, hr))
+        x = x.permute(2, 0, 1)[None] / 255
         try:
-            with devices.without_tf32():
+            with devices.without_search():  # each image has another size
                 sr = mean_of_eight(run, x)[0].clamp(0, 1) * 255
         except torch.OutOfMemoryError as error:
             height, width = lr.shape[:2]
@@ -118,9 +118,10 @@ def _forward(net: LKDN, device: torch.device) -> Callable[[NDArray[np.uint8]], N
                 f"expected room for the teacher on an image of {width}x{height} LR pixels: cut the "
                 f"training images into smaller ones ({error})"
             ) from error
-        return np.asarray(sr.permute(1, 2, 0).cpu().numpy(), np.float32)
+        goal = truth * goal + (1 - truth) * sr.permute(1, 2, 0)
+        return np.asarray(goal.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
 
-    return forward
+    return aim
 
 
 def _is_whole(file: Path, mark: Any) -> bool:

@@ -114,6 +114,19 @@ def without_tf32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+@shared
+@contextlib.contextmanager
+def without_search() -> Iterator[None]:
+    """Let cuDNN choose its kernels by rule meanwhile, not by trying all at each new size; the
+    switch is the process's."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def prepare_cpu(keep_memory: bool = True) -> None:
     """Make this process's work on a CPU fast; to be called before the first tensor is computed,
     for the threads that torch starts later inherit the mode.
