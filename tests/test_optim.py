@@ -23,6 +23,7 @@ from train.optim import (
 from train.options import parse, stages_of
 from train.recipes import RECIPES, STAGES, Stage
 from train.reparam import training_form
+from train.updates import kept
 
 Array = NDArray[np.float64]
 
@@ -214,10 +215,10 @@ def test_average_follows_the_weights_with_the_asked_decay_after_a_warm_start() -
         weights = rng.normal(size=(3, 2))
         keep = min(0.9, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * weights
-        update_ema(average, {"w": torch.from_numpy(weights)}, 0.9, step)
+        update_ema(average, {"w": torch.from_numpy(weights)}, 1 - kept(0.9, step))
         np.testing.assert_allclose(average["w"].numpy(), expected, rtol=0, atol=1e-12)
     # Far from the start the asked decay holds: 0.999 keeps all but a thousandth.
-    update_ema(average, {"w": average["w"] + 1}, 0.999, 10**6)
+    update_ema(average, {"w": average["w"] + 1}, 1 - kept(0.999, 10**6))
     np.testing.assert_allclose(average["w"].numpy(), expected + 1e-3, rtol=0, atol=1e-12)
 
 

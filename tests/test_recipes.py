@@ -50,6 +50,7 @@ def recipe_cases() -> list[ParameterSet]:
             Engine(channels_last=False),
             Engine(fold=False),
             Engine(dense=True),
+            Engine(aligned=True),
         )
     }
     alone.add(("bf16", Engine(compile="on")))  # in one precision, for it takes 20 s on a CPU

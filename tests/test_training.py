@@ -185,7 +185,7 @@ def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run)
         (["--init", "text.pt"], ["text.pt"]),
         (["--init", "absent.pt"], ["absent.pt"]),
         (["--recipe", "cpu", "--stage", 2], ["cpu", "--stage 2"]),
-        (["--compile", "graphs"], ["CUDA", "--compile"]),
+        (["--graphs"], ["CUDA", "--graphs"]),
         (["--depthwise", "triton"], ["CUDA", "--depthwise"]),
         (["--dense", "--no-fold"], ["--fold", "--dense"]),
         (["--momentum", 1.5], ["--momentum", "1.5"]),

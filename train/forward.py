@@ -12,8 +12,14 @@ from kernels.fold import dense
 from kernels.native_library import choose_arithmetic
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN, BSConv
+from train.aligned import align_parameters, aligned_like
 from train.recipes import Engine, Stage
+from train.recording import recorded
 from train.reparam import branch_gradients, fuse_parameters, plain_like
+
+
+def _layout(engine: Engine) -> torch.memory_format:
+    return torch.channels_last if engine.channels_last else torch.contiguous_format
 
 
 def psnr_loss(x: Tensor, target: Tensor) -> Tensor:
@@ -46,7 +52,7 @@ def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engin
         return _native_gradients(form, stage, engine)
     forward = make_forward(form, stage, device, engine)
     dtype = torch.float64 if stage.precision == "fp64" else torch.float32
-    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+    layout = _layout(engine)
 
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
         form.zero_grad()
@@ -56,7 +62,22 @@ def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engin
         loss.backward()
         return loss.detach()
 
-    return gradients
+    return _replayed(gradients) if engine.graphs else gradients
+
+
+def _replayed(gradients: Gradients) -> Gradients:
+    """The same by a CUDA graph, which has its patches always in the same place."""
+    own: list[Tensor] = []
+    run = recorded(lambda: gradients(*own))
+
+    def replay(lr: Tensor, hr: Tensor) -> Tensor:
+        if not own:
+            own[:] = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (lr, hr)]
+        for place, patches in zip(own, (lr, hr), strict=True):
+            place.copy_(patches, non_blocking=True)
+        return run()
+
+    return replay
 
 
 def arithmetic_of(engine: Engine, stage: Stage) -> str:
@@ -91,11 +112,15 @@ def make_forward(
     the same gradients as running the branches, at the inference form's cost. So is folding each
     blueprint pair, at more arithmetic in fewer launches.
     """
-    network = plain_like(form).to(device) if engine.fold else form
+    layout = _layout(engine)
+    network = form
+    if engine.fold:
+        plain = plain_like(form)
+        network = (aligned_like(plain) if engine.aligned else plain).to(device)
     if engine.dense:
         for module in network.modules():
             if isinstance(module, BSConv):
-                module.forward = _as_one(module)  # type: ignore[assignment]
+                module.forward = _as_one(module, layout)  # type: ignore[assignment]
     if engine.depthwise == "triton":
         from kernels.triton_depthwise import depthwise  # Triton is not everywhere
 
@@ -113,18 +138,27 @@ def make_forward(
         kernels: dict[str, Tensor] = dict(form.named_parameters())
         if engine.fold:
             kernels = fuse_parameters(kernels)
+        if engine.aligned:
+            kernels, x = align_parameters(kernels, network), F.pad(x, (0, 0, 0, 0, 0, 1))
+        if layout is torch.channels_last:  # as cuDNN wants kernels, which it would turn itself
+            kernels = {
+                name: kernel.contiguous(memory_format=layout) if kernel.ndim == 4 else kernel
+                for name, kernel in kernels.items()
+            }
         with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
             return functional_call(network, kernels, (x,))
 
-    if engine.compile == "off":
-        return forward
-    graphs = engine.compile == "graphs"
-    return torch.compile(forward, dynamic=False, mode="reduce-overhead" if graphs else None)
+    return torch.compile(forward, dynamic=False) if engine.compile == "on" else forward
 
 
-def _as_one(pair: BSConv) -> Callable[[Tensor], Tensor]:
+def _as_one(pair: BSConv, layout: torch.memory_format) -> Callable[[Tensor], Tensor]:
     """The forward of a blueprint pair as one dense convolution, folded in float32 or above."""
-    return lambda x: F.conv2d(x, dense(pair.pw.weight, pair.dw.weight), pair.dw.bias, padding=1)
+
+    def forward(x: Tensor) -> Tensor:
+        kernel = dense(pair.pw.weight, pair.dw.weight).contiguous(memory_format=layout)
+        return F.conv2d(x, kernel, pair.dw.bias, padding=1)
+
+    return forward
 
 
 def _with_kernel(depthwise: Callable[..., Tensor], conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:

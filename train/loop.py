@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from train import checkpoint, log
 from train.forward import Gradients, arithmetic_of, make_gradients
-from train.optim import learning_rate, set_learning_rate, update_ema
+from train.optim import learning_rate
 from train.patches import Patches, Sampler, cut_patches
 from train.recipes import Engine, Stage
+from train.recording import own_stream
 from train.reparam import fuse_parameters, plain_like
+from train.updates import make_update
 from utils import devices, evaluate
 from utils.files import finite
 from utils.record import environment
@@ -93,6 +95,8 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
     part = slice(run.world.rank, None, run.world.size)
     patches = cut_patches(run.source, run.seed, state.step, stage.batch, part)
     weights = dict(state.net.named_parameters())
+    update = make_update(state.optimizers, state.ema, weights, stage.ema, run.engine.graphs)
+    stream = own_stream(device) if run.engine.graphs else contextlib.nullcontext()
     # What torch does beside the native kernels is too small for two threads: those of its pools
     # would wait for each other while the kernels' want the cores.
     threads = torch.get_num_threads()
@@ -105,6 +109,7 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
     with (
         _stop_flag() as stopped,
         few,
+        stream,
         tqdm(
             total=stage.steps, initial=state.step, desc=stage.name, unit="step", disable=not lead
         ) as bar,
@@ -115,7 +120,6 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
             if outcome != Outcome.GO_ON:
                 break
             rate = learning_rate(stage, state.step)
-            set_learning_rate(state.optimizers, rate)
             unseen.append(_gradients(run, state, gradients, patches))
             step = state.step + 1
             last = step == stage.steps
@@ -129,9 +133,7 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
                 with _going_on(run, state, run.file):
                     _save(run, state, work, began)
             due = step % run.save_every == 0 and not last
-            for optimizer in state.optimizers:
-                optimizer.step()
-            update_ema(state.ema, weights, stage.ema, state.step)
+            update(state.step, rate)
             state.step = step
             bar.update()
             if to_log:
@@ -157,8 +159,6 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
 
 def _gradients(run: Run, state: checkpoint.State, gradients: Gradients, patches: Patches) -> Tensor:
     """Leave the gradients of the global batch in the parameters; (loss, gradient norm)."""
-    if run.engine.compile == "graphs":
-        torch.compiler.cudagraph_mark_step_begin()
     loss = gradients(*next(patches))
     parameters = (p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"])
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -192,7 +192,8 @@ def _validate(run: Run, state: checkpoint.State) -> None:
     average.float()
     line: dict[str, Any] = {}
     for name, samples in run.samples.items():
-        scores = evaluate.validate(average, samples, run.world.device)
+        with devices.without_search():  # images have other sizes than patches
+            scores = evaluate.validate(average, samples, run.world.device)
         tqdm.write(f"step {state.step}: {name} {scores.psnr:.3f} dB RGB, {scores.psnr_y:.3f} dB Y")
         own = {"val_psnr": scores.psnr, "val_psnr_y": scores.psnr_y}
         if line:

@@ -60,8 +60,8 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             nesterov = torch._foreach_lerp(grads, buffers, momentum)
             updates = self.orthogonalise([u.flatten(1) for u in nesterov])
-            scales = [-group["lr"] * math.sqrt(max(1, u.shape[0] / u.shape[1])) for u in updates]
-            torch._foreach_mul_(updates, scales)
+            torch._foreach_mul_(updates, [math.sqrt(max(1, len(u) / u.shape[1])) for u in updates])
+            torch._foreach_mul_(updates, -group["lr"])
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             shaped = [u.view_as(p) for p, u in zip(params, updates, strict=True)]
             torch._foreach_add_(params, shaped)
@@ -162,7 +162,7 @@ def learning_rate(stage: Stage, step: int) -> float:
     return rate
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
     """Give each group of parameters the rate, times its own `share` if it has one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -171,10 +171,14 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> N
 
 @torch.no_grad()
 def update_ema(
-    average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int
+    average: Mapping[str, Tensor], weights: Mapping[str, Tensor], share: float | Tensor
 ) -> None:
-    """Move `average` toward `weights`, in place; early steps average over fewer, so that the
-    random start is forgotten."""
-    keep = min(decay, (1 + step) / (10 + step))
+    """Move `average` toward `weights` by a share of what lies between, in place."""
     names = list(average)
-    torch._foreach_lerp_([average[n] for n in names], [weights[n] for n in names], 1 - keep)
+    averages, goals = [average[n] for n in names], [weights[n] for n in names]
+    if isinstance(share, float):
+        torch._foreach_lerp_(averages, goals, share)
+    else:  # which lerp takes one by one
+        between = torch._foreach_sub(goals, averages)
+        torch._foreach_mul_(between, share)
+        torch._foreach_add_(averages, between)

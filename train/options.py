@@ -48,9 +48,11 @@ HELP = {
     "kernels": "torch's, or ours compiled for this CPU",
     "fold": "fold the branches at each step",
     "dense": "fold each 1x1 and the depthwise 3x3 after it, too",
+    "aligned": "channels of zeros up to widths that matrix units take",
     "channels_last": "memory layout",
     "depthwise": "whose kernels for depthwise convolutions",
-    "compile": "torch.compile, alone or with CUDA graphs",
+    "compile": "torch.compile",
+    "graphs": "replay each step as CUDA graphs",
     "crops": "where patches are cut",
     "arithmetic": "how the native kernels multiply in bf16",
     "tuned_cpu": "flush denormals, keep freed memory",
@@ -187,11 +189,14 @@ def engine_of(
     """
     given = {f.name: getattr(args, f.name) for f in fields(Engine) if f.name in args}
     engine = replace(RECIPES[args.recipe].engine, **given)
-    if engine.compile == "graphs" and device.type != "cuda":
-        raise UserError(f"expected CUDA for --compile graphs, got {device}: give --compile on")
-    if engine.dense and not engine.fold:
-        raise UserError("expected --fold with --dense, got --no-fold: leave one of them out")
-    of_torch = ("fold", "dense", "channels_last", "compile")
+    if engine.graphs and device.type != "cuda":
+        if given.get("graphs"):
+            raise UserError(f"expected CUDA for --graphs, got {device}: leave it out")
+        engine = replace(engine, graphs=False)
+    for name in ("dense", "aligned"):
+        if getattr(engine, name) and not engine.fold:
+            raise UserError(f"expected --fold with --{name}, got --no-fold: leave one of them out")
+    of_torch = ("fold", "dense", "aligned", "channels_last", "compile", "graphs")
     if torch_only := [name for name in of_torch if name in given]:
         if given.get("kernels") == "native":
             raise UserError(f"expected --{torch_only[0]} with --kernels torch, got native")

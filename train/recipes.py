@@ -58,8 +58,9 @@ class Engine:
     choices below but the last three.
     fold: run the plain network on kernels folded from the branches, not the branches.
     dense: with fold, run its blueprint pairs as dense 3x3 convolutions, folded from them too.
+    aligned: with fold, compute with channels of zeros up to widths that matrix units take.
     channels_last: memory layout. depthwise: whose kernels for the depthwise convolutions.
-    compile: torch.compile for the network, alone or with CUDA graphs.
+    compile: torch.compile for the network. graphs: replay a step as two CUDA graphs.
     crops: where patches are cut, on the training device or on the CPU.
     arithmetic: how the native kernels multiply matrices in bf16; auto takes the fastest.
     tuned_cpu: flush denormals and keep freed memory, see utils.devices.prepare_cpu.
@@ -68,9 +69,11 @@ class Engine:
     kernels: Literal["torch", "native"] = "torch"
     fold: bool = True
     dense: bool = False
+    aligned: bool = False
     channels_last: bool = True
     depthwise: Literal["torch", "triton"] = "torch"
-    compile: Literal["off", "on", "graphs"] = "off"
+    compile: Literal["off", "on"] = "off"
+    graphs: bool = False
     crops: Literal["device", "cpu"] = "device"
     arithmetic: Literal["auto", "float32", "avx512_bf16", "amx_bf16"] = "auto"
     tuned_cpu: bool = True

@@ -1,0 +1,107 @@
+"""What a step does with its gradients: optimisers, then the average."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from train.optim import set_learning_rate, update_ema
+from train.recording import recorded
+from train.soap import Soap
+
+
+def make_update(
+    optimizers: Sequence[torch.optim.Optimizer],
+    average: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    decay: float,
+    graphs: bool,
+) -> Callable[[int, float], None]:
+    """What changes weights and average by the gradients of step 0, 1, .., given it and its rate.
+
+    Args:
+        optimizers: from train.optim.make_optimizers.
+        average, weights: by name.
+        decay: of the average.
+        graphs: as one CUDA graph.
+    """
+    if graphs:
+        return _recorded_update(optimizers, average, weights, decay)
+
+    def update(step: int, rate: float) -> None:
+        set_learning_rate(optimizers, rate)
+        for optimizer in optimizers:
+            optimizer.step()
+        update_ema(average, weights, 1 - kept(decay, step))
+
+    return update
+
+
+def kept(decay: float, step: int) -> float:
+    """What the average keeps of itself: early steps average over fewer, so that the random start
+    is forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def _recorded_update(
+    optimizers: Sequence[torch.optim.Optimizer],
+    average: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    decay: float,
+) -> Callable[[int, float], None]:
+    """All that is not the same at each step goes to the device as one row of numbers."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.Adam):
+            for group in optimizer.param_groups:
+                group["capturable"] = True
+    device = next(iter(weights.values())).device
+    numbers = torch.zeros(0, device=device)
+    sizes: list[list[int]] = []  # how many of them are each row's, for each optimiser
+
+    @torch.no_grad()
+    def launch() -> None:
+        each = iter(numbers)
+        for optimizer, own in zip(optimizers, sizes, strict=True):
+            _launch(optimizer, [[next(each) for _ in range(size)] for size in own])
+        update_ema(average, weights, next(each))
+
+    run = recorded(launch)
+
+    def update(step: int, rate: float) -> None:
+        nonlocal numbers
+        set_learning_rate(optimizers, rate)
+        rows = [_count(optimizer) for optimizer in optimizers]
+        sizes[:] = [[len(row) for row in own] for own in rows]
+        new = torch.tensor(
+            [*(n for own in rows for row in own for n in row), 1 - kept(decay, step)]
+        )
+        if len(numbers) != len(new):
+            numbers = torch.zeros_like(new, device=device)
+        # From pinned memory of its own the copy does not wait for the GPU.
+        numbers.copy_(new.pin_memory() if device.type == "cuda" else new, non_blocking=True)
+        run()
+        for optimizer in optimizers:
+            if isinstance(optimizer, Soap):
+                optimizer.turn()
+
+    return update
+
+
+def _count(optimizer: torch.optim.Optimizer) -> list[list[float]]:
+    """What is new in an optimiser's step but the gradients."""
+    if isinstance(optimizer, Soap):
+        return optimizer.count()
+    return [[group["lr"]] for group in optimizer.param_groups]
+
+
+def _launch(optimizer: torch.optim.Optimizer, rows: list[list[Tensor]]) -> None:
+    """An optimiser's step with these numbers."""
+    if isinstance(optimizer, Soap):
+        optimizer.launch(rows)
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, (rate,) in zip(optimizer.param_groups, rows, strict=True):
+        group["lr"] = rate
+    optimizer.step()
+    for group, number in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = number
