@@ -30,7 +30,7 @@ def test_it_runs_without_what_a_gpu_machine_lacks(tmp_path: Path, root: Path) ->
     blocked.mkdir()
     for package in ABSENT:
         (blocked / f"{package}.py").write_text("import os\n\nos._exit(77)\n")
-    line = "-m deploy.gpu_check --device cpu --sizes 3x5 --parts agreement speed -o"
+    line = "-m deploy.gpu_check --device cpu --sizes 3x5 --parts products agreement speed -o"
     done = subprocess.run(
         [sys.executable, *line.split(), tmp_path / "out"],
         cwd=root,
@@ -39,6 +39,7 @@ def test_it_runs_without_what_a_gpu_machine_lacks(tmp_path: Path, root: Path) ->
         text=True,
     )
     assert done.returncode == 0, (done.stdout, done.stderr[-3000:])
+    assert "products: 36 rows, 0 failed, " in done.stdout
     assert "agreement: 2 rows, 0 failed, " in done.stdout
     assert "speed: 5 rows, 0 failed, " in done.stdout
     agreement, speed = (

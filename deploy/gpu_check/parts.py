@@ -21,14 +21,12 @@ from deploy import backends
 from deploy.bench.worker import load_shipped, milliseconds, raise_clock
 from deploy.cuda_graphs import replay_graphs
 from deploy.gpu_check.rows import Measure
+from deploy.triton_backend import TOLERANCES
 from utils import efficiency
 from utils.files import ROOT, read_json
 from utils.imaging.images import write_png
 
 Size = tuple[int, int]
-# Largest difference from the network in float64, of images in 0..1: half an 8-bit level in fp32
-# is 2e-3, and 11 and 8 bits lose more through 40 layers.
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 AWKWARD = ((1, 1, 1), (1, 7, 13), (2, 16, 16), (1, 65, 127))
 TIMED = 30  # forwards
 TRAINING_TESTS = ("test_recipes.py", "test_optim.py")
@@ -54,13 +52,41 @@ def agreement(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Me
                     results = torch.stack([fast(x) for _ in range(3 if cuda else 1)])
                     # torch's maximum: Python's passes over a NaN that comes later.
                     worst = float((results - exact(x.double())).abs().max())
-                if not worst <= TOLERANCES[precision]:
-                    raise ArithmeticError(
-                        f"expected a difference up to {TOLERANCES[precision]}, got {worst}"
-                    )
+                most = TOLERANCES[backends.DTYPES[precision]]
+                if not worst <= most:
+                    raise ArithmeticError(f"expected a difference up to {most}, got {worst}")
                 return {"largest_difference": worst}
 
             yield f"{precision} {'x'.join(map(str, shape))}", measure
+
+
+def products(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
+    """Two products on tensor cores, one after the other, of the shapes that the network's kernels
+    have: where this is wrong, the compiler is."""
+    from kernels.triton_tiles import multiply
+
+    precisions = backends.PRECISIONS if device.type == "cuda" else ("fp32", "fp16")
+    shapes = product((16, 64, 128), (16, 32, 64), (16, 32))
+    for precision, (inner, columns, last) in product(precisions, shapes):
+
+        def measure(
+            precision: str = precision, inner: int = inner, columns: int = columns, last: int = last
+        ) -> dict:
+            torch.manual_seed(0)
+            dtype = backends.DTYPES[precision]
+            a = torch.randn(128, inner, device=device).to(dtype)
+            b, c = (torch.randn(n, 96, device=device).to(dtype) for n in (inner, columns))
+            b, c = b[:, 32 : 32 + columns], c[:, 64 : 64 + last]
+            between = (a.double() @ b.double()).to(dtype)
+            expected = between.double() @ c.double()
+            result = multiply(a, b, c).double()
+            error = float((result - expected).norm() / expected.norm())
+            # Sums are float32; now and then one of them is rounded to another neighbour.
+            if not error <= {"fp32": 1e-5, "fp16": 1e-4, "bf16": 1e-3}[precision]:
+                raise ArithmeticError(f"expected equal products, got a relative error of {error}")
+            return {"relative_error": error}
+
+        yield f"{precision} 128x{inner}x{columns}x{last}", measure
 
 
 def speed(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
@@ -215,6 +241,7 @@ def training(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Mea
 
 Part = Callable[[torch.device, list[Size]], Iterator[tuple[str, Measure]]]
 PARTS: dict[str, Part] = {
+    "products": products,
     "agreement": agreement,
     "speed": speed,
     "kernels": kernels,
