@@ -18,6 +18,8 @@ from deploy.bench.worker import load_shipped
 from deploy.gpu_check import __main__ as gpu_check
 from deploy.gpu_check.parts import PARTS
 from deploy.gpu_check.rows import run_rows
+from utils.command import UserError
+from utils.report.documents import publish
 
 CPU = torch.device("cpu")
 ABSENT = ("fvcore", "openvino", "onnx", "onnxruntime")
@@ -193,3 +195,26 @@ def test_a_replay_of_nan_does_not_agree(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ArithmeticError, match="got nan"):
         measure()
     assert len(calls) == 3
+
+
+def test_what_was_found_is_published_failures_too(tmp_path: Path) -> None:
+    def fails() -> dict:
+        raise ArithmeticError("expected | a difference")
+
+    time = {"p20_ms": 1.0, "p50_ms": 1.25, "p80_ms": 2.0, "memory_mib": 41.7}
+    found = {"largest_difference": 3.86e-7, "tf32": True}
+    rows = [("exact", lambda: found), ("fast", lambda: time), ("broken", fails)]
+    run_rows("agreement", rows, CPU, tmp_path / "found.json")
+    document = tmp_path / "deploy" / "README.md"
+    document.parent.mkdir()
+    document.write_text("<!-- generated: gpu_check -->\n<!-- end -->\n")
+    publish([tmp_path / "found.json"], tmp_path)
+    assert (tmp_path / "results/published/gpu_check/agreement.json").is_file()
+    lines = document.read_text().splitlines()
+    assert "| exact | largest difference 3.9e-07 |" in lines
+    assert "| fast | 1.25 ms (1, 2), 42 MiB |" in lines
+    (broken,) = (line for line in lines if line.startswith("| broken |"))
+    assert "failed: ArithmeticError: expected" in broken and broken.count("|") in (3, 4)
+    (tmp_path / "found.json").write_text('{"part": "../x", "environment": {}, "rows": []}')
+    with pytest.raises(UserError, match="expected the JSON of a run"):
+        publish([tmp_path / "found.json"], tmp_path)

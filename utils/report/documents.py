@@ -13,9 +13,9 @@ from utils.command import UserError
 from utils.datasets import BENCHMARKS
 from utils.files import ROOT, read_json, write_all
 from utils.record import ENTRY, RUN, run_stem
-from utils.report import comparison, published, speed, summary, training_tables
+from utils.report import comparison, gpu, published, speed, summary, training_tables
 from utils.report.published import Published
-from utils.schema import misfit
+from utils.schema import NAME, misfit
 from utils.text import encoded, markdown, number
 
 DOCUMENTS = (
@@ -76,10 +76,12 @@ def _published_name(file: Path, run: Any, training: dict[str, Any]) -> str:
     for kind, name in ((speed.BENCHMARK, "ladder"), (speed.LARGE, "large")):
         if not misfit(run, kind):
             return f"{name}_{run['environment']['device_type']}.json"
+    if not misfit(run, gpu.CHECK) and NAME.fullmatch(run["part"]):
+        return f"gpu_check/{run['part']}.json"
     if problem := misfit(run, RUN):
         raise UserError(
-            "expected the JSON of a run of test_demo.py, deploy.bench.large or all of "
-            f"deploy.bench, got {file}: {problem}"
+            "expected the JSON of a run of test_demo.py, deploy.bench.large, deploy.gpu_check or "
+            f"all of deploy.bench, got {file}: {problem}"
         )
     if not run["images"]:
         raise UserError(f"expected a run with images, got none in {file}: run test_demo.py again")
@@ -220,6 +222,7 @@ PARTS: dict[str, Callable[[Published], str]] = {
     "costs": lambda records: markdown(comparison.costs(records.runs)),
     "large": lambda records: speed.large(records.large),
     "speed": lambda records: speed.of_devices(records.benchmarks, speed.sentence),
+    "gpu_check": lambda records: gpu.checks(records.checks),
 }
 
 

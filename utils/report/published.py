@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.record import ENTRY, read_record, read_runs
-from utils.report import speed, training_tables
+from utils.report import gpu, speed, training_tables
 from utils.schema import Kind
 from utils.text import in_markdown
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 class Published:
     """Runs of test_demo.py, the record of the shipped weights' training, the records of
     train/trial.py, train/throughput.py and train/agreement.py, and the runs of deploy.bench by the
-    type of their device and of deploy.bench.large."""
+    type of their device, of deploy.bench.large and of deploy.gpu_check."""
 
     runs: list[Record]
     training: Record
@@ -26,6 +26,7 @@ class Published:
     agreement: list[Record]
     benchmarks: dict[str, Record]
     large: list[Record]
+    checks: list[Record]
 
 
 def read(folder: Path) -> Published:
@@ -46,6 +47,7 @@ def read(folder: Path) -> Published:
         agreement=records("agreement_*.json", training_tables.AGREEMENT),
         benchmarks={result["environment"]["device_type"]: result for result in benchmarks},
         large=records("large_*.json", speed.LARGE),
+        checks=records("gpu_check/*.json", gpu.CHECK),
     )
 
 
