@@ -161,7 +161,8 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 from dataclasses import fields, replace
 from train import recipes, train
-small = {"steps": 3, "batch": 2, "patch": 32, "precision": "fp64"}
+# Muon: where SOAP has no gradient yet, rounding decides its bases, and that of two differs.
+small = {"steps": 3, "batch": 2, "patch": 32, "precision": "fp64", "optimizer": "muon"}
 recipe = recipes.RECIPES["fast"]
 smaller = {number: replace(stage, **small) for number, stage in recipe.stages.items()}
 engine = replace(recipe.engine, compile="off")
