@@ -158,7 +158,7 @@ def _depthwise_backward(
     size = weight.shape[-1]
     taps = size * size
     pixels, blocks = batch * height * width, triton.cdiv(channels, CHANNELS)
-    count = triton.cdiv(pixels * blocks, GRADIENT_PROGRAMS * TOGETHER)
+    count = max(1, triton.cdiv(pixels * blocks, GRADIENT_PROGRAMS * TOGETHER))
     programs = triton.cdiv(pixels, count * TOGETHER)
     partial = x.new_empty(programs, taps + 1, channels, dtype=torch.float32)
     launch(

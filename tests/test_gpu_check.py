@@ -204,6 +204,9 @@ def test_what_was_found_is_published_failures_too(tmp_path: Path) -> None:
     time = {"p20_ms": 1.0, "p50_ms": 1.25, "p80_ms": 2.0, "memory_mib": 41.7}
     found = {"largest_difference": 3.86e-7, "tf32": True}
     rows = [("exact", lambda: found), ("fast", lambda: time), ("broken", fails)]
+    rows += [("tile", lambda: {"refused": "OutOfResources: shared memory"})]
+    rows += [("kernels", lambda: {"measured_ms": {"merge": 0.25}, "total_ms": 12.345})]
+    rows += [("model", lambda: {"modelled_ms": [{"name": "merge", "us": 12.3}]})]
     run_rows("agreement", rows, CPU, tmp_path / "found.json")
     document = tmp_path / "deploy" / "README.md"
     document.parent.mkdir()
@@ -211,10 +214,13 @@ def test_what_was_found_is_published_failures_too(tmp_path: Path) -> None:
     publish([tmp_path / "found.json"], tmp_path)
     assert (tmp_path / "results/published/gpu_check/agreement.json").is_file()
     lines = document.read_text().splitlines()
-    assert "| exact | largest difference 3.9e-07 |" in lines
+    assert "| exact | largest difference 3.86e-07 |" in lines
     assert "| fast | 1.25 ms (1, 2), 42 MiB |" in lines
+    assert "| tile | refused: OutOfResources: shared memory |" in lines
+    assert "| kernels | total ms 12.3 |" in lines and "| model | done |" in lines
     (broken,) = (line for line in lines if line.startswith("| broken |"))
     assert "failed: ArithmeticError: expected" in broken and broken.count("|") in (3, 4)
-    (tmp_path / "found.json").write_text('{"part": "../x", "environment": {}, "rows": []}')
+    found_there = json.loads((tmp_path / "found.json").read_text())
+    (tmp_path / "found.json").write_text(json.dumps(found_there | {"part": "../x"}))
     with pytest.raises(UserError, match="expected the JSON of a run"):
         publish([tmp_path / "found.json"], tmp_path)

@@ -16,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 
 from models.team23_LKDN import LKDN
 from train.forward import make_forward
-from train.options import HELP, parse
+from train.options import HELP, engine_of, parse, stages_of
 from train.recipes import RECIPES, STAGES, Engine, Stage
 from train.reparam import training_form
+from utils.command import UserError
 from utils.weights import read_checkpoint
 
 Run = Callable[..., CompletedProcess[str]]
@@ -83,6 +84,21 @@ def test_every_number_of_a_stage_and_an_engine_is_an_option() -> None:
     assert set(HELP) == {field.name for field in (*fields(Stage), *fields(Engine))} - {"name"}
     with pytest.raises(SystemExit):
         parse(["--data", "d", "--out", "o", "--loss", "l3"], "", Path("packed"))
+
+
+def test_what_is_left_out_of_an_engine_leaves_the_rest() -> None:
+    def engine(*options: str) -> Engine:
+        args = parse(["--data", "d", "--out", "o", *options], "", Path("packed"))
+        return engine_of(args, torch.device("cpu"), stages_of(args))
+
+    plain = engine("--recipe", "fast", "--no-fold", "--compile", "off")
+    assert not (plain.fold or plain.aligned or plain.graphs)
+    without = engine("--recipe", "cpu", "--no-graphs", "--no-dense")
+    assert without == engine("--recipe", "cpu")
+    assert engine("--recipe", "cpu", "--aligned").kernels == "torch"
+    for options in (["--no-fold", "--dense"], ["--no-fold", "--aligned"], ["--graphs"]):
+        with pytest.raises(UserError, match=f"with {options[-1]}|for {options[-1]}"):
+            engine(*options)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ import json, os, runpy, signal, sys, threading, time
 root, moment, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sys.argv = [root + "/train/train.py", *sys.argv[4:]]
 sys.path.insert(0, root)
-import train.log, train.loop
+import train.log, train.loop, train.updates
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -73,7 +73,7 @@ elif moment == "killed at some millisecond":
 elif moment == "killed in the middle of a log line":
     at_call(train.log, "append", cut_line)
 else:  # between the optimiser's step and the average's
-    at_call(train.loop, "update_ema", {
+    at_call(train.updates, "update_ema", {
         "killed between weights and average": kill, "interrupted": interrupt,
         "interrupted twice": interrupt_twice, "terminated": terminate, "hung up": hang_up,
         "hung up under nohup": hang_up, "late": pass_time,

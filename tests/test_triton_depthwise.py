@@ -13,6 +13,8 @@ CASES = [
     *(((1, 42, 1, 1), size, dilation) for size, dilation in ((3, 1), (5, 1), (5, 3))),
     *(((2, 21, 5, 7), size, dilation) for size, dilation in ((3, 1), (5, 1), (5, 3))),
     ((1, 70, 2, 18), 5, 3),
+    ((1, 3, 3, 4), 1, 1),
+    ((1, 3, 3, 4), 7, 2),
 ]
 LARGE = [((1, 2, 64, 64), 3, 1), ((2, 48, 16, 16), 5, 3), ((1, 130, 65, 127), 5, 3)]
 
@@ -20,11 +22,14 @@ SCRIPT = """
 import sys
 import torch
 import torch.nn.functional as F
+from kernels import triton_depthwise
 from kernels.triton_depthwise import depthwise
 
 device = sys.argv[1]
 for shape, size, dilation in {cases}:
     for dtype in (torch.float32, torch.bfloat16):
+        # Programs of one turn, and of several, of which the last is cut.
+        triton_depthwise.GRADIENT_PROGRAMS = 2048 if dtype == torch.float32 else 3
         torch.manual_seed(0)
         x, upstream = (torch.randn(shape, device=device).to(dtype) for _ in "xu")
         weight = torch.randn(shape[1], 1, size, size, device=device)

@@ -14,7 +14,7 @@ from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN, BSConv
 from train.aligned import align_parameters, aligned_like
 from train.recipes import Engine, Stage
-from train.recording import recorded
+from train.recording import Recorder, recorded
 from train.reparam import branch_gradients, fuse_parameters, plain_like
 
 
@@ -41,9 +41,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 Gradients = Callable[[Tensor, Tensor], Tensor]
 
 
-def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engine) -> Gradients:
+def make_gradients(
+    form: LKDN, stage: Stage, device: torch.device, engine: Engine, recorder: Recorder | None = None
+) -> Gradients:
     """What computes the loss of a step's patches, or of a process's share of them, and leaves its
-    gradients in the parameters of `form`.
+    gradients in the parameters of `form`; as one CUDA graph, where a recorder is given.
 
     Raises:
         kernels.native_library.CompileError: the engine's kernels cannot be compiled.
@@ -62,18 +64,18 @@ def make_gradients(form: LKDN, stage: Stage, device: torch.device, engine: Engin
         loss.backward()
         return loss.detach()
 
-    return _replayed(gradients) if engine.graphs else gradients
+    return _replayed(gradients, device, recorder) if recorder else gradients
 
 
-def _replayed(gradients: Gradients) -> Gradients:
+def _replayed(gradients: Gradients, device: torch.device, recorder: Recorder) -> Gradients:
     """The same by a CUDA graph, which has its patches always in the same place."""
-    own: list[Tensor] = []
-    run = recorded(lambda: gradients(*own))
+    places: list[Tensor] = []
+    run = recorded(lambda: gradients(*places), recorder)
 
     def replay(lr: Tensor, hr: Tensor) -> Tensor:
-        if not own:
-            own[:] = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (lr, hr)]
-        for place, patches in zip(own, (lr, hr), strict=True):
+        if not places:
+            places[:] = [torch.empty(x.shape, dtype=x.dtype, device=device) for x in (lr, hr)]
+        for place, patches in zip(places, (lr, hr), strict=True):
             place.copy_(patches, non_blocking=True)
         return run()
 

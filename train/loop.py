@@ -22,7 +22,7 @@ from train.forward import Gradients, arithmetic_of, make_gradients
 from train.optim import learning_rate
 from train.patches import Patches, Sampler, cut_patches
 from train.recipes import Engine, Stage
-from train.recording import own_stream
+from train.recording import Recorder, own_stream
 from train.reparam import fuse_parameters, plain_like
 from train.updates import make_update
 from utils import devices, evaluate
@@ -91,12 +91,13 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
         Diverged: the loss or a gradient is not finite. Nothing is saved after that.
     """
     stage, device, lead = run.stage, run.world.device, run.world.rank == 0
-    gradients = make_gradients(state.net, stage, device, run.engine)
+    recorder = Recorder() if run.engine.graphs else None
+    gradients = make_gradients(state.net, stage, device, run.engine, recorder)
     part = slice(run.world.rank, None, run.world.size)
     patches = cut_patches(run.source, run.seed, state.step, stage.batch, part)
     weights = dict(state.net.named_parameters())
-    update = make_update(state.optimizers, state.ema, weights, stage.ema, run.engine.graphs)
-    stream = own_stream(device) if run.engine.graphs else contextlib.nullcontext()
+    update = make_update(state.optimizers, state.ema, weights, stage.ema, recorder)
+    stream = own_stream(device) if recorder else contextlib.nullcontext()
     # What torch does beside the native kernels is too small for two threads: those of its pools
     # would wait for each other while the kernels' want the cores.
     threads = torch.get_num_threads()

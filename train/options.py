@@ -193,11 +193,14 @@ def engine_of(
         if given.get("graphs"):
             raise UserError(f"expected CUDA for --graphs, got {device}: leave it out")
         engine = replace(engine, graphs=False)
-    for name in ("dense", "aligned"):
-        if getattr(engine, name) and not engine.fold:
-            raise UserError(f"expected --fold with --{name}, got --no-fold: leave one of them out")
-    of_torch = ("fold", "dense", "aligned", "channels_last", "compile", "graphs")
-    if torch_only := [name for name in of_torch if name in given]:
+    if not engine.fold:
+        if folded := [name for name in ("dense", "aligned") if given.get(name)]:
+            raise UserError(
+                f"expected --fold with --{folded[0]}, got --no-fold: leave one of them out"
+            )
+        engine = replace(engine, dense=False, aligned=False)
+    asked = [name for name in ("dense", "aligned", "graphs") if given.get(name)]
+    if torch_only := [n for n in ("fold", "channels_last", "compile") if n in given] + asked:
         if given.get("kernels") == "native":
             raise UserError(f"expected --{torch_only[0]} with --kernels torch, got native")
         engine = replace(engine, kernels="torch")

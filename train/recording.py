@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -16,25 +17,33 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-def recorded(launch: Callable[[], Result]) -> Callable[[], Result]:
+@dataclass
+class Recorder:
+    """Whether a step's work can be recorded: all of it or none, for a graph reads what another
+    wrote where it was."""
+
+    able: bool = True
+
+
+def recorded(launch: Callable[[], Result], recorder: Recorder) -> Callable[[], Result]:
     """`launch` as a CUDA graph from its fourth call on.
 
     It has to read and write the same memory at every call, and to wait for nothing on the device.
     What it returns is overwritten by the next call. Calls belong into `own_stream`. Where recording
-    fails, a line says so, and all runs kernel by kernel.
+    fails, a line says so, and all that is recorded later runs kernel by kernel, too.
     """
-    calls, able = 0, True
+    calls = 0
     graph: torch.cuda.CUDAGraph | None = None
     result: Result
 
     def run() -> Result:
-        nonlocal calls, able, graph, result
+        nonlocal calls, graph, result
         calls += 1
-        if graph is None and able and calls > WARM_UP:
+        if graph is None and recorder.able and calls > WARM_UP:
             try:
                 graph, result = _record(launch)
             except RuntimeError as error:
-                able = False
+                recorder.able = False
                 why = printable(str(error).strip().partition("\n")[0], 200)
                 logger.warning("running without CUDA graphs, which cannot be recorded: %s", why)
         if graph is None:

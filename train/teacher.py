@@ -28,6 +28,8 @@ from utils.weights import CheckpointError, read_checkpoint, state_dict_of
 
 logger = logging.getLogger(__name__)
 
+Pixels = NDArray[np.uint8]
+
 FORMAT = 1  # of the targets: another where they are made in another way
 
 
@@ -92,9 +94,6 @@ def teach(pack: Pack, teacher: Teacher, truth: float, folder: Path, device: torc
     return replace(pack, pixels=torch.from_numpy(pixels))
 
 
-Pixels = NDArray[np.uint8]
-
-
 def _aim(net: LKDN, truth: float, device: torch.device) -> Callable[[Pixels, Pixels], Pixels]:
     """From LR (H, W, 3) and HR (4H, 4W, 3) what is to be learned: a share of the HR image, the rest
     of the teacher's SR, by the fastest forward that is there, rounded to the nearest."""
@@ -107,19 +106,20 @@ def _aim(net: LKDN, truth: float, device: torch.device) -> Callable[[Pixels, Pix
 
     @torch.inference_mode()
     def aim(lr: Pixels, hr: Pixels) -> Pixels:
-        x, goal = (torch.from_numpy(pixels).to(device).float() for pixels in (lr, hr))
-        x = x.permute(2, 0, 1)[None] / 255
         try:
-            with devices.without_search():  # each image has another size
+            x, goal = (torch.from_numpy(pixels).to(device).float() for pixels in (lr, hr))
+            x = x.permute(2, 0, 1)[None] / 255
+            # The same targets on every device; and each image has another size.
+            with devices.without_tf32(), devices.without_search():
                 sr = mean_of_eight(run, x)[0].clamp(0, 1) * 255
+            goal = truth * goal + (1 - truth) * sr.permute(1, 2, 0)
+            return np.asarray(goal.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
         except torch.OutOfMemoryError as error:
             height, width = lr.shape[:2]
             raise MemoryError(
                 f"expected room for the teacher on an image of {width}x{height} LR pixels: cut the "
                 f"training images into smaller ones ({error})"
             ) from error
-        goal = truth * goal + (1 - truth) * sr.permute(1, 2, 0)
-        return np.asarray(goal.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
 
     return aim
 

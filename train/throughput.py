@@ -54,19 +54,21 @@ ROWS = {
         "+ Triton depthwise": ["--precision", "bf16", "--depthwise", "triton"],
         "+ torch.compile": ["--precision", "bf16", "--depthwise", "triton", "--compile", "on"],
         "+ CUDA graphs": [
-            "--precision",
-            "bf16",
-            "--depthwise",
-            "triton",
-            "--compile",
-            "on",
-            "--graphs",
+            *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--graphs")
         ],
         "torch.compile without Triton depthwise": ["--precision", "bf16", "--compile", "on"],
         "torch.compile, NCHW": ["--precision", "bf16", "--compile", "on", "--no-channels_last"],
         "channels_last and dense pairs": ["--precision", "bf16", "--dense"],
         "torch.compile and dense pairs": [
             *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--dense")
+        ],
+        "CUDA graphs and dense pairs": [
+            *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--dense"),
+            "--graphs",
+        ],
+        "CUDA graphs and channels of zeros": [
+            *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--aligned"),
+            "--graphs",
         ],
     },
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from train.optim import set_learning_rate, update_ema
-from train.recording import recorded
+from train.recording import Recorder, recorded
 from train.soap import Soap
 
 
@@ -15,7 +15,7 @@ def make_update(
     average: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     decay: float,
-    graphs: bool,
+    recorder: Recorder | None = None,
 ) -> Callable[[int, float], None]:
     """What changes weights and average by the gradients of step 0, 1, .., given it and its rate.
 
@@ -23,10 +23,10 @@ def make_update(
         optimizers: from train.optim.make_optimizers.
         average, weights: by name.
         decay: of the average.
-        graphs: as one CUDA graph.
+        recorder: where it is to be one CUDA graph.
     """
-    if graphs:
-        return _recorded_update(optimizers, average, weights, decay)
+    if recorder:
+        return _recorded_update(optimizers, average, weights, decay, recorder)
 
     def update(step: int, rate: float) -> None:
         set_learning_rate(optimizers, rate)
@@ -48,10 +48,13 @@ def _recorded_update(
     average: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     decay: float,
+    recorder: Recorder,
 ) -> Callable[[int, float], None]:
     """All that is not the same at each step goes to the device as one row of numbers."""
     for optimizer in optimizers:
         if isinstance(optimizer, torch.optim.Adam):
+            # torch warns of steps that are not captured, such as the first ones here.
+            optimizer._warned_capturable_if_run_uncaptured = True
             for group in optimizer.param_groups:
                 group["capturable"] = True
     device = next(iter(weights.values())).device
@@ -61,20 +64,19 @@ def _recorded_update(
     @torch.no_grad()
     def launch() -> None:
         each = iter(numbers)
-        for optimizer, own in zip(optimizers, sizes, strict=True):
-            _launch(optimizer, [[next(each) for _ in range(size)] for size in own])
+        for optimizer, lengths in zip(optimizers, sizes, strict=True):
+            _launch(optimizer, [[next(each) for _ in range(length)] for length in lengths])
         update_ema(average, weights, next(each))
 
-    run = recorded(launch)
+    run = recorded(launch, recorder)
 
     def update(step: int, rate: float) -> None:
         nonlocal numbers
         set_learning_rate(optimizers, rate)
-        rows = [_count(optimizer) for optimizer in optimizers]
-        sizes[:] = [[len(row) for row in own] for own in rows]
-        new = torch.tensor(
-            [*(n for own in rows for row in own for n in row), 1 - kept(decay, step)]
-        )
+        counted = [_count(optimizer) for optimizer in optimizers]
+        sizes[:] = [[len(row) for row in rows] for rows in counted]
+        flat = [number for rows in counted for row in rows for number in row]
+        new = torch.tensor([*flat, 1 - kept(decay, step)])
         if len(numbers) != len(new):
             numbers = torch.zeros_like(new, device=device)
         # From pinned memory of its own the copy does not wait for the GPU.
@@ -100,8 +102,10 @@ def _launch(optimizer: torch.optim.Optimizer, rows: list[list[Tensor]]) -> None:
         optimizer.launch(rows)
         return
     rates = [group["lr"] for group in optimizer.param_groups]
-    for group, (rate,) in zip(optimizer.param_groups, rows, strict=True):
-        group["lr"] = rate
-    optimizer.step()
-    for group, number in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = number
+    try:
+        for group, (rate,) in zip(optimizer.param_groups, rows, strict=True):
+            group["lr"] = rate
+        optimizer.step()
+    finally:
+        for group, number in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = number

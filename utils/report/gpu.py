@@ -9,10 +9,22 @@ from utils.text import markdown
 
 Record = dict[str, Any]
 
+# A row has a forward's time, or why it has none, or whatever else was measured.
+TIMED: dict[str, Kind] = {
+    "name": str,
+    **dict.fromkeys(("p20_ms", "p50_ms", "p80_ms"), float),
+    "memory_mib": float,
+}
+OTHER: dict[str, Kind] = {
+    "name": str,
+    **dict.fromkeys(("failed?", "refused?"), str),
+    "p50_ms?": range(0),  # nothing is
+    "*": (float, int, str, bool, None, [(str, {"*": (float, str)})], {"*": float}),
+}
 CHECK: dict[str, Kind] = {
     "part": str,
     "environment": {**ENVIRONMENT, "torch": str},
-    "rows": [{"name": str, "*": (float, int, str, bool, None, [str], {"*": float})}],
+    "rows": [(TIMED, OTHER)],
 }
 
 
@@ -32,13 +44,14 @@ def _check(record: Record) -> str:
 
 def _found(row: Record) -> str:
     """What a row measured, in words: a forward's times, or whatever numbers it has."""
-    if "failed" in row:
-        return f"failed: {row['failed']}"
+    for word in ("failed", "refused"):
+        if word in row:
+            return f"{word}: {row[word]}"
     if "p50_ms" in row:
         return (
             f"{row['p50_ms']:.3g} ms ({row['p20_ms']:.3g}, {row['p80_ms']:.3g}), "
             f"{row['memory_mib']:.0f} MiB"
         )
     numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "seconds"}
-    found = [f"{name.replace('_', ' ')} {value:.2g}" for name, value in numbers.items()]
+    found = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items()]
     return ", ".join(found) or "; ".join(map(str, row.get("last_lines", ["done"])[-1:]))
