@@ -58,10 +58,8 @@ def merge_kernel(
     dtype = source.dtype.element_ty
     last = dense3(source, weight, y, x, pixel, height, width, P, K, TIMES, REST, M, TH * TW)
     last = gelu(last + row(bias, M)).to(dtype)
-    a = tl.zeros((TH * TW, A), tl.float32) + row(merge_bias, A)
+    a = tl.zeros((TH * TW, A), tl.float32)
     b = tl.zeros((TH * TW, B if B > 0 else A), tl.float32)
-    if B > 0:
-        b += row(merge_bias + A, B)
     a, b = pair_product(last, a, b, merge_last, M, A, B)
     for i in tl.static_range(Q_TIMES):
         part = load(parts, pixel, here, i * Q, Q, PARTS, Q)
@@ -69,6 +67,11 @@ def merge_kernel(
     if Q_REST > 0:
         part = load(parts, pixel, here, Q_TIMES * Q, PARTS - Q_TIMES * Q, PARTS, Q_REST)
         a, b = pair_product(part, a, b, merge_parts + Q_TIMES * Q * (A + B), Q_REST, A, B)
+    # Not where sums begin: on Hopper Triton 3.6 copies what they begin with into their registers
+    # after the fence that products wait for, so that a product may add to what was there before.
+    a += row(merge_bias, A)
+    if B > 0:
+        b += row(merge_bias + A, B)
     a, b = a.to(dtype), b.to(dtype)
     store(parts, a, pixel, here, 0, P, PARTS, A)
     if B > 0:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.bench import modelled
+from deploy.bench.ahead import Compiled
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -34,7 +35,7 @@ for batch, height, width in json.loads(sys.argv[3]):
     for launch in forward_launches(net, DTYPES[sys.argv[2]], int(sys.argv[1]), size):
         kernels[launch.kernel.cubin] = launch.kernel
         held = max(held, launch.held_bytes / (batch * height * width))
-names = ("name", "stack", "registers", "shared", "multiplies")
+names = ("name", "stack", "registers", "shared", "multiplies", "late_writes")
 kernels = [{name: getattr(k, name) for name in names} for k in kernels.values()]
 with launches(int(sys.argv[1])) as made:
     x = torch.zeros(1, 42, 8, 16, dtype=DTYPES[sys.argv[2]], requires_grad=True)
@@ -78,7 +79,24 @@ def test_kernels_stay_in_registers_and_multiply_on_tensor_cores(
         assert kernel["stack"] == 0, kernel
         assert 16 <= kernel["registers"] <= 255, kernel  # that they were read at all
         assert kernel["shared"] <= SHARED[case[0]], kernel
+        assert not kernel["late_writes"], kernel
         assert kernel["multiplies"] == (kernel["name"] not in WITHOUT_PRODUCTS), kernel
+
+
+def test_what_a_product_on_hopper_reads_is_written_before_its_fence() -> None:
+    """Triton copied the bias that a sum began with behind the fence: fp16 was wrong on a GPU."""
+    ptx = """
+        mov.b32 %r1, %r9;
+        wgmma.fence.sync.aligned;
+        {}
+        add.s32 %r7, %r8, 1;
+        wgmma.mma_async.sync.aligned.m64n16k16 {{%r1,%r2}}, {{%r3,%r4}}, %rd1, %p1, 1, 1, 1;
+        wgmma.wait_group.sync.aligned 0;
+        mov.b32 %r2, %r1;
+    """
+    for line, late in (("", []), ("mov.b32 %r2, %r1;", ["%r2"]), ("@%p2 add.f32 %r4, 1;", ["%r4"])):
+        compiled = Compiled("kernel", "", ptx.format(line), b"", warps=4, shared=0)
+        assert compiled.late_writes == late
 
 
 def test_training_s_kernels_stay_in_registers(

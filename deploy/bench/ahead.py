@@ -52,6 +52,23 @@ class Compiled:
         return "wgmma.mma_async" in self.ptx or "mma.sync" in self.ptx
 
     @cached_property
+    def late_writes(self) -> list[str]:
+        """Registers that are written between Hopper's wgmma.fence and a product that reads them:
+        it may read what was there before (PTX ISA, wgmma.fence)."""
+        late: list[str] = []
+        written: set[str] | None = None
+        for line in map(str.strip, self.ptx.splitlines()):
+            if line.startswith("wgmma.fence"):
+                written = set()
+            elif line.startswith("wgmma.wait_group"):
+                written = None
+            elif line.startswith("wgmma.mma_async"):
+                late += sorted(set(re.findall(r"%r\d+", line)) & (written or set()))
+            elif written is not None and (target := re.match(r"(?:@\S+ )?[\w.]+\s+(%r\d+),", line)):
+                written.add(target[1])
+        return late
+
+    @cached_property
     def sass(self) -> list[str]:
         """The machine's instructions in order, each with its address before it, as cuobjdump
         prints them."""
