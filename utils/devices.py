@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from utils.command import UserError
-from utils.shared import shared
+from utils.shared import Context, shared
 
 NAMES = ("auto", "cpu", "cuda", "mps")
 
@@ -102,29 +102,24 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@shared
-@contextlib.contextmanager
-def without_tf32() -> Iterator[None]:
-    """Let cuDNN multiply float32 as float32 meanwhile; the switch is the process's."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+def _without(switch: str) -> Context:
+    """A context in which one of cuDNN's switches, which are the process's, is off."""
+
+    @shared
+    @contextlib.contextmanager
+    def off() -> Iterator[None]:
+        before = getattr(torch.backends.cudnn, switch)
+        setattr(torch.backends.cudnn, switch, False)
+        try:
+            yield
+        finally:
+            setattr(torch.backends.cudnn, switch, before)
+
+    return off
 
 
-@shared
-@contextlib.contextmanager
-def without_search() -> Iterator[None]:
-    """Let cuDNN choose its kernels by rule meanwhile, not by trying all at each new size; the
-    switch is the process's."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+without_tf32 = _without("allow_tf32")  # float32 is multiplied as float32
+without_search = _without("benchmark")  # kernels by rule, not by trying all at each new size
 
 
 def prepare_cpu(keep_memory: bool = True) -> None:
