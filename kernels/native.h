@@ -43,6 +43,17 @@ typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias
 INLINE Vec load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
 INLINE void store(float* at, Vec value) { *reinterpret_cast<Loose*>(at) = value; }
 INLINE Vec broadcast(float value) { return value - Vec{}; }
+// load() into a register: compilers would read memory again for each use, and reading would be what
+// the arithmetic waits for.
+INLINE Vec load_once(const float* at) {
+    Vec value = load(at);
+#if defined(__x86_64__)
+    asm("" : "+v"(value));
+#elif defined(__aarch64__)
+    asm("" : "+w"(value));
+#endif
+    return value;
+}
 
 typedef int Whole __attribute__((vector_size(4 * LANES)));
 INLINE Vec absolute(Vec x) { return Vec(Whole(x) & 0x7fffffff); }
@@ -198,7 +209,7 @@ INLINE void depthwise(int count, const float* w, const float* bias, Row row, Kee
                 for (int j = 0; j < SIZE; ++j) tap[j] = load(w + (i * SIZE + j) * WIDTH + n);
 #pragma GCC unroll 24
                 for (int q = 0; q < pixels + 2 * reach; ++q) {
-                    Vec value = load(at + q * WIDTH);
+                    const Vec value = load_once(at + q * WIDTH);
 #pragma GCC unroll 5
                     for (int j = 0; j < SIZE; ++j) {
                         const int p = q - j * DILATION;

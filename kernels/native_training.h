@@ -142,7 +142,7 @@ INLINE void depthwise_rows(int count, int i, Row row, const float* g, float* sum
                 asm("" : "+r"(at));  // one base for all addresses
 #pragma GCC unroll 24
                 for (int q = 0; q < pixels + 2 * reach; ++q) {
-                    const Vec input = load(at + q * WIDTH);
+                    const Vec input = load_once(at + q * WIDTH);
 #pragma GCC unroll 5
                     for (int j = 0; j < SIZE; ++j) {
                         const int own = q - j * DILATION;
