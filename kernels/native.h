@@ -55,9 +55,6 @@ INLINE Vec load_once(const float* at) {
     return value;
 }
 
-typedef int Whole __attribute__((vector_size(4 * LANES)));
-INLINE Vec absolute(Vec x) { return Vec(Whole(x) & 0x7fffffff); }
-
 // Have what is wanted later brought into the cache.
 template <int FLOATS>
 INLINE void prefetch(const float* at) {
@@ -79,50 +76,6 @@ INLINE float horizontal_sum(Vec value, std::integer_sequence<int, LANE...>) {
 }
 INLINE float horizontal_sum(Vec value) {
     return horizontal_sum(value, std::make_integer_sequence<int, LANES>());
-}
-
-// Two polynomials, of the powers 0, 1, ..: 2^x for x in -0.5..0.5, and the logarithm to the base 2 of
-// the share of a normal distribution beyond x >= 0, fitted for the least largest error of that share
-// and of GELU. With bf16 around them, fewer powers will do: GELU and its slope err by 1e-4 at most,
-// for 1e-6.
-#if defined(BF16)
-constexpr float POWER[] = {9.9992805e-01f, 6.9326101e-01f, 2.4261158e-01f, 5.5171770e-02f};
-constexpr float BEYOND[] = {-1.00008382e+00f, -1.14965502e+00f, -4.63979829e-01f,
-                            -4.68236569e-02f, 4.50793515e-03f};
-#else
-constexpr float POWER[] = {1.0f, 6.9314718e-01f, 2.4022651e-01f, 5.5504109e-02f,
-                           9.6181291e-03f, 1.3333558e-03f, 1.5403530e-04f};
-constexpr float BEYOND[] = {-9.99999385e-01f, -1.15113339e+00f, -4.58994770e-01f, -5.30979261e-02f,
-                            7.87039117e-03f, -7.03395874e-04f, 2.53969530e-05f};
-#endif
-
-template <int COUNT>
-INLINE Vec polynomial(Vec x, const float (&factors)[COUNT]) {
-    Vec sum = broadcast(factors[COUNT - 1]);
-#pragma GCC unroll 6
-    for (int i = COUNT - 2; i >= 0; --i) sum = sum * x + broadcast(factors[i]);
-    return sum;
-}
-
-// 2^x for -126 <= x <= 126, relative error 2e-7 (bf16: 8e-5): the power's nearest whole number goes
-// into the exponent, a polynomial makes the rest.
-INLINE Vec exp2(Vec x) {
-    constexpr float ROUNDER = 12582912;  // 1.5 * 2^23: whoever adds it leaves a whole number
-    const Vec rounded = x + broadcast(ROUNDER);
-    const Vec rest = x - (rounded - broadcast(ROUNDER));
-    return Vec(Whole(polynomial(rest, POWER)) + (Whole(rounded) << 23));
-}
-
-// The exact GELU, x times the share of a normal distribution below x. The share beyond |x| is 2 to
-// the power of a polynomial in |x|, which falls to nothing as it should.
-INLINE Vec distance(Vec x) {
-    const Vec size = absolute(x);
-    return size < broadcast(12) ? size : broadcast(12);  // where the share is below 2^-69
-}
-INLINE Vec share_beyond(Vec distance) { return exp2(polynomial(distance, BEYOND)); }
-INLINE Vec gelu(Vec x) {
-    const Vec size = distance(x);
-    return (x > Vec{} ? x : Vec{}) - size * share_beyond(size);
 }
 
 // body(size, first, skip) for groups of `size` pixels that cover 0..count; the last may begin

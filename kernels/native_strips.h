@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "native_gelu.h"
 #include "native_matrix.h"
 #include "native_weights.h"
 

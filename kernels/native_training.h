@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "native_gelu.h"
 #include "native_matrix.h"
 
 namespace {
@@ -176,22 +177,6 @@ INLINE void depthwise_gradient(int count, Row row, const float* g, float (&sum)[
     if constexpr (SIZE % together != 0)
         depthwise_rows<WIDTH, SIZE, DILATION, SIZE % together>(count, i, row, g, sum[0]);
     sum_pixels<WIDTH>(count, g, bias);
-}
-
-// GELU and its slope, the share of a normal distribution below x plus x times its density. The density
-// is minus the slope of the share beyond, so it costs no other power.
-struct Gelu {
-    Vec value, slope;
-};
-template <int... I>
-INLINE Gelu gelu_and_slope(Vec x, std::integer_sequence<int, I...>) {
-    constexpr float FALL[] = {-0.69314718f * (I + 1) * BEYOND[I + 1]...};
-    const Vec size = distance(x), beyond = share_beyond(size);
-    const Vec tail = beyond - size * beyond * polynomial(size, FALL);
-    return {(x > Vec{} ? x : Vec{}) - size * beyond, x > Vec{} ? broadcast(1) - tail : tail};
-}
-INLINE Gelu gelu_and_slope(Vec x) {
-    return gelu_and_slope(x, std::make_integer_sequence<int, std::size(BEYOND) - 1>());
 }
 
 // Do stage(row) for every row of every stage, a row of a stage `lag` rows after the same row of the

@@ -27,8 +27,11 @@ extern "C" void run(const float* x, float* value, float* slope, float* alone, in
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize(("arithmetic", "bound"), [("float32", 1e-6), ("amx_bf16 emulated", 1e-4)])
-def test_gelu_and_slope(arithmetic: str, bound: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arithmetic", "bound", "slope_bound"),
+    [("float32", 1e-6, 1e-6), ("amx_bf16 emulated", 1e-4, 2e-4)],
+)
+def test_gelu_and_slope(arithmetic: str, bound: float, slope_bound: float, tmp_path: Path) -> None:
     sizes = {"CHANNELS": 42, "BLOCKS": 5, "IMAGE": 3, "SCALE": 4, **ARITHMETICS[arithmetic]}
     (tmp_path / "gelu.cpp").write_text(SOURCE)
     command = [str(COMPILER), *FLAGS, f"-I{ROOT / 'kernels'}", "gelu.cpp", "-o", "gelu.so"]
@@ -45,5 +48,6 @@ def test_gelu_and_slope(arithmetic: str, bound: float, tmp_path: Path) -> None:
     # Relative to numbers above 1: a GELU of 100 is rounded to float32, too.
     size = np.maximum(1, np.abs(exact))
     assert (np.abs(value - exact * share) / size).max() < bound
-    assert np.abs(slope - (share + exact * density)).max() < bound
+    assert np.abs(slope - (share + exact * density)).max() < slope_bound
     assert np.array_equal(alone, value)
+    assert not value[x == 0].any()  # or the channels that pad others would be none of zeros
