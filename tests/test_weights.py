@@ -47,6 +47,7 @@ def write(path: Path, content: object) -> Path:
         ({"state_dict": {f"net._orig_mod.{k}": v for k, v in state(1).items()}}, 1),
         ({k: v.double() for k, v in state(1).items()}, 1),
         ({"params": state(1), "params_ema": state(2), "step": 5, "history": [{"a": "b"}]}, 2),
+        ({"state_dict": state(1), "arguments": {"dtype": torch.float16}}, 1),
     ],
     ids=[
         "bare",
@@ -60,6 +61,7 @@ def write(path: Path, content: object) -> Path:
         "prefixes",
         "double",
         "training state",
+        "arguments",
     ],
 )
 def test_weights_load_from_where_programs_put_them(

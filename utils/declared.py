@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
+import torch
+
 from utils.text import printable
 
 # Bytes that describe tensors; a training state of this network has 0.1 M, and 75 of each image that
@@ -81,6 +83,8 @@ class _Reader(pickle._Unpickler):
         }
         if function := rebuilt.get(f"{module}.{name}"):
             return function
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return None  # among a program's arguments
         raise ForeignError(f"other objects in it ({printable(f'{module}.{name}')})")
 
     def persistent_load(self, pid: Any) -> _Storage:
