@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,7 +222,7 @@ def test_average_follows_the_weights_with_the_asked_decay_after_a_warm_start() -
 
 
 def test_the_two_stages_are_the_factsheets_and_the_default() -> None:
-    args = parse(["--data", "d", "--out", "o"], "", Path("packed"))
+    args = parse(["--data", "d", "--out", "o"])
     assert stages_of(args) == STAGES == RECIPES["factsheet"].stages
     assert sorted(STAGES) == [1, 2]
     first, second = STAGES[1], STAGES[2]

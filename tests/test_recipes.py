@@ -78,17 +78,17 @@ def recipe_cases() -> list[ParameterSet]:
 def test_every_number_of_a_stage_and_an_engine_is_an_option() -> None:
     given = {"loss": "l2", "steps": 7, "lr": 0.5, "draw": "detail", "fold": False, "crops": "cpu"}
     words = [f"--{name}={value}" for name, value in given.items() if name != "fold"]
-    args = parse(["--data", "d", "--out", "o", "--no-fold", *words], "", Path("packed"))
+    args = parse(["--data", "d", "--out", "o", "--no-fold", *words])
     assert {name: getattr(args, name) for name in given} == given
     assert not hasattr(args, "momentum")  # the recipe's
     assert set(HELP) == {field.name for field in (*fields(Stage), *fields(Engine))} - {"name"}
     with pytest.raises(SystemExit):
-        parse(["--data", "d", "--out", "o", "--loss", "l3"], "", Path("packed"))
+        parse(["--data", "d", "--out", "o", "--loss", "l3"])
 
 
 def test_what_is_left_out_of_an_engine_leaves_the_rest() -> None:
     def engine(*options: str) -> Engine:
-        args = parse(["--data", "d", "--out", "o", *options], "", Path("packed"))
+        args = parse(["--data", "d", "--out", "o", *options])
         return engine_of(args, torch.device("cpu"), stages_of(args))
 
     plain = engine("--recipe", "fast", "--no-fold", "--compile", "off")

@@ -18,9 +18,11 @@ from models.team23_LKDN import LKDN
 from train.checkpoint import DEEPEST, WIDEST
 from train.forward import arithmetic_of
 from train.recipes import RECIPES, Engine, Stage
+from train.records import MOST
 from utils import command, devices
 from utils.command import UserError
 from utils.datasets import SCALE
+from utils.files import ROOT
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +60,24 @@ HELP = {
     "tuned_cpu": "flush denormals, keep freed memory",
 }
 
+# The least and the most that a number may be; a checkpoint's are read up to the same.
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "batch", "first", "log_every", "val_every", "save_every"), (1, MOST)),
+    **dict.fromkeys(("lr", "warmup", "norm_start", "adam_share", "weight_decay"), (0, MOST)),
+    **dict.fromkeys(("ema", "truth"), (0, 1)),
+    "momentum": (0, 0.999999),  # with 1 no gradient would count
+    "patch": (SCALE, MOST),
+    "channels": (2, WIDEST),
+    "blocks": (1, DEEPEST),
+    "seed": (0, 2**63 - 1),
+    "threads": (1, 1024),
+    "max_minutes": (0, math.inf),
+}
 
-def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespace:
+
+def parse(argv: list[str] | None, about: str | None = None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=command.HelpFormatter)
+    parser = command.parser(about)
     add = parser.add_argument
     add(
         "--recipe",
@@ -113,34 +129,25 @@ def parse(argv: list[str] | None, about: str, packed: Path) -> argparse.Namespac
     add("--log_every", type=int, default=50, metavar="N", help="steps between log lines")
     add("--val_every", type=int, default=5000, metavar="N", help="steps between scores")
     add("--save_every", type=int, default=1000, metavar="N", help="steps between checkpoints")
-    add("--packed", type=Path, default=packed, metavar="DIR", help="where decoded images are kept")
+    add(
+        "--packed",
+        type=Path,
+        default=ROOT / "data" / "packed",
+        metavar="DIR",
+        help="where decoded images are kept",
+    )
     _add_fields(parser, "numbers of the stage", Stage)
     _add_fields(parser, "how they are computed", Engine)
     args = parser.parse_args(argv)
-    counts = ("threads", "first", "log_every", "val_every", "save_every", "steps", "batch")
-    for name in (*counts, "channels", "blocks"):
-        if (value := getattr(args, name, None)) is not None and value < 1:
-            parser.error(f"expected --{name} of at least 1, got {value}")
-    if not 0 <= args.seed < 2**63:
-        parser.error(f"expected --seed from 0 to below 2**63, got {args.seed}")
-    patch = getattr(args, "patch", SCALE)
-    if patch < SCALE or patch % SCALE:
-        parser.error(f"expected --patch in HR pixels, a multiple of {SCALE}, got {patch}")
-    for name in ("ema", "momentum", "truth"):
-        if getattr(args, name, 0) > 1:
-            parser.error(f"expected --{name} of at most 1, got {getattr(args, name)}")
-    if getattr(args, "momentum", 0) == 1:
-        parser.error("expected --momentum below 1, got 1: no gradient would count")
-    channels, blocks = getattr(args, "channels", 2), getattr(args, "blocks", 1)
-    if channels % 2 or channels > WIDEST:
-        parser.error(f"expected --channels of an even number up to {WIDEST}, got {channels}")
-    if blocks > DEEPEST:
-        parser.error(f"expected --blocks of at most {DEEPEST}, got {blocks}")
-    shares = ("ema", "norm_start", "momentum", "adam_share", "weight_decay", "truth")
-    for name in ("lr", "warmup", *shares, "max_minutes"):
-        value = float(getattr(args, name, 0))
-        if not value >= 0 or (value == math.inf and name != "max_minutes"):
-            parser.error(f"expected --{name} of a number from 0 up, got {value}")
+    for name, (least, most) in LIMITS.items():
+        value = getattr(args, name, None)
+        if value is not None and not least <= value <= most:
+            parser.error(f"expected --{name} of {least:g} to {most:g}, got {value}")
+    for name, divisor in (("patch", SCALE), ("channels", 2)):
+        if (value := getattr(args, name, 0)) % divisor:
+            parser.error(f"expected --{name} of a multiple of {divisor}, got {value}")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"expected a folder for --out, got the file {args.out}: name another")
     return args
 
 

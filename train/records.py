@@ -23,6 +23,7 @@ FIELDS: dict[str, type] = {
     "history": list,
 }
 LATER_FIELDS: dict[str, type] = {"before": list, "init": dict, "teacher": dict}
+MOST = 10**15  # of a stage's numbers
 MOST_RECORDS = 200  # of stages, those of teachers and their teachers counted
 
 
@@ -194,7 +195,7 @@ def _misfit(record: Any) -> str:
 def is_of(value: object, kind: Any) -> bool:
     """Whether a value is one that a field of this kind may have: a number, a text, a literal."""
     if kind is float:
-        return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e15
+        return isinstance(value, int | float) and type(value) is not bool and abs(value) <= MOST
     if kind is int:
         return type(value) is int and abs(value) < 1 << 63
     return type(value) is str and (kind is str or value in get_args(kind))

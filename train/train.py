@@ -44,7 +44,7 @@ PATIENCE = timedelta(hours=12)
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     started = time.monotonic()
-    args = parse(argv, __doc__ or "", ROOT / "data" / "packed")
+    args = parse(argv, __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -113,8 +113,7 @@ def train_stages(
                 f"expected a new run, got one in {file}: give --resume to continue "
                 "it, or another --out"
             )
-    folders = args.val if world.rank == 0 else []
-    samples = {Path(folder).name: validation_samples(folder) for folder in folders}
+    samples = validation_samples(args.val if world.rank == 0 else [])
     first = min(stages)  # weights that cannot be had are missed before the data are packed
     teacher = read_teacher(args.teacher) if args.teacher else None
     for stage in stages.values():
@@ -180,13 +179,22 @@ def prepare_machine(engine: Engine, device: torch.device, out: Path) -> None:
         os.environ.setdefault(variable, str(out.resolve() / "compiled"))
 
 
-def validation_samples(folder: str) -> list[evaluate.Sample]:
-    """The images to score while training; UserError if one has no HR image."""
-    samples = [evaluate.load(pair) for pair in find(folder, ROOT / "data").pairs]
-    if blind := [sample.name for sample in samples if sample.hr is None]:
-        raise UserError(
-            f"expected HR images to validate on in {folder}, got none for {', '.join(blind[:3])}"
-        )
+def validation_samples(folders: list[str]) -> dict[str, list[evaluate.Sample]]:
+    """The images to score while training, by the name of their folder; UserError if one has no HR
+    image, or two folders have one name."""
+    samples: dict[str, list[evaluate.Sample]] = {}
+    for folder in folders:
+        found = find(folder, ROOT / "data")
+        if found.name in samples:
+            raise UserError(
+                f"expected --val folders of different names, got {found.name} twice: rename one"
+            )
+        samples[found.name] = own = [evaluate.load(pair) for pair in found.pairs]
+        if blind := [sample.name for sample in own if sample.hr is None]:
+            raise UserError(
+                f"expected HR images to validate on in {folder}, got none for "
+                f"{', '.join(blind[:3])}"
+            )
     return samples
 
 
