@@ -12,15 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from models.team23_LKDN import LKDN
-from train.reparam import (
-    RepBSConv,
-    RepUpsampler,
-    branch_gradients,
-    fuse,
-    fuse_parameters,
-    plain_like,
-    training_form,
-)
+from train.reparam import RepBSConv, RepUpsampler, fuse, fuse_parameters, plain_like, training_form
 
 SIZES = [(1, 1), (1, 5), (7, 13), (16, 9)]
 # Folding reorders float64 sums of a few hundred terms; outputs are of order one to ten.
@@ -196,19 +188,3 @@ def test_published_training_form_fuses_to_the_published_fused_weights(shared: Pa
         # The authors folded in float32; 84 terms a sum give 2.3e-7 of the largest weight at most.
         atol = 1e-6 * float(value.abs().max())
         torch.testing.assert_close(ours[name], value, rtol=0, atol=atol, msg=name)
-
-
-def test_branch_gradients_are_those_of_autograd() -> None:
-    torch.manual_seed(6)
-    for net in (LKDN(), LKDN(8, 2, 3, 1, 2)):
-        for form in (training_form(net).double(), copy.deepcopy(net).double()):
-            parameters = dict(form.named_parameters())
-            plain = fuse_parameters(parameters)
-            given = {name: torch.randn_like(value) for name, value in plain.items()}
-            expected = torch.autograd.grad(
-                list(plain.values()), list(parameters.values()), [given[name] for name in plain]
-            )
-            got = branch_gradients({n: p.detach() for n, p in parameters.items()}, given)
-            assert got.keys() == parameters.keys()
-            for name, value in zip(parameters, expected, strict=True):
-                torch.testing.assert_close(got[name], value, **EXACT)

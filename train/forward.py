@@ -15,7 +15,7 @@ from models.team23_LKDN import LKDN, BSConv
 from train.aligned import align_parameters, aligned_like
 from train.recipes import Engine, Stage
 from train.recording import Recorder, recorded
-from train.reparam import branch_gradients, fuse_parameters, plain_like
+from train.reparam import fuse_parameters, plain_like
 
 
 def _layout(engine: Engine) -> torch.memory_format:
@@ -91,15 +91,12 @@ def arithmetic_of(engine: Engine, stage: Stage) -> str:
 
 def _native_gradients(form: LKDN, stage: Stage, engine: Engine) -> Gradients:
     kernels = NativeGradients(plain_like(form), arithmetic_of(engine, stage))
-    own = dict(form.named_parameters())
-    parameters = {name: p.detach() for name, p in own.items()}  # the same memory
 
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
-        plain = fuse_parameters(parameters)
+        plain = fuse_parameters(dict(form.named_parameters()))
         loss, by_name = kernels(plain, lr, hr, stage.loss, len(lr) / (stage.batch * hr.numel()))
-        by_name = branch_gradients(parameters, by_name)
-        for name, parameter in own.items():
-            parameter.grad = by_name[name]
+        form.zero_grad()
+        torch.autograd.backward(list(plain.values()), [by_name[name] for name in plain])
         return loss.float()
 
     return gradients

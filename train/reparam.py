@@ -139,32 +139,6 @@ def fuse_parameters(form: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def branch_gradients(form: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of the training form's parameters from those of the inference form's: what
-    autograd through `fuse_parameters` gives, without its hundreds of small steps.
-
-    An RBSB's kernels are sums, so each branch has its kernel's gradient, or the part of it where
-    the branch was added. Some of what is returned shares memory.
-    """
-    gradients = {}
-    for name in form:
-        module, _, leaf = name.rpartition(".")
-        parent, _, branch = module.rpartition(".")
-        if branch == "rep1x1":
-            gradient = plain[f"{parent}.dw.{leaf}"]
-            gradients[name] = gradient[:, :, 1:2, 1:2] if leaf == "weight" else gradient
-        elif parent != "upsampler" or branch == "0":
-            gradients[name] = plain[name]
-    branches = {k: v.detach().requires_grad_() for k, v in form.items() if k not in gradients}
-    if branches:
-        with torch.enable_grad():
-            fused = _fuse_upsampler(branches)
-        outer = (plain["upsampler.0.weight"], plain["upsampler.0.bias"])
-        inner = torch.autograd.grad(fused, list(branches.values()), outer)
-        gradients |= dict(zip(branches, inner, strict=True))
-    return gradients
-
-
 def _fuse_upsampler(form: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """One 3x3 for the three branches: kernel (out, C, 3, 3), bias (out,)."""
     branch = {k.removeprefix("upsampler."): v for k, v in form.items() if "upsampler." in k}
