@@ -14,8 +14,6 @@ from train.optim import (
     learning_rate,
     make_optimizers,
     orthogonalise,
-    orthogonalise_all,
-    orthogonalise_padded,
     set_learning_rate,
     update_ema,
 )
@@ -84,41 +82,6 @@ def test_orthogonalise_of_zero_is_zero() -> None:
     assert not orthogonalise(torch.zeros(1, 42, 42)).any()
 
 
-def of_all_shapes() -> list[torch.Tensor]:
-    """Two matrices of each shape, one a thousand times as large, not side by side; and zeros."""
-    torch.manual_seed(3)
-    matrices = [
-        10.0**i * torch.randn(shape, dtype=torch.float64) for i in (0, 3) for shape in SHAPES
-    ]
-    return [*matrices, torch.zeros(5, 7, dtype=torch.float64)]
-
-
-def test_a_padded_batch_is_the_plain_method_on_each_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrices = of_all_shapes()
-    batches: list[torch.Size] = []
-
-    def once(batch: torch.Tensor) -> torch.Tensor:
-        batches.append(batch.shape)
-        return orthogonalise(batch)
-
-    monkeypatch.setattr("train.optim.orthogonalise", once)
-    for matrix, result in zip(matrices, orthogonalise_padded(matrices), strict=True):
-        expected = newton_schulz(matrix.numpy()) if matrix.any() else matrix.numpy()
-        # Float64; the guard of 1e-7 against a zero norm shifts a matrix by 5e-9 of itself.
-        np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-7)
-    assert batches == [(19, 48, 756)]
-    monkeypatch.setattr("train.optim.orthogonalise", lambda batch: batch)
-    assert all(map(torch.equal, orthogonalise_padded(matrices), matrices))  # not one number moved
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_matrices_on_cuda_come_out_as_on_a_cpu() -> None:
-    matrices = of_all_shapes()
-    results = orthogonalise_all([matrix.cuda() for matrix in matrices])
-    for result, expected in zip(results, orthogonalise_all(matrices), strict=True):
-        torch.testing.assert_close(result.cpu(), expected, rtol=0, atol=1e-9)  # float64 sums
-
-
 def test_muon_steps_are_those_of_the_plain_method_on_each_matrix() -> None:
     torch.manual_seed(2)
     shapes = [(42, 12, 1, 1), (42, 42, 1, 1), (42, 42, 1, 1), (48, 42, 1, 1), (48, 42, 3, 3)]
@@ -141,13 +104,6 @@ def test_muon_steps_are_those_of_the_plain_method_on_each_matrix() -> None:
         for p, expected in zip(params, weights, strict=True):
             # Float64; the guard of 1e-7 against a zero norm shifts an update by 1e-8 of itself.
             np.testing.assert_allclose(p.detach().numpy(), expected, rtol=0, atol=1e-8)
-
-
-def test_muon_leaves_parameters_without_gradient_alone() -> None:
-    used, unused = torch.ones(4, 4, requires_grad=True), torch.ones(4, 4, requires_grad=True)
-    used.grad = torch.eye(4)
-    Muon([used, unused], lr=0.1).step()
-    assert torch.equal(unused, torch.ones(4, 4)) and not torch.equal(used, torch.ones(4, 4))
 
 
 def test_adam_is_the_factsheets() -> None:
@@ -235,12 +191,3 @@ def test_the_two_stages_are_the_factsheets_and_the_default() -> None:
         assert (stage.optimizer, stage.schedule, stage.warmup) == ("adam", "constant", 0)
         assert (stage.ema, stage.norm_start, stage.precision) == (0.999, 1.0, "fp32")
         assert stage.form == "training"
-
-
-def test_muon_goes_on_from_a_state_of_before_there_was_a_decay() -> None:
-    params = [torch.ones(4, 4, requires_grad=True)]
-    old = Muon(params, lr=0.1).state_dict()
-    del old["param_groups"][0]["weight_decay"]
-    optimizer = Muon(params, lr=0.1, weight_decay=0.5)
-    optimizer.load_state_dict(old)
-    assert optimizer.param_groups[0]["weight_decay"] == 0

@@ -1,9 +1,7 @@
 """Optimisers, learning rate and weight averaging."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,22 +38,15 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.orthogonalise = orthogonalise or orthogonalise_all
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a state, which may be from before there was a decay."""
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("weight_decay", 0.0)
-
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Change the parameters by their gradients, once."""
         for group in self.param_groups:
-            momentum = group["momentum"]
-            params = [p for p in group["params"] if p.grad is not None]
+            params, momentum = group["params"], group["momentum"]
             for p in params:
                 if not self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            grads = [p.grad for p in params if p.grad is not None]
+            grads = [p.grad for p in params]
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             nesterov = torch._foreach_lerp(grads, buffers, momentum)
@@ -68,48 +59,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise_all(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """`orthogonalise` for matrices (rows, columns) of any shapes: those of equal shape at once, and
-    on CUDA all at once, for fewer launches."""
-    if matrices and matrices[0].is_cuda:
-        return orthogonalise_padded(matrices)
+    """`orthogonalise` for matrices (rows, columns) of any shapes: those of equal shape at once."""
     results = list(matrices)
     for indices in by_shape(matrices):
         batch = orthogonalise(torch.stack([matrices[i] for i in indices]))
         for i, result in zip(indices, batch, strict=True):
             results[i] = result
     return results
-
-
-def orthogonalise_padded(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """`orthogonalise` for matrices of any shapes as one batch, each with zeros to the largest size.
-
-    Zeros add nothing to a norm or a product, and stay zeros.
-    """
-    places, order = _padding(tuple((len(m), m.shape[1]) for m in matrices), matrices[0].device)
-    flat = torch.cat([*(m.flatten() for m in matrices), matrices[0].new_zeros(1)])
-    results = orthogonalise(flat[places]).flatten()[order].split([m.numel() for m in matrices])
-    return [result.view_as(m) for result, m in zip(results, matrices, strict=True)]
-
-
-@functools.lru_cache(maxsize=2)
-def _padding(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The way into a padded batch and back, as two indices.
-
-    Returns:
-        For each number of the batch (B, rows, columns), where it is in the matrices laid end to
-        end, tall ones turned; one place behind the last, there is the zero. And for each number of
-        the matrices, where it is in the batch.
-    """
-    end = sum(height * width for height, width in shapes)
-    places = torch.full((len(shapes), max(map(min, shapes)), max(map(max, shapes))), end)
-    begin = 0
-    for batch, (height, width) in zip(places, shapes, strict=True):
-        own = torch.arange(begin, begin + height * width).view(height, width)
-        own = own.T if height > width else own
-        batch[: own.shape[0], : own.shape[1]] = own
-        begin += height * width
-    order = places.flatten().argsort()[:end]
-    return places.to(device), order.to(device)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -140,11 +96,8 @@ def make_optimizers(
     fewest = 2 if stage.optimizer == "muon" else 1  # inputs of what is no depthwise kernel
     kernels = [p for p in params if p.ndim == 4 and p.shape[1] >= fewest]
     others = [p for p in params if not (p.ndim == 4 and p.shape[1] >= fewest)]
-    adam = torch.optim.Adam(
-        others, stage.lr * stage.adam_share, betas=(0.9, 0.99), eps=1e-8, fused=fused
-    )
-    for group in adam.param_groups:
-        group["share"] = stage.adam_share
+    group = {"params": others, "lr": stage.lr * stage.adam_share, "share": stage.adam_share}
+    adam = torch.optim.Adam([group], betas=(0.9, 0.99), eps=1e-8, fused=fused)
     if stage.optimizer == "soap":
         return [Soap(kernels, stage.lr, stage.momentum, stage.weight_decay), adam]
     return [Muon(kernels, stage.lr, stage.momentum, orthogonalise, stage.weight_decay), adam]

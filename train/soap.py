@@ -65,7 +65,11 @@ class Soap(torch.optim.Optimizer):
     @torch.no_grad()
     def count(self) -> list[list[float]]:
         """Begin a step: what is new in it but the gradients, a row of numbers for each shape."""
-        self._gather()
+        self._batches = self._batches or [
+            self._batch(group, [group["params"][i] for i in alike])
+            for group in self.param_groups
+            for alike in by_shape([p.flatten(1) for p in group["params"]])
+        ]
         rows = []
         for batch in self._batches:
             batch.values["step"] += 1
@@ -87,17 +91,11 @@ class Soap(torch.optim.Optimizer):
         """Do a step with the numbers of `count`, which may be on the device. From the second one
         on this asks for nothing but the same kernels on the same memory."""
         for batch, row in zip(self._batches, numbers, strict=True):
-            self._change(batch, *row)
+            self._change(batch, row)
 
     @staticmethod
-    def _change(
-        batch: "_Batch",
-        share: float | Tensor,
-        unbias: float | Tensor,
-        unbias_square: float | Tensor,
-        size: float | Tensor,
-        shrink: float | Tensor,
-    ) -> None:
+    def _change(batch: "_Batch", row: Iterable[float | Tensor]) -> None:
+        share, unbias, unbias_square, size, shrink = row
         params, momentum = batch.params, batch.group["momentum"]
         gradients = torch.stack([p.grad.flatten(1) for p in params if p.grad is not None])
         left, right, mean, square = (batch.values[n] for n in ("left", "right", "mean", "square"))
@@ -130,23 +128,8 @@ class Soap(torch.optim.Optimizer):
                     basis = batch.values[f"{side}_basis"]
                     basis.copy_(torch.linalg.qr(batch.values[side] @ basis)[0])
 
-    def _gather(self) -> None:
-        """Have the state of parameters of equal shape that have gradients in common tensors, of
-        which each parameter's is a part."""
-        found = []
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            for alike in by_shape([p.flatten(1) for p in params]):
-                found.append((group, [params[i] for i in alike]))
-        known = [(batch.group, batch.params) for batch in self._batches]
-        if len(known) == len(found) and all(
-            old is new and list(map(id, was)) == list(map(id, now))
-            for (old, was), (new, now) in zip(known, found, strict=True)
-        ):
-            return
-        self._batches = [self._batch(group, params) for group, params in found]
-
     def _batch(self, group: dict[str, Any], params: list[Tensor]) -> "_Batch":
+        """Parameters of one shape, with common tensors of which the state of each is a part."""
         for p in params:
             if not self.state[p]:
                 self.state[p] = {n: p.new_zeros(shape) for n, shape in self.shapes(p).items()}
