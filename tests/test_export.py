@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -107,6 +108,11 @@ def test_nothing_is_replaced_without_being_asked(
     load_weights(LKDN(), tmp_path / "run" / "stage1_fused.pth")
     with pytest.raises(CheckpointError, match="expected --ship to write into model_zoo/"):
         export(tmp_path / "run", zoo[0].with_name("another.pth"))
+    os.mkfifo(tmp_path / "pipe")
+    for no_file in (tmp_path / "pipe", tmp_path / "run"):
+        with pytest.raises(CheckpointError, match="expected a file for -o"):
+            export(tmp_path / "run", no_file)
+    assert (tmp_path / "pipe").is_fifo()
     assert not zoo[0].parent.exists() and not zoo[1].exists()
 
 
@@ -191,7 +197,11 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
     torch.save(later, tmp_path / "later" / "stage1.pt")
     with pytest.raises(CheckpointError, match=r"began with authors\.pth"):
         export(tmp_path / "later", ship=True)
-    (tmp_path / "run" / "stage1_data.json").unlink()
+    note = tmp_path / "run" / "stage1_data.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "sha256": 5}))
+    with pytest.raises(CheckpointError, match=r"stage1_data\.json .*--resume"):
+        export(tmp_path / "run", held_out=held_out, ship=True)
+    note.unlink()
     with pytest.raises(CheckpointError, match=r"stage1_data\.json .*--resume"):
         export(tmp_path / "run", ship=True)
     assert not zoo[0].exists()

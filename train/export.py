@@ -97,8 +97,9 @@ def export(
     or that began with weights of unknown training.
 
     Raises:
-        CheckpointError: no LKDN in the form that train.py trains, or `output` in model_zoo/, or,
-            to be shipped, no whole record of its training, or a held-out image among its data.
+        CheckpointError: no LKDN in the form that train.py trains, or `output` in model_zoo/, or a
+            folder or device, or, to be shipped, no whole record of its training, or a held-out
+            image among its data.
         ArithmeticError: the two forms differ.
         OSError: a file cannot be written.
     """
@@ -110,6 +111,8 @@ def export(
         raise CheckpointError(
             f"expected --ship to write into model_zoo/, got {target} without it: give -o FILE"
         )
+    if target.exists() and not target.is_file():  # a device would be replaced, too
+        raise CheckpointError(f"expected a file for -o, got a folder or a device: {target}")
     compared = 0
     if ship:
         if not records:

@@ -1,6 +1,6 @@
 """What a checkpoint and a run's folder say of how its weights came about."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -28,32 +28,35 @@ MOST_RECORDS = 200  # of stages, those of teachers and their teachers counted
 
 
 def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
-    """How the weights of a checkpoint in folder `run` came about, a record a stage; empty for
-    foreign files."""
+    """How the weights of a checkpoint in folder `run` came about, a record a stage with all that is
+    known today, teachers' included; empty for foreign files."""
     if not set(FIELDS) <= set(saved):
         return []
     check_state(saved, run)
     own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
     own |= {key: saved.get(key) for key in ("init", "teacher")}
-    records = [*(saved.get("before") or []), own]
     notes = _data_notes(run)
-    return [_complete(record, notes) for record in records]
+
+    def complete(record: dict[str, Any]) -> dict[str, Any]:
+        # Digests may be in any note about the same data.
+        summary = record.get("data_summary")
+        return {
+            "stage": complete_stage(record["stage"]),
+            "init": record.get("init"),
+            "data_summary": summary if _has_digests(summary) else notes.get(record["data"]),
+        }
+
+    return [_changed(record, complete) for record in [*(saved.get("before") or []), own]]
 
 
-def _complete(record: dict[str, Any], notes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A record with all that is known today, and the same of a teacher's."""
-    # Digests may be in any note about the same data.
-    summary = record.get("data_summary") or {}
+def _changed(
+    record: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """A record with other fields, and so the records of its teacher."""
     teacher = record.get("teacher")
     if teacher:
-        teacher = {**teacher, "records": [_complete(own, notes) for own in teacher["records"]]}
-    return {
-        **record,
-        "stage": complete_stage(record["stage"]),
-        "init": record.get("init"),
-        "teacher": teacher,
-        "data_summary": summary if "sha256" in summary else notes.get(record["data"]),
-    }
+        teacher = {**teacher, "records": [_changed(own, change) for own in teacher["records"]]}
+    return {**record, **change(record), "teacher": teacher}
 
 
 def complete_stage(stage: dict[str, Any]) -> dict[str, Any]:
@@ -79,24 +82,20 @@ def share_summaries(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known: dict[str, Any] = {}
 
     def share(record: dict[str, Any]) -> dict[str, Any]:
-        summary, teacher = record.get("data_summary"), record.get("teacher")
-        if summary:
-            summary = known.setdefault(record["data"], summary)
-        if teacher:
-            teacher = {**teacher, "records": [share(own) for own in teacher["records"]]}
-        return {**record, "data_summary": summary, "teacher": teacher}
+        summary = record.get("data_summary")
+        return {"data_summary": summary and known.setdefault(record["data"], summary)}
 
-    return [share(record) for record in records]
+    return [_changed(record, share) for record in records]
 
 
 def without_digests(record: dict[str, Any]) -> dict[str, Any]:
     """A training record without the digest of every image, to be read by people."""
-    summary = record["data_summary"] or {}
-    teacher = record["teacher"]
-    if teacher:
-        teacher = {**teacher, "records": [without_digests(own) for own in teacher["records"]]}
-    summary = {k: v for k, v in summary.items() if k != "sha256"}
-    return {**record, "data_summary": summary, "teacher": teacher}
+
+    def shorten(own: dict[str, Any]) -> dict[str, Any]:
+        summary = own["data_summary"] or {}
+        return {"data_summary": {k: v for k, v in summary.items() if k != "sha256"}}
+
+    return _changed(record, shorten)
 
 
 def note_data(run: Path, stage: Stage, folders: list[Path], first: int | None, data: Pack) -> None:
@@ -121,11 +120,15 @@ def _data_notes(run: Path) -> dict[str, dict[str, Any]]:
     for file in sorted(run.glob("stage*_data.json")):
         try:
             note = read_json(file)
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             continue
-        if isinstance(note, dict) and "sha256" in note and is_of(note.get("fingerprint"), str):
+        if _has_digests(note) and is_of(note.get("fingerprint"), str):
             notes[note["fingerprint"]] = note
     return notes
+
+
+def _has_digests(summary: Any) -> bool:
+    return isinstance(summary, dict) and isinstance(summary.get("sha256"), list)
 
 
 def check_state(saved: dict[str, Any], path: Path) -> None:
