@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from train import trial
+from train import throughput, trial
 from utils.imaging.images import read_rgb
 from utils.report import curves, documents
 from utils.weights import CheckpointError
@@ -106,3 +106,13 @@ def test_throughput_records_speed_and_failures(
     assert "--patch" in measured["rungs"][0]["failed"]
     publish(tmp_path, "throughput", "cpu", measured)
     assert "failed: expected images of at least 1024" in documents.fill_in(SPEED, tmp_path)
+
+
+def test_throughput_takes_no_rows_from_a_file_of_something_else_nor_no_rounds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "other.json").write_text("[1]")
+    assert throughput.earlier_rows(tmp_path / "other.json", {"environment": {}}) == []
+    assert "no record of train/throughput.py" in caplog.text
+    with pytest.raises(SystemExit):
+        throughput.parse(["--data", "d", "-o", "o.json", "--rounds", "0"])

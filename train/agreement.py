@@ -29,13 +29,13 @@ WAYS = {
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add_data(parser)
     add("--val", required=True, metavar="DIR", help="images to score")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
-    add("--steps", type=int, default=300, help="steps of each run; default: %(default)s")
-    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--steps", type=int, default=300, help="steps of each run")
+    add("--seed", type=int, default=0, help="of each run")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return command.run("train/agreement.py", lambda: compare(args))

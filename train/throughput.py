@@ -27,49 +27,41 @@ if __name__ == "__main__":
 from train import log
 from utils import command, devices, record
 from utils.command import UserError
-from utils.files import ROOT, read_json, sha256, write_json
+from utils.files import ROOT, sha256, write_json
+from utils.report.training_tables import THROUGHPUT
 
 BUSY = "another process on one core"  # ends the names of rows that are measured beside one
 
 logger = logging.getLogger("throughput")
 
+FUSED = "--precision bf16 --depthwise triton --compile on"
 ROWS = {
     "cpu": {
-        "branches run as they are, NCHW": ["--no-fold", "--no-channels_last", "--no-tuned_cpu"],
-        "+ branches folded at each step": ["--no-channels_last", "--no-tuned_cpu"],
-        "+ channels_last": ["--no-tuned_cpu"],
-        "+ denormals flushed, freed memory kept": [],
-        "+ bf16": ["--precision", "bf16"],
-        "+ torch.compile, without bf16": ["--compile", "on"],
-        "native kernels": ["--kernels", "native"],
-        "native kernels, bf16": ["--kernels", "native", "--precision", "bf16"],
-        "native kernels, another process on one core": ["--kernels", "native"],
+        "branches run as they are, NCHW": "--no-fold --no-channels_last --no-tuned_cpu",
+        "+ branches folded at each step": "--no-channels_last --no-tuned_cpu",
+        "+ channels_last": "--no-tuned_cpu",
+        "+ denormals flushed, freed memory kept": "",
+        "+ bf16": "--precision bf16",
+        "+ torch.compile, without bf16": "--compile on",
+        "native kernels": "--kernels native",
+        "native kernels, bf16": "--kernels native --precision bf16",
+        f"native kernels, {BUSY}": "--kernels native",
     },
     "cuda": {
-        "branches run as they are, NCHW": ["--no-fold", "--no-channels_last", "--crops", "cpu"],
-        "+ patches cut on the GPU": ["--no-fold", "--no-channels_last"],
-        "+ branches folded at each step": ["--no-channels_last"],
-        "+ bf16": ["--no-channels_last", "--precision", "bf16"],
-        "+ channels_last": ["--precision", "bf16"],
-        "+ Triton depthwise": ["--precision", "bf16", "--depthwise", "triton"],
-        "+ torch.compile": ["--precision", "bf16", "--depthwise", "triton", "--compile", "on"],
-        "+ CUDA graphs": [
-            *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--graphs")
-        ],
-        "torch.compile without Triton depthwise": ["--precision", "bf16", "--compile", "on"],
-        "torch.compile, NCHW": ["--precision", "bf16", "--compile", "on", "--no-channels_last"],
-        "channels_last and dense pairs": ["--precision", "bf16", "--dense"],
-        "torch.compile and dense pairs": [
-            *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--dense")
-        ],
-        "CUDA graphs and dense pairs": [
-            *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--dense"),
-            "--graphs",
-        ],
-        "CUDA graphs and channels of zeros": [
-            *("--precision", "bf16", "--depthwise", "triton", "--compile", "on", "--aligned"),
-            "--graphs",
-        ],
+        "branches run as they are, NCHW": "--no-fold --no-channels_last --crops cpu",
+        "+ patches cut on the GPU": "--no-fold --no-channels_last",
+        "+ branches folded at each step": "--no-channels_last",
+        "+ bf16": "--no-channels_last --precision bf16",
+        "+ channels_last": "--precision bf16",
+        "+ Triton depthwise": "--precision bf16 --depthwise triton",
+        "+ torch.compile": FUSED,
+        "+ CUDA graphs": f"{FUSED} --graphs",
+        "torch.compile without Triton depthwise": "--precision bf16 --compile on",
+        "torch.compile, NCHW": "--precision bf16 --compile on --no-channels_last",
+        "channels_last and dense pairs": "--precision bf16 --dense",
+        "torch.compile and dense pairs": f"{FUSED} --dense",
+        "CUDA graphs and dense pairs": f"{FUSED} --dense --graphs",
+        "CUDA graphs and channels of zeros": f"{FUSED} --aligned --graphs",
     },
 }
 
@@ -104,7 +96,7 @@ def measure_all(args: argparse.Namespace) -> int:
     }
     measured["rungs"] = earlier_rows(args.output, measured)
     numbers = args.rows or range(len(rows))
-    chosen = [row for i, row in enumerate(rows.items()) if i in numbers]
+    chosen = [(name, row.split()) for i, (name, row) in enumerate(rows.items()) if i in numbers]
     speeds: dict[str, list[float]] = {}
     for name, options in chosen * args.rounds:
         with busy_process(name.endswith(BUSY)):
@@ -133,11 +125,9 @@ def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
         environment = {k: v for k, v in measured["environment"].items() if k not in changing}
         return {**measured, "rungs": None, "environment": environment}
 
-    try:
-        earlier = read_json(file)
-        return earlier["rungs"] if conditions(earlier) == conditions(now) else []
-    except (OSError, ValueError, LookupError):
-        return []
+    what = "record of train/throughput.py"
+    earlier = record.read_record(file, THROUGHPUT, what) if file.exists() else None
+    return earlier["rungs"] if earlier and conditions(earlier) == conditions(now) else []
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -155,9 +145,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], formatter_class=command.HelpFormatter
-    )
+    parser = command.parser(__doc__)
     add = parser.add_argument
     add_data(parser)
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
@@ -176,8 +164,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--rows", type=int, nargs="+", metavar="N", help="only these, from 0; else all")
     args = parser.parse_args(argv)
-    if args.steps < 10:
-        parser.error(f"expected --steps of at least 10, got {args.steps}")
+    for name, least in (("steps", 10), ("rounds", 1)):
+        if (value := getattr(args, name)) < least:
+            parser.error(f"expected --{name} of at least {least}, got {value}")
     if args.init and not args.init.is_file():
         parser.error(f"expected weights in --init {args.init}, found no such file")
     return args
