@@ -19,20 +19,11 @@ from utils.files import write_bytes
 from utils.text import printable
 from utils.weights import DTYPES, CheckpointError, load_state, read_checkpoint, state_dict_of
 
-
-def _of_adam(p: Tensor) -> dict[str, tuple[int, ...]]:
-    return {"step": (), "exp_avg": tuple(p.shape), "exp_avg_sq": tuple(p.shape)}
-
-
-def _of_muon(p: Tensor) -> dict[str, tuple[int, ...]]:
-    return {"momentum_buffer": tuple(p.shape)}
-
-
 WIDEST, DEEPEST = 128, 32  # channels, blocks: a state of SOAP is read up to 1 GiB
 # What each optimiser gathers of a parameter, and in what shapes.
 GATHERED: dict[type, Callable[[Tensor], dict[str, tuple[int, ...]]]] = {
-    torch.optim.Adam: _of_adam,
-    Muon: _of_muon,
+    torch.optim.Adam: lambda p: {"step": (), "exp_avg": p.shape, "exp_avg_sq": p.shape},
+    Muon: lambda p: {"momentum_buffer": p.shape},
     Soap: Soap.shapes,
 }
 

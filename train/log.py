@@ -70,19 +70,9 @@ def plot(path: Path, picture: Path) -> None:
     offset = 0
     for stage in dict.fromkeys(line["stage"] for line in lines):
         own = [line for line in lines if line["stage"] == stage]
-        trained = [line for line in own if "loss" in line]
-        scored = [line for line in own if "val_psnr_y" in line]
-        losses.plot(
-            [offset + line["step"] for line in trained],
-            [line["loss"] for line in trained],
-            label=stage,
-        )
-        scores.plot(
-            [offset + line["step"] for line in scored],
-            [line["val_psnr_y"] for line in scored],
-            marker=".",
-            label=stage,
-        )
+        for axes, key, marker in ((losses, "loss", ""), (scores, "val_psnr_y", ".")):
+            points = [(offset + line["step"], line[key]) for line in own if key in line]
+            axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, label=stage)
         offset += max(line["step"] for line in own)
     losses.set_ylabel("training loss")
     if all(line.get("loss", 1) > 0 for line in lines):  # minus PSNR is not

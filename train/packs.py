@@ -111,7 +111,7 @@ def _read_index(path: Path) -> tuple[tuple[PackedImage, ...], str, tuple[str, ..
             raise TypeError
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise TypeError
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise ImageError(
             f"expected the index of a pack, got something else in {path}: pack the images again"
         ) from error
