@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from kernels import native_library
 from kernels.native_library import cpu_features
 from kernels.native_training import NativeGradients, NativeOrthogonaliser
 from models.team23_LKDN import LKDN
-from train.optim import orthogonalise_all
+from train.forward import make_gradients
+from train.optim import make_optimizers, orthogonalise_all
+from train.recipes import STAGES, Engine
 from train.reparam import fuse_parameters, plain_like, training_form
 from utils.weights import load_state, read_checkpoint
 
@@ -66,6 +69,19 @@ def test_gradients_are_those_of_float64(
     _, rounded = torch_gradients(form, lr, hr, loss, torch.float32)
     most = max(2e-5, 3 * max(errors(rounded, exact).values()))
     assert not {name: e for name, e in errors(got, exact).items() if not e < most}
+
+
+def test_adam_takes_in_the_gradients_of_float64() -> None:
+    """torch's fused Adam reads a gradient's memory from end to end, whatever its strides are."""
+    torch.manual_seed(0)
+    form, stage = randomised(LKDN()), replace(STAGES[1], batch=5)
+    lr, hr = patches(form, 5, 5, 3)
+    _, exact = torch_gradients(form, lr, hr, stage.loss)
+    make_gradients(form, stage, torch.device("cpu"), Engine(kernels="native"))(lr, hr)
+    (adam,) = make_optimizers(form, stage)
+    adam.step()
+    taken = {name: adam.state[p]["exp_avg"] / 0.1 for name, p in form.named_parameters()}
+    assert not {name: e for name, e in errors(taken, exact).items() if not e < 2e-5}
 
 
 # Inputs rounded to bf16, 2^-9 of each, amount to 0.016 to 0.02 of a gradient's largest number after

@@ -96,6 +96,7 @@ def _native_gradients(form: LKDN, stage: Stage, engine: Engine) -> Gradients:
         plain = fuse_parameters(dict(form.named_parameters()))
         loss, by_name = kernels(plain, lr, hr, stage.loss, len(lr) / (stage.batch * hr.numel()))
         form.zero_grad()
+        # Into `grad` in each parameter's layout: torch's fused Adam reads no strides.
         torch.autograd.backward(list(plain.values()), [by_name[name] for name in plain])
         return loss.float()
 
