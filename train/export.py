@@ -26,7 +26,7 @@ from train import log
 from train.checkpoint import load_form
 from train.packing import digests, held_out_images
 from train.recipes import commands
-from train.records import training_records, with_teachers, without_digests
+from train.records import training_records, warn_of_unfinished, with_teachers, without_digests
 from train.reparam import fuse
 from utils import command
 from utils.files import ROOT, as_json, sha256, write_all, write_bytes
@@ -121,10 +121,7 @@ def export(
                 f"record: {file}; leave out --ship to only fuse them"
             )
         compared = check_data(records, held_out, file)
-        if (step := records[-1]["step"]) < records[-1]["stage"]["steps"]:
-            logger.warning(
-                "%s is not finished: step %d of %d", file, step, records[-1]["stage"]["steps"]
-            )
+        warn_of_unfinished(records[-1], file)
     form_name = records[-1]["stage"]["form"] if records else "training"
     form = load_form(state_dict_of(saved, file), file, form_name).double()
     plain = fuse(form)

@@ -1,7 +1,6 @@
 """The state that a stage of training starts from."""
 
 import argparse
-import logging
 from typing import Any
 
 import torch
@@ -11,14 +10,12 @@ from models.team23_LKDN import LKDB, LKDN
 from train import checkpoint
 from train.optim import make_optimizers
 from train.recipes import Engine, Stage
-from train.records import training_records
+from train.records import training_records, warn_of_unfinished
 from train.reparam import fuse, has_branches, training_form
 from train.teacher import Teacher
 from utils.command import UserError
 from utils.files import sha256
 from utils.weights import load_state, read_checkpoint, state_dict_of
-
-logger = logging.getLogger(__name__)
 
 
 def initial_state(
@@ -57,15 +54,10 @@ def initial_state(
             weights = fuse(branches).state_dict()
         load_state(net, weights, init)
         before = training_records(saved, init.parent)
-        if not before:
+        if before:
+            warn_of_unfinished(before[-1], init)
+        else:
             unknown = {"name": init.name, "sha256": sha256(init)}
-        elif before[-1]["step"] < before[-1]["stage"]["steps"]:
-            logger.warning(
-                "%s is not finished: step %d of %d",
-                init,
-                before[-1]["step"],
-                before[-1]["stage"]["steps"],
-            )
     net = net.to(device, torch.float64 if stage.precision == "fp64" else torch.float32)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
     small = engine.kernels == "native" and stage.channels <= NativeOrthogonaliser.LARGEST

@@ -2,7 +2,7 @@
 the commands that repeat what was trained."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 ENDLESS = ("constant", "inverse_sqrt")  # schedules in which no rate depends on how many follow
@@ -84,7 +84,7 @@ class Recipe:
     """Stages by number, each starting from the average of the one before, and their engine."""
 
     stages: Mapping[int, Stage]
-    engine: Engine = field(default_factory=Engine)
+    engine: Engine = Engine()
 
 
 STAGES = {

@@ -1,5 +1,6 @@
 """What a checkpoint and a run's folder say of how its weights came about."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,8 @@ from train.recipes import STAGES, Stage
 from utils.datasets import SCALE
 from utils.files import read_json, write_json
 from utils.weights import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 # The kind of each field of a training state, those that older ones lack left out.
 FIELDS: dict[str, type] = {
@@ -62,6 +65,12 @@ def _changed(
 def complete_stage(stage: dict[str, Any]) -> dict[str, Any]:
     """A saved stage with the numbers it did not have yet, which were the defaults."""
     return {f.name: stage.get(f.name, f.default) for f in fields(Stage)}
+
+
+def warn_of_unfinished(record: dict[str, Any], file: Path) -> None:
+    """Say that the stage that made a checkpoint did not come to its end, if it is so."""
+    if record["step"] < (steps := record["stage"]["steps"]):
+        logger.warning("%s is not finished: step %d of %d", file, record["step"], steps)
 
 
 def with_teachers(

@@ -99,7 +99,7 @@ def measure_all(args: argparse.Namespace) -> int:
     chosen = [(name, row.split()) for i, (name, row) in enumerate(rows.items()) if i in numbers]
     speeds: dict[str, list[float]] = {}
     for name, options in chosen * args.rounds:
-        with busy_process(name.endswith(BUSY)):
+        with busy_process() if name.endswith(BUSY) else contextlib.nullcontext():
             row = {"name": name, "options": options, **measure(options, args)}
         if "failed" not in row:
             speeds.setdefault(name, []).extend(row.pop("speeds"))
@@ -240,11 +240,8 @@ def spread(speeds: list[float], batch: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def busy_process(wanted: bool) -> Iterator[None]:
-    """Meanwhile, if wanted, a process that keeps one core busy."""
-    if not wanted:
-        yield
-        return
+def busy_process() -> Iterator[None]:
+    """Meanwhile a process that keeps one core busy."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
         try:
             yield

@@ -126,22 +126,16 @@ def train_stages(
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
-    targets = {
-        stage.truth: teach(data, teacher, stage.truth, args.packed, world.device)
-        if teacher
-        else data
-        for stage in stages.values()
-    }
+    # With a teacher there is one stage: several are a recipe's, and none of these has one.
+    aims = teach(data, teacher, stages[first].truth, args.packed, world.device) if teacher else data
     if world.size > 1 and world.rank == 0:
         dist.barrier()
     by_detail = any(stage.draw == "detail" for stage in stages.values())
     detail = measure_detail(data) if by_detail else None
     if engine.crops == "device":
-        targets = {truth: on_device(part, world.device) for truth, part in targets.items()}
+        aims = on_device(aims, world.device)
     sources = {
-        number: sampler(
-            targets[stage.truth], stage.patch // SCALE, detail if stage.draw == "detail" else None
-        )
+        number: sampler(aims, stage.patch // SCALE, detail if stage.draw == "detail" else None)
         for number, stage in stages.items()
     }
     for number, stage in stages.items():
