@@ -93,7 +93,7 @@ def test_what_is_left_out_of_an_engine_leaves_the_rest() -> None:
 
     plain = engine("--recipe", "fast", "--no-fold", "--compile", "off")
     assert not (plain.fold or plain.aligned or plain.graphs)
-    without = engine("--recipe", "cpu", "--no-graphs", "--no-dense")
+    without = engine("--recipe", "cpu", "--no-graphs", "--no-dense", "--fold", "--compile", "off")
     assert without == engine("--recipe", "cpu")
     assert engine("--recipe", "cpu", "--aligned").kernels == "torch"
     for options in (["--no-fold", "--dense"], ["--no-fold", "--aligned"], ["--graphs"]):

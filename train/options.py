@@ -60,6 +60,10 @@ HELP = {
     "tuned_cpu": "flush denormals, keep freed memory",
 }
 
+# What the native kernels, which fold the branches and have a layout of their own, have no way for.
+TORCH_ONLY = {"fold": False, "channels_last": False, "compile": "on"}
+TORCH_ONLY |= dict.fromkeys(("dense", "aligned", "graphs"), True)
+
 # The least and the most that a number may be; a checkpoint's are read up to the same.
 LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch", "first", "log_every", "val_every", "save_every"), (1, MOST)),
@@ -206,10 +210,10 @@ def engine_of(
                 f"expected --fold with --{folded[0]}, got --no-fold: leave one of them out"
             )
         engine = replace(engine, dense=False, aligned=False)
-    asked = [name for name in ("dense", "aligned", "graphs") if given.get(name)]
-    if torch_only := [n for n in ("fold", "channels_last", "compile") if n in given] + asked:
+    if torch_only := [name for name, way in TORCH_ONLY.items() if given.get(name) == way]:
         if given.get("kernels") == "native":
-            raise UserError(f"expected --{torch_only[0]} with --kernels torch, got native")
+            choice = f"--{torch_only[0]} {given[torch_only[0]]}"
+            raise UserError(f"expected --kernels torch for {choice}, got native: leave one out")
         engine = replace(engine, kernels="torch")
     if engine.kernels == "native" and (reason := _without_native(engine, device, stages)):
         if asked := [name for name in ("kernels", "arithmetic") if name in given]:
