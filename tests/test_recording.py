@@ -130,7 +130,7 @@ def test_an_optimiser_that_fails_has_its_rate_back(monkeypatch: pytest.MonkeyPat
     adam = torch.optim.Adam([torch.zeros(2, requires_grad=True)], lr=0.5)
     monkeypatch.setattr(adam, "step", fail)
     with pytest.raises(RuntimeError, match="no capture"):
-        updates._launch(adam, [[torch.tensor(0.1)]])
+        updates._launch(adam, iter([torch.tensor(0.1)]))
     assert adam.param_groups[0]["lr"] == 0.5
 
 

@@ -1,7 +1,8 @@
 """SOAP: Adam in the basis in which Shampoo preconditions, for convolution kernels."""
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,65 +60,61 @@ class Soap(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Change the parameters by their gradients, once."""
-        self.launch(self.count())
+        self.launch(iter(self.count()))
         self.turn()
 
     @torch.no_grad()
-    def count(self) -> list[list[float]]:
-        """Begin a step: what is new in it but the gradients, a row of numbers for each shape."""
+    def count(self) -> list[float]:
+        """Begin a step: what is new in it but the gradients, five numbers for each shape."""
         self._batches = self._batches or [
             self._batch(group, [group["params"][i] for i in alike])
             for group in self.param_groups
             for alike in by_shape([p.flatten(1) for p in group["params"]])
         ]
-        rows = []
+        numbers = []
         for batch in self._batches:
             batch.values["step"] += 1
             batch.count = count = int(batch.values["step"][0])
             rate, momentum = float(batch.group["lr"]), batch.group["momentum"]
-            rows.append(
-                [
-                    1 - min(PRODUCTS, (count - 1) / count),
-                    1 - momentum ** (count + 1),
-                    1 - SQUARES**count,
-                    -rate * SIZE,
-                    1 - rate * batch.group["weight_decay"],
-                ]
-            )
-        return rows
+            numbers += [
+                1 - min(PRODUCTS, (count - 1) / count),
+                1 - momentum ** (count + 1),
+                1 - SQUARES**count,
+                -rate * SIZE,
+                1 - rate * batch.group["weight_decay"],
+            ]
+        return numbers
 
     @torch.no_grad()
-    def launch(self, numbers: Iterable[Iterable[float | Tensor]]) -> None:
+    def launch(self, numbers: Iterator[float | Tensor]) -> None:
         """Do a step with the numbers of `count`, which may be on the device. From the second one
         on this asks for nothing but the same kernels on the same memory."""
-        for batch, row in zip(self._batches, numbers, strict=True):
-            self._change(batch, row)
-
-    @staticmethod
-    def _change(batch: "_Batch", row: Iterable[float | Tensor]) -> None:
-        share, unbias, unbias_square, size, shrink = row
-        params, momentum = batch.params, batch.group["momentum"]
-        gradients = torch.stack([p.grad.flatten(1) for p in params if p.grad is not None])
-        left, right, mean, square = (batch.values[n] for n in ("left", "right", "mean", "square"))
-        left_basis, right_basis = batch.values["left_basis"], batch.values["right_basis"]
-        left.lerp_(gradients @ gradients.mT, share)
-        right.lerp_(gradients.mT @ gradients, share)
-        if batch.count == 1:
-            # The largest first, as orthogonal iteration keeps them.
-            left_basis.copy_(torch.linalg.eigh(left)[1].flip(-1))
-            right_basis.copy_(torch.linalg.eigh(right)[1].flip(-1))
-        turned = left_basis.mT @ gradients @ right_basis
-        square.lerp_(turned.square(), 1 - SQUARES)
-        mean.lerp_(gradients, 1 - momentum)
-        ahead = left_basis.mT @ mean.lerp(gradients, 1 - momentum) @ right_basis
-        ahead /= unbias
-        divisor = (square / unbias_square).sqrt()
-        least = LEAST * divisor.amax((1, 2), keepdim=True) + NOTHING
-        update = ahead / (divisor + least)
-        update = left_basis @ update @ right_basis.mT
-        update *= size / math.sqrt(update.shape[-1])
-        torch._foreach_mul_(params, shrink)
-        torch._foreach_add_(params, [u.view_as(p) for u, p in zip(update, params, strict=True)])
+        for batch in self._batches:
+            share, unbias, unbias_square, size, shrink = itertools.islice(numbers, 5)
+            params, momentum = batch.params, batch.group["momentum"]
+            gradients = torch.stack([p.grad.flatten(1) for p in params if p.grad is not None])
+            left, right, mean, square = (
+                batch.values[n] for n in ("left", "right", "mean", "square")
+            )
+            left_basis, right_basis = batch.values["left_basis"], batch.values["right_basis"]
+            left.lerp_(gradients @ gradients.mT, share)
+            right.lerp_(gradients.mT @ gradients, share)
+            if batch.count == 1:
+                # The largest first, as orthogonal iteration keeps them.
+                left_basis.copy_(torch.linalg.eigh(left)[1].flip(-1))
+                right_basis.copy_(torch.linalg.eigh(right)[1].flip(-1))
+            turned = left_basis.mT @ gradients @ right_basis
+            square.lerp_(turned.square(), 1 - SQUARES)
+            mean.lerp_(gradients, 1 - momentum)
+            ahead = left_basis.mT @ mean.lerp(gradients, 1 - momentum) @ right_basis
+            ahead /= unbias
+            divisor = (square / unbias_square).sqrt()
+            least = LEAST * divisor.amax((1, 2), keepdim=True) + NOTHING
+            update = ahead / (divisor + least)
+            update = left_basis @ update @ right_basis.mT
+            update *= size / math.sqrt(update.shape[-1])
+            torch._foreach_mul_(params, shrink)
+            torch._foreach_add_(params, [u.view_as(p) for u, p in zip(update, params, strict=True)])
 
     @torch.no_grad()
     def turn(self) -> None:

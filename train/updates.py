@@ -1,6 +1,6 @@
 """What a step does with its gradients: optimisers, then the average."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,13 +59,12 @@ def _recorded_update(
                 group["capturable"] = True
     device = next(iter(weights.values())).device
     numbers = torch.zeros(0, device=device)
-    sizes: list[list[int]] = []  # how many of them are each row's, for each optimiser
 
     @torch.no_grad()
     def launch() -> None:
         each = iter(numbers)
-        for optimizer, lengths in zip(optimizers, sizes, strict=True):
-            _launch(optimizer, [[next(each) for _ in range(length)] for length in lengths])
+        for optimizer in optimizers:
+            _launch(optimizer, each)
         update_ema(average, weights, next(each))
 
     run = recorded(launch, recorder)
@@ -73,10 +72,8 @@ def _recorded_update(
     def update(step: int, rate: float) -> None:
         nonlocal numbers
         set_learning_rate(optimizers, rate)
-        counted = [_count(optimizer) for optimizer in optimizers]
-        sizes[:] = [[len(row) for row in rows] for rows in counted]
-        flat = [number for rows in counted for row in rows for number in row]
-        new = torch.tensor([*flat, 1 - kept(decay, step)])
+        counted = [number for optimizer in optimizers for number in _count(optimizer)]
+        new = torch.tensor([*counted, 1 - kept(decay, step)])
         if len(numbers) != len(new):
             numbers = torch.zeros_like(new, device=device)
         # From pinned memory of its own the copy does not wait for the GPU.
@@ -89,22 +86,22 @@ def _recorded_update(
     return update
 
 
-def _count(optimizer: torch.optim.Optimizer) -> list[list[float]]:
+def _count(optimizer: torch.optim.Optimizer) -> list[float]:
     """What is new in an optimiser's step but the gradients."""
     if isinstance(optimizer, Soap):
         return optimizer.count()
-    return [[group["lr"]] for group in optimizer.param_groups]
+    return [group["lr"] for group in optimizer.param_groups]
 
 
-def _launch(optimizer: torch.optim.Optimizer, rows: list[list[Tensor]]) -> None:
-    """An optimiser's step with these numbers."""
+def _launch(optimizer: torch.optim.Optimizer, numbers: Iterator[Tensor]) -> None:
+    """An optimiser's step with the next of these numbers, as many as it counted."""
     if isinstance(optimizer, Soap):
-        optimizer.launch(rows)
+        optimizer.launch(numbers)
         return
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
-        for group, (rate,) in zip(optimizer.param_groups, rows, strict=True):
-            group["lr"] = rate
+        for group in optimizer.param_groups:
+            group["lr"] = next(numbers)
         optimizer.step()
     finally:
         for group, number in zip(optimizer.param_groups, rates, strict=True):
