@@ -1,6 +1,8 @@
 """deploy/submission: the command and the package that it builds of this repository."""
 
+import os
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from repository_copy import copied, in_git, listed
 
 from deploy.submission import rules
 from deploy.submission.__main__ import main, read_entry
-from deploy.submission.package import result_files
+from deploy.submission.package import result_files, write_zip
 from deploy.submission.team import TEAM
 from utils.command import UserError
 from utils.files import ROOT
@@ -214,6 +216,19 @@ def test_all_sets_are_sent_where_none_is_the_challenges(
     save(tmp_path / "23_LKDN" / "Set5" / "baby.png", noise(8, 8))
     save(tmp_path / "00_RFDN" / "Set5" / "baby.png", noise(8, 8))
     assert list(result_files(read_entry(ROOT, tmp_path))) == ["23_LKDN/Set5/baby.png"]
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_names_that_are_not_utf_8_are_sent_escaped(tmp_path: Path) -> None:
+    root, name = tmp_path / "root", os.fsdecode(b"caf\xe9.txt")
+    (root / "deploy" / "submission").mkdir(parents=True)
+    shutil.copy(ROOT / TEAM, root / TEAM)
+    (root / name).write_text("x")
+    for git in ("init", "add ."):
+        subprocess.run(["git", "-C", root, *git.split()], check=True, capture_output=True)
+    assert read_entry(root).files == (name, TEAM)
+    write_zip(tmp_path / "a.zip", {name: root / name})
+    assert names(tmp_path / "a.zip") == [r"caf\udce9.txt"]
 
 
 def test_wrong_usage_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

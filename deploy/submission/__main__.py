@@ -5,6 +5,7 @@ The code, the SR images of a run, the factsheet and the email; nothing while a r
 
 import argparse
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -81,12 +82,11 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
                 ["git", "-C", str(root), "ls-files", "-z"],
                 check=True,
                 capture_output=True,
-                text=True,
                 timeout=60,
             ).stdout
         except (OSError, subprocess.SubprocessError) as error:
             raise UserError(f"expected git to list the files of {root}, got {error}") from error
-        files = [file for file in listed.split("\0") if file and (root / file).is_file()]
+        files = [file for file in os.fsdecode(listed).split("\0") if (root / file).is_file()]
     else:
         files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
         files = [file for file in files if not IGNORED.fullmatch(file)]

@@ -11,6 +11,7 @@ from deploy.submission.typeset import TEX, pdf
 from utils.command import UserError
 from utils.datasets import CHALLENGE
 from utils.files import whole_file, write_bytes
+from utils.text import encoded
 
 Files = Mapping[str, bytes | Path]  # contents, or where they lie, by name
 # What an entry adds to select_model of the organisers' test_demo.py, before its last else.
@@ -118,7 +119,7 @@ def write_zip(path: Path, files: Files) -> None:
     """Write files under their names in a ZIP; equal files make equal bytes."""
     with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name in sorted(files):
-            info = zipfile.ZipInfo(name)  # dated 1980
+            info = zipfile.ZipInfo(encoded(name).decode())  # dated 1980
             info.create_system = 3  # Unix, on any system
             info.external_attr = 0o644 << 16
             compressed = name.endswith(".png")
