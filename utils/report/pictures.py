@@ -174,23 +174,24 @@ def write_crop(args: argparse.Namespace) -> None:
     """Write the picture that was asked for.
 
     Raises:
-        UserError: there is no such image or crop.
-        ImageError: the image cannot be read.
+        UserError: there is no such image, result or crop.
+        ImageError: one of them cannot be read, or they do not fit.
     """
     image_set = find(args.dataset, args.data_dir)
     pairs = {pair.name: pair for pair in image_set.pairs}
     if args.name not in pairs:
         raise UserError(f"expected one of {', '.join(pairs)}, got {args.name}")
-    sample = evaluate.load(pairs[args.name])
-    sr = read_rgb(args.save_dir / args.model / image_set.name / f"{args.name}.png")
+    sr_file = args.save_dir / args.model / image_set.name / f"{args.name}.png"
+    if not sr_file.is_file():
+        raise UserError(f"expected what test_demo.py restored, found none: {sr_file}")
+    views = read(pairs[args.name], "double", {args.model: sr_file}).views
+    rows, columns = views["bicubic"].shape[:2]
     x, y, width, height = args.crop
-    if min(args.crop) < 0 or not (0 < width <= sr.shape[1] - x and 0 < height <= sr.shape[0] - y):
-        raise UserError(f"expected a crop inside {sr.shape[1]}x{sr.shape[0]}, got {args.crop}")
-    views = {"bicubic x4": upscale(sample.lr), "LKDN x4": sr}
-    if sample.hr is not None:
-        views["original"] = sample.hr
-    crops = {label: view[y : y + height, x : x + width] for label, view in views.items()}
-    write_png(args.output, side_by_side(crops))
+    if min(args.crop) < 0 or not (0 < width <= columns - x and 0 < height <= rows - y):
+        raise UserError(f"expected a crop inside {columns}x{rows}, got {args.crop}")
+    labels = ("bicubic x4", "LKDN x4", "original")  # of what `read` has in this order
+    crops = [view[y : y + height, x : x + width] for view in views.values()]
+    write_png(args.output, side_by_side(dict(zip(labels, crops, strict=False))))
 
 
 def side_by_side(crops: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
