@@ -36,7 +36,7 @@ def test_it_runs_without_what_a_gpu_machine_lacks(tmp_path: Path, root: Path) ->
     done = subprocess.run(
         [sys.executable, *line.split(), tmp_path / "out"],
         cwd=root,
-        env=os.environ | {"PYTHONPATH": str(blocked), "TRITON_INTERPRET": "1"},
+        env=os.environ | {"PYTHONPATH": str(blocked)},
         capture_output=True,
         text=True,
     )
@@ -52,7 +52,7 @@ def test_it_runs_without_what_a_gpu_machine_lacks(tmp_path: Path, root: Path) ->
     assert all(row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] for row in speed)
 
 
-def test_rows_are_written_as_they_come_and_failed_ones_tried_again(tmp_path: Path) -> None:
+def test_rows_are_written_as_they_come_and_run_once(tmp_path: Path) -> None:
     file, runs = tmp_path / "part.json", []
 
     def good() -> dict:
@@ -69,7 +69,7 @@ def test_rows_are_written_as_they_come_and_failed_ones_tried_again(tmp_path: Pat
         assert json.loads(file.read_text()) == result
         failed = {row["name"]: row.get("failed") for row in result["rows"]}
         assert failed["good"] is None and failed["bad"].startswith("RuntimeError: an illegal")
-    assert runs == ["good", "bad", "bad"]
+    assert runs == ["good", "bad"]
 
 
 @pytest.mark.parametrize(

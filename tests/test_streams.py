@@ -108,6 +108,7 @@ def test_training_goes_on(
         *("train/trial.py", "train/throughput.py", "train/agreement.py"),
         *("deploy.bench", "deploy.bench.large", "deploy.submission", "deploy.onnx_export"),
         *("utils.report.documents", "utils.report.page", "utils.report.pictures"),
+        "deploy.gpu_check",
     ],
 )
 def test_help_that_cannot_be_written_is_a_failure_in_every_command(

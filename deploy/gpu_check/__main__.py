@@ -24,33 +24,28 @@ from deploy.gpu_check.rows import UNENDED, DeviceLost, run_rows
 from utils import command, devices
 from utils.files import ROOT, read_json, write_json
 
-SIZES = ("256x256", "340x510")
+SIZES = [(256, 256), (340, 510)]
 LOST = 3  # exit code of a part's own process where the rows left need a new one
-logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(
-        prog="python -m deploy.gpu_check",
-        description=(__doc__ or "").split("\n\n")[0],
-        formatter_class=command.HelpFormatter,
-    )
+    parser = command.parser(__doc__, "deploy.gpu_check")
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="in this order")
-    add("--device", choices=devices.NAMES, default="cuda", help="cpu is a rehearsal")
-    add("--sizes", nargs="+", metavar="HxW", default=list(SIZES), help="LR sizes")
+    add(
+        "--device",
+        choices=devices.NAMES,
+        default="cuda",
+        help="cpu is a rehearsal, in Triton's interpreter",
+    )
+    add("--sizes", nargs="+", type=command.size, metavar="HxW", default=SIZES, help="LR sizes")
     add("--minutes", type=float, default=9, metavar="M", help="at most so long a part")
     output = ROOT / "results" / "gpu_check"
     add("-o", "--output", type=Path, default=output, metavar="DIR", help="where the JSONs go")
     add("--inside", action="store_true", help=argparse.SUPPRESS)  # a part's own process
-    add("--after", metavar="ROW", help=argparse.SUPPRESS)  # .. and where it goes on
     args = parser.parse_args(argv)
-    for size in args.sizes:
-        sides = size.split("x")
-        if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-            parser.error(f"expected --sizes such as 340x510, got {size}")
     work = _run_inside if args.inside else _run_all
     return command.run("deploy.gpu_check", lambda: work(args))
 
@@ -63,11 +58,12 @@ def _run_inside(args: argparse.Namespace) -> int:
     """
     backends.need("triton")
     device = devices.select_device(args.device)
-    sizes = [(int(height), int(width)) for height, width in (s.split("x") for s in args.sizes)]
+    if device.type == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     (part,) = args.parts
-    file = args.output / f"{part}.json"
+    rows = PARTS[part](device, args.sizes)
     try:
-        result = run_rows(part, PARTS[part](device, sizes), device, file, args.after)
+        result = run_rows(part, rows, device, args.output / f"{part}.json")
     except DeviceLost:
         return LOST
     return command.FAILED if any("failed" in row for row in result["rows"]) else command.GOOD
@@ -100,29 +96,22 @@ def _run_all(args: argparse.Namespace) -> int:
 def _run_part(part: str, args: argparse.Namespace) -> int | None:
     """Run a part, in a new process after each row that ended one; the last one's exit code, or
     None where the time was up."""
+    file = args.output / f"{part}.json"
     until = time.perf_counter() + 60 * args.minutes
     line = [sys.executable, "-m", "deploy.gpu_check", "--inside", "--parts", part]
-    line += ["--device", args.device, "--sizes", *args.sizes, "-o", str(args.output.resolve())]
-    after: list[str] = []
+    line += ["--device", args.device, "-o", str(args.output.resolve())]
+    line += ["--sizes", *(f"{height}x{width}" for height, width in args.sizes)]
+    if rows := _rows(file):  # what failed in an earlier call is tried anew
+        _keep(file, [row for row in rows if "failed" not in row])
     while True:
-        ended = _run_for([*line, *after], until - time.perf_counter())
-        row = _ended_in(args.output / f"{part}.json", ended)
-        if row is None or after == ["--after", row]:
+        ended = _run_for(line, until - time.perf_counter())
+        rows = _rows(file)
+        unended = rows and rows[-1].get("failed") == UNENDED
+        if ended is None or not (unended or ended == LOST):
             return ended
-        after = ["--after", row]
-
-
-def _ended_in(file: Path, ended: int | None) -> str | None:
-    """The row beyond which a process did not get, if there is one, now recorded as its end."""
-    rows = _rows(file)
-    if not rows or ended in (None, command.WRONG_USAGE):
-        return None
-    if rows[-1].get("failed") == UNENDED:
-        how = f"exit code {ended}" if ended >= 0 else signal.Signals(-ended).name
-        rows[-1]["failed"] = f"its process ended with {how}"
-        write_json(file, read_json(file) | {"rows": rows})
-        return rows[-1]["name"]
-    return rows[-1]["name"] if ended == LOST else None
+        if unended:
+            how = f"exit code {ended}" if ended >= 0 else signal.Signals(-ended).name
+            _keep(file, [*rows[:-1], rows[-1] | {"failed": f"its process ended with {how}"}])
 
 
 def _run_for(line: list[str], seconds: float) -> int | None:
@@ -141,9 +130,13 @@ def _run_for(line: list[str], seconds: float) -> int | None:
 def _rows(file: Path) -> list[dict[str, Any]]:
     try:
         return read_json(file)["rows"]
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, TypeError):
         return []
 
 
+def _keep(file: Path, rows: list[dict[str, Any]]) -> None:
+    write_json(file, read_json(file) | {"rows": rows})
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -23,37 +23,25 @@ class DeviceLost(RuntimeError):
 
 
 def run_rows(
-    part: str,
-    rows: Iterable[tuple[str, Measure]],
-    device: torch.device,
-    file: Path,
-    after: str | None = None,
+    part: str, rows: Iterable[tuple[str, Measure]], device: torch.device, file: Path
 ) -> dict[str, Any]:
     """Run each (name, measurement) that `file` does not have yet; what the file holds then.
 
-    A row that fails is recorded with its reason, and tried anew in the next call. Rows up to that
-    called `after` stay as they are recorded. A row is recorded before it begins, too, for it may be
-    the end of the process.
+    A row that fails is recorded with its reason. A row is recorded before it begins, too, for it
+    may be the end of the process.
 
     Raises:
         DeviceLost: only a new process can run the rows after the last that is recorded.
     """
     result: dict[str, Any] = {"part": part, "environment": record.environment(device), "rows": []}
-    earlier = {row["name"]: row for row in _earlier(file, result)}
-    done = {name: row for name, row in earlier.items() if "failed" not in row}
-
-    rows, lost = iter(rows), False
-    while after:
-        name, _ = next(rows, (after, None))
-        if name in earlier:
-            done[name] = earlier[name]
-        after = None if name == after else after
+    done = {row["name"]: row for row in _earlier(file, result)}
 
     def write() -> None:
         result["rows"] = list(done.values())
         write_json(file, result)
 
     write()
+    lost = False
     for name, measure in rows:
         if name not in done:
             done[name] = {"name": name, "failed": UNENDED}
