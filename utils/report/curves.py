@@ -4,18 +4,15 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.datasets import SCALE
+from utils.report.training_tables import lr_pixels
 
 Record = dict[str, Any]
 Curve = list[tuple[float, float]]  # (LR megapixels seen, Y-PSNR in dB)
 
 
-def curve(record: Record, seen: float = 0.0) -> Curve:
-    """The validation scores of a trial's or a stage's record, after `seen` LR megapixels."""
-    stage = record["stage"]
-    a_step = stage["batch"] * (stage["patch"] / SCALE) ** 2 / 1e6
-    scores = record["validation"]
-    return [(seen + score["step"] * a_step, score["val_psnr_y"]) for score in scores]
+def curve(record: Record) -> Curve:
+    """The validation scores of a trial's record."""
+    return [(lr_pixels(record | s) / 1e6, s["val_psnr_y"]) for s in record["validation"]]
 
 
 def begins_at_random(record: Record) -> bool:

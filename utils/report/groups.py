@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from utils.datasets import BENCHMARKS, CHALLENGE
-from utils.files import finite
 from utils.record import ENTRY, read_runs
 from utils.report import summary
 from utils.text import number
@@ -25,7 +24,7 @@ class Group:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The runs in `folder` that have all that the page shows, in the page's order."""
-    return sorted((finite(run) for run in read_runs(folder) if run["images"]), key=_order)
+    return sorted((run for run in read_runs(folder) if run["images"]), key=_order)
 
 
 def _order(run: dict[str, Any]) -> tuple[int, str, bool, str, bool]:

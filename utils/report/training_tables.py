@@ -172,14 +172,14 @@ def curve(training: Record) -> dict[str, list[tuple[float, float, str]]]:
     """
     if not (stages := training.get("stages", [])):
         return {}
-    scores: list[list[Record]] = [[] for _ in stages]
-    at = len(stages) - 1
-    before: Record | None = None
-    for entry in reversed(training.get("validation", [])):
-        if before and (entry["stage"] != before["stage"] or entry["step"] >= before["step"]):
-            at = max(0, at - 1)  # of a stage that was begun anew
-        scores[at].insert(0, entry)
-        before = entry
+    rest, scores = list(training["validation"]), []
+    for record in reversed(stages):
+        own: list[Record] = []
+        while rest and rest[-1]["stage"] == record["stage"]["name"]:
+            if own and rest[-1]["step"] >= own[0]["step"]:
+                break  # of a stage of this name before it
+            own.insert(0, rest.pop())
+        scores.insert(0, own)
     curves, done = {}, 0
     for i, (record, entries) in enumerate(zip(stages, scores, strict=True), 1):
         name = f"{i}. {record['stage']['name']}, {record['step']} steps"
