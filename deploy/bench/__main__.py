@@ -67,8 +67,7 @@ def bench(args: argparse.Namespace) -> int:
         return code
     print(speed.text(result))
     write_json(output, result)
-    if (drawn := speed.picture(result)) is not None:
-        write_bytes(output.with_suffix(".png"), drawn)
+    write_bytes(output.with_suffix(".png"), speed.picture(result))
     print(f"Recorded in {output}")
     return code
 

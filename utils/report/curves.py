@@ -20,13 +20,11 @@ def begins_at_random(record: Record) -> bool:
     return record["stage"]["name"] == "stage1" and "--init" not in record["command"]
 
 
-def picture(trials: Sequence[Record], lines: Mapping[str, float]) -> bytes | None:
+def picture(trials: Sequence[Record], lines: Mapping[str, float]) -> bytes:
     """A PNG: each trial from random weights as a curve over LR megapixels on a logarithmic axis,
-    and what others reach as horizontal lines, by name in dB; None without matplotlib."""
-    try:
-        from matplotlib.figure import Figure  # half a second: only for the picture
-    except ImportError:
-        return None
+    and what others reach as horizontal lines, by name in dB."""
+    from matplotlib.figure import Figure  # half a second: only for the picture
+
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for trial in filter(begins_at_random, trials):

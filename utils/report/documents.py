@@ -65,8 +65,8 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
         if folder / name in copies:
             raise UserError(f"expected different runs, got two of {name}: leave one out")
         copies[folder / name] = content
-        if speed.is_whole(run) and (drawn := speed.picture(run)):
-            copies[(folder / name).with_suffix(".png")] = drawn
+        if speed.is_whole(run):
+            copies[(folder / name).with_suffix(".png")] = speed.picture(run)
     write_all(copies)
     regenerate(root)
 

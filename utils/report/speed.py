@@ -188,12 +188,10 @@ def _one_size(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if (row["height"], row["width"]) == size]
 
 
-def picture(result: dict[str, Any]) -> bytes | None:
-    """The times of one size as bars, a PNG; None without matplotlib."""
-    try:
-        from matplotlib.figure import Figure  # half a second: only for the picture
-    except ImportError:
-        return None
+def picture(result: dict[str, Any]) -> bytes:
+    """The times of one size as bars, a PNG."""
+    from matplotlib.figure import Figure  # half a second: only for the picture
+
     result = in_terminal(result)
     every = _one_size(result)
     shown = [row for row in every if row["backend"] != "auto"] or every  # it is one of them
