@@ -7,7 +7,7 @@ from pathlib import Path
 from deploy.submission.factsheet import sources
 from deploy.submission.rules import Entry
 from deploy.submission.team import TEAM, email
-from deploy.submission.typeset import TEX, pdf
+from deploy.submission.typeset import pdf
 from utils.command import UserError
 from utils.datasets import CHALLENGE
 from utils.files import whole_file, write_bytes
@@ -61,7 +61,7 @@ def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
         yield f"{output / 'factsheet.pdf'}: {_size(output / 'factsheet.pdf')}"
     else:
         yield (
-            f"no factsheet.pdf: install {' or '.join(TEX)}, in Debian by apt-get install "
+            "no factsheet.pdf: install pdflatex, in Debian by apt-get install "
             "texlive-latex-recommended texlive-pictures"
         )
 

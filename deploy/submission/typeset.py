@@ -8,12 +8,7 @@ from pathlib import Path
 
 from utils.text import printable
 
-# Programs with their options; each is run so often that it knows its own references.
-TEX: dict[str, tuple[int, tuple[str, ...]]] = {
-    "pdflatex": (2, ("-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape")),
-    "tectonic": (1, ()),
-    "latexmk": (1, ("-pdf", "-interaction=nonstopmode", "-halt-on-error")),
-}
+TEX = ("pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape")
 # What LaTeX reads as more than the character, or its default font has another sign for.
 ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -52,23 +47,21 @@ def tabular(rows: Sequence[Sequence[str]], columns: str = "") -> str:
 
 
 def pdf(sources: Mapping[str, bytes]) -> bytes | None:
-    """Files by their names, factsheet.tex among them, as a PDF; None where no TeX is installed.
+    """Files by their names, factsheet.tex among them, as a PDF; None where no pdflatex is installed.
 
     Raises:
         TexError: TeX does not set it.
     """
-    program = next((name for name in TEX if shutil.which(name)), None)
-    if program is None:
+    if not shutil.which(TEX[0]):
         return None
-    runs, options = TEX[program]
     with tempfile.TemporaryDirectory() as folder:
         for name, content in sources.items():
             Path(folder, name).write_bytes(content)
         result = Path(folder, "factsheet.pdf")
-        for _ in range(runs):
+        for _ in range(2):  # the second knows its own references
             try:
                 done = subprocess.run(
-                    [program, *options, "factsheet.tex"],
+                    [*TEX, "factsheet.tex"],
                     cwd=folder,
                     timeout=300,
                     capture_output=True,
@@ -77,16 +70,13 @@ def pdf(sources: Mapping[str, bytes]) -> bytes | None:
                 )
             except subprocess.TimeoutExpired as error:
                 raise TexError(
-                    f"expected {program} to end in {error.timeout:.0f} s, it did "
-                    "not: set factsheet.tex by hand"
+                    f"expected pdflatex to end in {error.timeout:.0f} s, it did not: set "
+                    "factsheet.tex by hand"
                 ) from error
             if done.returncode or not result.exists():
-                lines = (done.stdout + done.stderr).splitlines()
-                complaint = next(
-                    (line for line in lines if line.startswith(("!", "error"))), "no message"
-                )
+                lines = done.stdout.splitlines()
+                complaint = next((line for line in lines if line.startswith("!")), "no message")
                 raise TexError(
-                    f"expected {program} to set the factsheet, got {complaint}: "
-                    "look at factsheet.tex"
+                    f"expected pdflatex to set the factsheet, got {complaint}: look at factsheet.tex"
                 )
         return result.read_bytes()
