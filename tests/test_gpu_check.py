@@ -57,7 +57,7 @@ def test_rows_are_written_as_they_come_and_run_once(tmp_path: Path) -> None:
 
     def good() -> dict:
         runs.append("good")
-        return {"p50_ms": 1.0}
+        return {"total_ms": 1.0}
 
     def bad() -> dict:
         runs.append("bad")

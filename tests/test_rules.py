@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from repository_copy import copied
@@ -60,14 +59,6 @@ def put(*images: str) -> Callable[[Path], None]:
     return change
 
 
-def put_lr_and_sr(copy: Path) -> None:
-    import cv2
-
-    for name, side in (("a", 8), ("b", 32)):
-        picture = np.zeros((side, side, 3), np.uint8)
-        cv2.imwrite(str(copy / "results" / "published" / f"{name}.png"), picture)
-
-
 def grow(copy: Path) -> None:
     with (copy / "utils" / "large.bin").open("wb") as file:
         file.truncate(101_000_000)
@@ -108,7 +99,6 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "LR image published": (put("results/published/0801x4.png"), r"no image of the challenge, got"),
     "other image": (put("utils/photo.png"), r"no image but PNG pictures.*got utils/photo\.png"),
-    "LR beside SR": (put_lr_and_sr, r"expected no LR beside .*/a\.png and .*/b\.png"),
     "no credits": (
         lambda copy: (copy / "README.md").write_text(
             (copy / "README.md").read_text().partition("## Credits")[0]

@@ -10,6 +10,8 @@ import torch
 
 from utils import record
 from utils.files import read_json, write_json
+from utils.report.gpu import found
+from utils.text import printable
 
 Measure = Callable[[], dict[str, Any]]
 
@@ -54,7 +56,7 @@ def run_rows(
                 lost = not _answers(device)
             done[name] = {"name": name, **row, "seconds": time.perf_counter() - began}
             write()
-        logger.info("%s, %s: %s", part, name, _in_words(done[name]))
+        logger.info("%s, %s: %s", part, name, printable(found(done[name]), 200))
         if lost:
             raise DeviceLost(f"{device} does nothing any more after {name}")
     return result
@@ -77,15 +79,3 @@ def _earlier(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
         return earlier["rows"] if known and earlier["part"] == now["part"] else []
     except (OSError, ValueError, LookupError, TypeError):
         return []
-
-
-def _in_words(row: dict[str, Any]) -> str:
-    if "failed" in row:
-        return f"failed: {str(row['failed']).splitlines()[0]}"
-    shown = {
-        k: v for k, v in row.items() if k not in ("name", "seconds") and not isinstance(v, list)
-    }
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in shown.items()
-    )

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from deploy.submission.team import Team
 from utils import efficiency
 from utils.datasets import SCALE, held_out
 from utils.files import read_json, sha256
-from utils.imaging.images import EXTENSIONS, read_rgb
+from utils.imaging.images import EXTENSIONS
 from utils.record import read_runs
 from utils.report.training_tables import TRAINING
 from utils.schema import misfit
@@ -190,17 +189,11 @@ def _counters(entry: Entry) -> Iterator[str]:
 
 
 def _no_images(entry: Entry) -> Iterator[str]:
-    sizes = {}
     for file in (f for f in entry.files if Path(f).suffix.lower() in EXTENSIONS):
         if CHALLENGE_IMAGE.fullmatch(Path(file).stem):
             yield f"expected no image of the challenge, got {file}: remove it"
         elif not (file.startswith(f"{PUBLISHED}/") and file.endswith(".png")):
             yield f"expected no image but PNG pictures in {PUBLISHED}/, got {file}: remove it"
-        else:
-            sizes[file] = read_rgb(entry.root / file).shape
-    for small, large in permutations(sizes, 2):
-        if [SCALE * side for side in sizes[small][:2]] == list(sizes[large][:2]):
-            yield f"expected no LR beside its SR or HR image, got {small} and {large}"
 
 
 def _training_data(entry: Entry) -> Iterator[str]:

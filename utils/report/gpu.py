@@ -35,14 +35,14 @@ def checks(records: Sequence[Record]) -> str:
 
 def _check(record: Record) -> str:
     where = record["environment"]
-    rows = [[record["part"], "found"], *([row["name"], _found(row)] for row in record["rows"])]
+    rows = [[record["part"], "found"], *([row["name"], found(row)] for row in record["rows"])]
     return (
         f"{where['device']}, torch {where['torch']}, {where['date'][:10]}, commit "
         f"{str(where['commit'])[:7]}:\n\n{markdown(rows)}"
     )
 
 
-def _found(row: Record) -> str:
+def found(row: Record) -> str:
     """What a row measured, in words: a forward's times, or whatever numbers it has."""
     for word in ("failed", "refused"):
         if word in row:
