@@ -168,6 +168,29 @@ def test_what_a_cut_part_started_ends_with_it(tmp_path: Path) -> None:
     assert gpu_check._run_for(["sh", "-c", "exit 3"], 10) == 3
 
 
+ENDED = """
+import os, signal, sys, threading
+sys.path.insert(0, sys.argv.pop(1))
+from deploy.gpu_check import __main__ as gpu_check
+
+beats = ["sh", "-c", f"while sleep 0.05; do echo >> {os.getcwd()}/beats; done"]
+gpu_check._run_part = lambda part, args: gpu_check._run_for(beats, 60)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+sys.exit(gpu_check.main(["--device", "cpu", "--parts", "speed"]))
+"""
+
+
+def test_what_was_started_ends_with_the_command(
+    tmp_path: Path, root: Path, python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "ended.py").write_text(ENDED)
+    done = python(tmp_path, tmp_path / "ended.py", root)
+    assert (done.returncode, done.stderr) == (1, "deploy.gpu_check: interrupted\n")
+    before = (tmp_path / "beats").stat().st_size
+    time.sleep(0.2)
+    assert (tmp_path / "beats").stat().st_size == before
+
+
 def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")

@@ -76,6 +76,9 @@ def _run_all(args: argparse.Namespace) -> int:
         DeviceError: the device cannot be had.
     """
     devices.select_device(args.device)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a part's process ends, too
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     code = command.GOOD
     for part in args.parts:
         began = time.perf_counter()
