@@ -60,7 +60,7 @@ def draw(folder: Path = PUBLISHED) -> None:
     on the validation images."""
     scored = (r for r in read_runs(folder) if r["dataset"] == VALIDATION and r["ave_psnr_y"])
     lines = {run["checkpoint"]["name"]: run["ave_psnr_y"] for run in scored}
-    write_bytes(folder / "trials.png", curves.picture(published.read(folder).trials, lines))
+    write_bytes(folder / "trials.png", curves.picture(published.trials(folder), lines))
 
 
 def trial(source: Path, name: str, note: str) -> dict[str, Any]:

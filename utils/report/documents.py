@@ -13,10 +13,11 @@ from utils.command import UserError
 from utils.datasets import BENCHMARKS
 from utils.files import ROOT, read_json, write_all
 from utils.record import ENTRY, RUN, run_stem
-from utils.report import comparison, gpu, published, speed, summary, training_tables
-from utils.report.published import Published
+from utils.report import comparison, gpu, published, speed, summary
+from utils.report import training_tables as tables
+from utils.report.published import Record, benchmarks, records
 from utils.schema import NAME, misfit
-from utils.text import encoded, markdown, number
+from utils.text import encoded, in_markdown, markdown, number
 
 DOCUMENTS = (
     "README.md",
@@ -107,27 +108,29 @@ def fill_in(document: str, root: Path = ROOT) -> str:
     Raises:
         KeyError: it asks for a part that is not in PARTS.
     """
-    records = published.read(root / "results" / "published")
+    folder = root / "results" / "published"
 
     def part(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{PARTS[match[2]](records)}\n{match[4]}"
+        return f"{match[1]}\n{PARTS[match[2]](folder)}\n{match[4]}"
 
     pattern = r"(<!-- generated: (\w+) -->)\n(.*?\n)??(<!-- end -->)"
     return re.sub(pattern, part, document, flags=re.DOTALL)
 
 
-def _output(records: Published) -> str:
+def _output(folder: Path) -> str:
     """What `python test_demo.py` prints, from the demo run of the shipped weights."""
-    demo = [run for run in records.runs if (run["model"], run["dataset"]) == (ENTRY, "demo")]
+    demo = [
+        run for run in published.runs(folder) if (run["model"], run["dataset"]) == (ENTRY, "demo")
+    ]
     run = next(filter(summary.is_plain, demo), None)
     if run is None:
         return "not measured"
     return f"```\n{summary.text(run, f'results/{run_stem(run)}.json').strip()}\n```"
 
 
-def _scores(records: Published) -> str:
+def _scores(folder: Path) -> str:
     """The judge's ten seconds: bicubic, these weights, the authors', and how far apart they are."""
-    scored = [run for run in records.runs if comparison.is_scored(run)]
+    scored = [run for run in published.runs(folder) if comparison.is_scored(run)]
     ours = {
         run["dataset"]: run for run in scored if run["model"] == ENTRY and summary.is_plain(run)
     }
@@ -148,7 +151,7 @@ def _scores(records: Published) -> str:
         for name in BENCHMARKS
         if name in ours and name in theirs
     ]
-    seen = sum(map(training_tables.lr_pixels, records.training.get("stages", [])))
+    seen = sum(map(tables.lr_pixels, published.read_training(folder).get("stages", [])))
     if not gaps or not seen:
         return table
     return (
@@ -158,10 +161,10 @@ def _scores(records: Published) -> str:
     )
 
 
-def _quality(records: Published) -> str:
+def _quality(folder: Path) -> str:
     """Table 1 of the factsheet with every published benchmark run below it, and the sets of any."""
     cells = {"factsheet (published)": comparison.published_scores()}
-    for run in sorted(records.runs, key=lambda run: run["model"]):
+    for run in sorted(published.runs(folder), key=lambda run: run["model"]):
         if comparison.is_scored(run):
             name = "this repository" if run["model"] == ENTRY else run["checkpoint"]["name"]
             name += "" if summary.is_plain(run) else f", {run['backend']} {run['precision']}"
@@ -173,24 +176,24 @@ def _quality(records: Published) -> str:
     return markdown(comparison.by_set(cells, TABLE_1, measured or BENCHMARKS))
 
 
-def _costs_in_words(records: Published) -> str:
+def _costs_in_words(folder: Path) -> str:
     """What the network costs and how fast it is, with the conditions."""
-    run = next((run for run in records.runs if run["model"] == ENTRY), None)
+    run = next((run for run in published.runs(folder) if run["model"] == ENTRY), None)
     if run is None:
         return "not measured"
     counts = (
         f"It costs {run['flops'] / 1e9:.2f} G FLOPs and {run['activations'] / 1e6:.1f} M "
         f"activations at 3x256x256, in {run['num_conv']} convolutions."
     )
-    return " ".join([counts, *map(speed.sentence, records.benchmarks.values())])
+    return " ".join([counts, *map(speed.sentence, benchmarks(folder).values())])
 
 
-def _efficiency(records: Published) -> str:
+def _efficiency(folder: Path) -> str:
     """Table 2 of the factsheet with every published run."""
     more = ["warm median [ms]", "bicubic [dB]", "device", "threads", "commit", "date"]
-    rows = [[*summary.COLUMNS, *more]]
-    rows += [[*row, "", "", "", "", "", "2023"] for row in summary.factsheet_rows(records.runs)]
-    for run in records.runs:
+    rows, runs = [[*summary.COLUMNS, *more]], published.runs(folder)
+    rows += [[*row, "", "", "", "", "", "2023"] for row in summary.factsheet_rows(runs)]
+    for run in runs:
         environment = run["environment"]
         rows.append(
             [
@@ -206,23 +209,28 @@ def _efficiency(records: Published) -> str:
     return markdown(rows)
 
 
-PARTS: dict[str, Callable[[Published], str]] = {
+def _training(folder: Path) -> Record:
+    """The record of the shipped weights' training."""
+    return in_markdown(published.read_training(folder))
+
+
+PARTS: dict[str, Callable[[Path], str]] = {
     "output": _output,
     "scores": _scores,
     "costs_in_words": _costs_in_words,
     "quality": _quality,
     "efficiency": _efficiency,
-    "training": lambda records: training_tables.shipped(records.training),
-    "validation": lambda records: training_tables.validation(records.training),
-    "commands": lambda records: training_tables.commands(records.training),
-    "trials": lambda records: training_tables.trials(records.trials),
-    "throughput": lambda records: training_tables.throughput(records.throughput),
-    "agreement": lambda records: training_tables.agreement(records.agreement),
-    "benchmark": lambda records: speed.of_devices(records.benchmarks, speed.table),
-    "costs": lambda records: markdown(comparison.costs(records.runs)),
-    "large": lambda records: speed.large(records.large),
-    "speed": lambda records: speed.of_devices(records.benchmarks, speed.sentence),
-    "gpu_check": lambda records: gpu.checks(records.checks),
+    "training": lambda folder: tables.shipped(_training(folder)),
+    "validation": lambda folder: tables.validation(_training(folder)),
+    "commands": lambda folder: tables.commands(_training(folder)),
+    "trials": lambda folder: tables.trials(published.trials(folder)),
+    "throughput": lambda f: tables.throughput(records(f, "throughput/*.json", tables.THROUGHPUT)),
+    "agreement": lambda f: tables.agreement(records(f, "agreement_*.json", tables.AGREEMENT)),
+    "benchmark": lambda folder: speed.of_devices(benchmarks(folder), speed.table),
+    "costs": lambda folder: markdown(comparison.costs(published.runs(folder))),
+    "large": lambda folder: speed.large(records(folder, "large_*.json", speed.LARGE)),
+    "speed": lambda folder: speed.of_devices(benchmarks(folder), speed.sentence),
+    "gpu_check": lambda folder: gpu.checks(records(folder, "gpu_check/*.json", gpu.CHECK)),
 }
 
 

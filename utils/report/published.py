@@ -1,54 +1,38 @@
 """What results/published/ holds: records that are whole, with their texts as Markdown."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.record import ENTRY, read_record, read_runs
-from utils.report import gpu, speed, training_tables
+from utils.report import speed, training_tables
 from utils.schema import Kind
 from utils.text import in_markdown
 
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Published:
-    """Runs of test_demo.py, the record of the shipped weights' training, the records of
-    train/trial.py, train/throughput.py and train/agreement.py, and the runs of deploy.bench by the
-    type of their device, of deploy.bench.large and of deploy.gpu_check."""
-
-    runs: list[Record]
-    training: Record
-    trials: list[Record]
-    throughput: list[Record]
-    agreement: list[Record]
-    benchmarks: dict[str, Record]
-    large: list[Record]
-    checks: list[Record]
+def records(folder: Path, names: str, kind: Kind) -> list[Record]:
+    """All of a kind among the files of these names; what is none is named and left out."""
+    files = sorted(folder.glob(names), key=number_and_name)
+    found = (read_record(file, kind, "whole record") for file in files)
+    return [in_markdown(record) for record in found if record]
 
 
-def read(folder: Path) -> Published:
-    """All records in a folder; what is none of its kind is named and left out."""
+def trials(folder: Path) -> list[Record]:
+    """The records of train/trial.py."""
+    return records(folder, "trials/*.json", training_tables.TRIAL)
 
-    def records(names: str, kind: Mapping[str, Kind]) -> list[Record]:
-        files = sorted(folder.glob(names), key=number_and_name)
-        found = (read_record(file, kind, "whole record") for file in files)
-        return [in_markdown(record) for record in found if record]
 
+def runs(folder: Path) -> list[Record]:
+    """Runs of test_demo.py, none of weights that were shipped before."""
     training = read_training(folder)
-    benchmarks = records("ladder_*.json", speed.BENCHMARK)
-    return Published(
-        runs=[in_markdown(run) for run in read_runs(folder) if not is_stale(run, training)],
-        training=in_markdown(training),
-        trials=records("trials/*.json", training_tables.TRIAL),
-        throughput=records("throughput/*.json", training_tables.THROUGHPUT),
-        agreement=records("agreement_*.json", training_tables.AGREEMENT),
-        benchmarks={result["environment"]["device_type"]: result for result in benchmarks},
-        large=records("large_*.json", speed.LARGE),
-        checks=records("gpu_check/*.json", gpu.CHECK),
-    )
+    return [in_markdown(run) for run in read_runs(folder) if not is_stale(run, training)]
+
+
+def benchmarks(folder: Path) -> dict[str, Record]:
+    """Runs of deploy.bench by the type of their device."""
+    found = records(folder, "ladder_*.json", speed.BENCHMARK)
+    return {result["environment"]["device_type"]: result for result in found}
 
 
 def read_training(folder: Path) -> Record:
