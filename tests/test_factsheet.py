@@ -156,7 +156,7 @@ def test_the_teams_training_has_no_word_that_its_factsheet_lacks(entry: Entry) -
 
 def test_a_teacher_is_said_where_there_was_one(entry: Entry) -> None:
     for taught, words in ((True, "and so is the teacher"), (False, "without a teacher")):
-        training = copy.deepcopy(dict(entry.training()))
+        training = copy.deepcopy(entry.training())
         for stage in training["stages"]:
             stage["teacher"] = {"sha256": "0" * 64, "records": []} if taught else None
         assert words in plain(latex(entry.team, "23_LKDN", "0" * 64, training, []))

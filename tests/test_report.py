@@ -17,8 +17,8 @@ import pytest
 from utils.bicubic import downscale, upscale
 from utils.files import ROOT, write_json
 from utils.imaging.images import read_rgb, write_png
+from utils.report import markup, pictures, training_tables
 from utils.report import page as report
-from utils.report import pictures, training_tables
 
 # A name that would be a script if it were not escaped; no file of Windows may have it.
 EVIL = "<img src=x onerror=document.title='run'>\"&" if sys.platform != "win32" else "a&'b"
@@ -208,6 +208,10 @@ def test_the_training_curve_counts_every_stage_and_names_the_one_without_scores(
         "3. stage2, 6 steps": [(0.039, 29.0, "step 5: 29.000 dB")],
     }
     assert training_tables.curve({}) == {}
+
+
+def test_the_least_time_that_json_holds_can_be_drawn() -> None:
+    assert "<circle" in markup.chart({"a": [(1.0, 5e-324, "")]}, "pixels", "ms")
 
 
 @pytest.mark.parametrize("budget", [200_000, 90_000, 1_000])

@@ -20,12 +20,11 @@ from typing import Any
 
 from deploy import backends
 from deploy.gpu_check.parts import PARTS
-from deploy.gpu_check.rows import UNENDED, DeviceLost, run_rows
+from deploy.gpu_check.rows import LOST, UNENDED, run_rows
 from utils import command, devices
 from utils.files import ROOT, read_json, write_json
 
 SIZES = [(256, 256), (340, 510)]
-LOST = 3  # exit code of a part's own process where the rows left need a new one
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,10 +61,7 @@ def _run_inside(args: argparse.Namespace) -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     (part,) = args.parts
     rows = PARTS[part](device, args.sizes)
-    try:
-        result = run_rows(part, rows, device, args.output / f"{part}.json")
-    except DeviceLost:
-        return LOST
+    result = run_rows(part, rows, device, args.output / f"{part}.json")
     return command.FAILED if any("failed" in row for row in result["rows"]) else command.GOOD
 
 

@@ -1,6 +1,7 @@
 """Rows of a part: run in turn, each recorded as soon as it is done, none lost to a later one."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,12 +17,9 @@ from utils.text import printable
 Measure = Callable[[], dict[str, Any]]
 
 UNENDED = "it did not end"  # what a row is recorded with while it runs
+LOST = 3  # exit code of a part's own process where the rows left need a new one
 
 logger = logging.getLogger(__name__)
-
-
-class DeviceLost(RuntimeError):
-    """After a row that failed the device does nothing any more, for this process."""
 
 
 def run_rows(
@@ -33,7 +31,7 @@ def run_rows(
     may be the end of the process.
 
     Raises:
-        DeviceLost: only a new process can run the rows after the last that is recorded.
+        SystemExit: LOST, for the device does nothing any more in this process.
     """
     result: dict[str, Any] = {"part": part, "environment": record.environment(device), "rows": []}
     done = {row["name"]: row for row in _earlier(file, result)}
@@ -58,7 +56,7 @@ def run_rows(
             write()
         logger.info("%s, %s: %s", part, name, printable(found(done[name]), 200))
         if lost:
-            raise DeviceLost(f"{device} does nothing any more after {name}")
+            sys.exit(LOST)
     return result
 
 

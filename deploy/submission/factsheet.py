@@ -1,7 +1,7 @@
 """The team's file and the published runs into the LaTeX sources of the factsheet."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from utils.report.documents import AUTHORS_FILE
 from utils.report.summary import COLUMNS, FACTSHEET_ROW, FACTSHEET_SET, is_plain, row
 from utils.text import machine, number
 
-Run = dict[str, Any]
+Run = dict[str, Any]  # or the record of a training
 HERE = Path(__file__).parent
 PLACEHOLDER = re.compile(r"@@(\w+)@@")
 UNKNOWN = "not measured"
@@ -66,7 +66,7 @@ def latex(
     team: Team,
     model: str,
     digest: str,
-    training: Mapping[str, Any],
+    training: Run,
     published: Sequence[Run],
     data: str = "",
     has_picture: bool = False,
@@ -162,11 +162,11 @@ def _gains(runs: Sequence[Run]) -> str:
     return f"Over bicubic these weights gain {', '.join(parts)}." if parts else ""
 
 
-def _stages(training: Mapping[str, Any]) -> str:
+def _stages(training: Run) -> str:
     """How the weights were trained: a column a stage."""
     if not training.get("stages"):
         return UNKNOWN
-    rows = training_tables.stages(dict(training))
+    rows = training_tables.stages(training)
     width = 0.86 / (len(rows[0]) - 1) - 0.02  # of which the space between columns takes some
     return tabular(
         rows,
@@ -174,7 +174,7 @@ def _stages(training: Mapping[str, Any]) -> str:
     )
 
 
-def _trained(training: Mapping[str, Any]) -> str:
+def _trained(training: Run) -> str:
     """The last score on validation images."""
     if not (scores := training.get("validation")):
         return ""
@@ -184,7 +184,7 @@ def _trained(training: Mapping[str, Any]) -> str:
     )
 
 
-def _teacher(training: Mapping[str, Any]) -> str:
+def _teacher(training: Run) -> str:
     """Whether anything but images was learned from."""
     if not any(record.get("teacher") for record in training.get("stages", ())):
         return "without a teacher"
@@ -194,10 +194,10 @@ def _teacher(training: Mapping[str, Any]) -> str:
     )
 
 
-def _curve(training: Mapping[str, Any]) -> str:
+def _curve(training: Run) -> str:
     """The validations over the steps as an axis of pgfplots, a line a stage."""
     lines = []
-    for name, points in training_tables.curve(dict(training)).items():
+    for name, points in training_tables.curve(training).items():
         if not points:
             continue
         dots = " ".join(f"({x:.3f},{psnr:.4f})" for x, psnr, _ in points)

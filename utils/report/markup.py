@@ -59,7 +59,7 @@ def _ticks(values: Sequence[float]) -> list[float]:
     """Round numbers, five to eleven of them as a rule, that enclose all values."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     span = (high - low) or abs(high) or 1.0
-    power = 10 ** math.floor(math.log10(span / 4))
+    power = 10 ** math.floor(math.log10(max(span / 4, 1e-300)))
     step = power * max((f for f in (1, 2, 5) if f * power <= span / 4), default=1)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [step * i for i in range(first, max(last, first + 1) + 1)]
