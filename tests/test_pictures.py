@@ -44,4 +44,10 @@ def test_a_crop_of_what_was_restored_or_one_sentence(
     assert not main("coffee", *crop)
     panels = np.split(read_rgb(tmp_path / "x.png")[28:], (90, 96, 186, 192), axis=1)
     np.testing.assert_array_equal(panels[2], 255 - panels[4])
+    title = read_rgb(tmp_path / "x.png")[:28]
+    (tmp_path / "23_LKDN").rename(tmp_path / "00_RFDN")
+    assert not main("coffee", *crop, "--model", "00_RFDN")
+    named = read_rgb(tmp_path / "x.png")[:28]
+    np.testing.assert_array_equal(named[:, :90], title[:, :90])
+    assert (named[:, 96:186] != title[:, 96:186]).any()
     np.testing.assert_array_equal(panels[4][::3, ::3], read_rgb(hr)[50:70, 100:130])

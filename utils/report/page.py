@@ -191,7 +191,7 @@ def _articles(
         return {}, ["the originals are not found any more; --data_dir says where to look"]
     articles, notes = {}, []
     convention: Convention = "uint8" if "each pass" in group.runs[0]["lr_source"] else "double"
-    shown = group.images[: min(budget // SMALLEST_SHARE, MOST_ROWS)]
+    shown = group.images[: budget // SMALLEST_SHARE]
     for i, image in enumerate(tqdm(shown, in_terminal(group.name), unit="image", disable=None)):
         name, ident, scores = image["name"], f"{group.ident}-{i}", _scores(group, image)
         files = {

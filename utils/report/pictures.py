@@ -189,7 +189,8 @@ def write_crop(args: argparse.Namespace) -> None:
     x, y, width, height = args.crop
     if min(args.crop) < 0 or not (0 < width <= columns - x and 0 < height <= rows - y):
         raise UserError(f"expected a crop inside {columns}x{rows}, got {args.crop}")
-    labels = ("bicubic x4", "LKDN x4", "original")  # of what `read` has in this order
+    name = args.model.partition("_")[2] or args.model  # 23_LKDN without its ID
+    labels = ("bicubic x4", f"{name} x4", "original")  # of what `read` has in this order
     crops = [view[y : y + height, x : x + width] for view in views.values()]
     write_png(args.output, side_by_side(dict(zip(labels, crops, strict=False))))
 
