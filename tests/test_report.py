@@ -239,6 +239,21 @@ def test_the_size_is_bounded_and_the_worst_images_come_first(
         assert all(max(shape) < 1024 for shape in crops)
 
 
+def test_a_set_of_two_runs_says_what_is_whose(run: dict[str, Any], tmp_path: Path) -> None:
+    other = run | {"model": "23_LKDN@b", "lr_source": "files in LR"}
+    lowest = min(run["images"], key=lambda image: image["psnr"])
+    mine = run | {"images": [image for image in run["images"] if image is not lowest]}
+    for own in (mine, other):
+        write_json(tmp_path / f"{own['model']}.json", own)
+    report.write(tmp_path, tmp_path / "page.html", tmp_path)
+    elements = Elements((tmp_path / "page.html").read_text("utf-8"))
+    said = [text for _, text in elements.all("p")]
+    assert f"LR: {run['lr_source']}; files in LR." in said
+    best = sorted(run["images"], key=lambda image: image["psnr"])[1:5]
+    chips = [text for _, text in elements.all("li") if text.endswith(" dB")]
+    assert chips == [f"{image['name']} {image['psnr']:.2f} dB" for image in best]
+
+
 def test_the_page_is_the_same_but_for_the_time(page: Path, work: Path, tmp_path: Path) -> None:
     report.write(work / "out", tmp_path / "again.html", work)
     made = r"page made [-\d]+ [:\d]+ UTC"

@@ -149,13 +149,13 @@ def _figures(group: Group, articles: Mapping[str, str], notes: Sequence[str]) ->
     # A model's name on one line of the header, the rest on the next.
     labels = (label.replace(", ", ",\n") for label in _scores(group, group.images[0]))
     rows: list[Sequence[str]] = [["image", "pixels", *labels]]
-    worst = ""
+    first, worst = group.runs[0], ""
     for i, image in enumerate(group.images[:MOST_ROWS]):
         name, ident = image["name"], f"{group.ident}-{i}"
         size = "x".join(map(str, image["size"]))
         scores = _scores(group, image).values()
         rows.append([markup.link(ident, name) if name in articles else name, size, *scores])
-        if i < 5 and image["psnr"] is not None:
+        if i < 5 and image["psnr"] is not None and image in first["images"]:
             label = f"{name} {psnr_of(image)} dB"
             worst += f"<li>{markup.link(ident, label) if name in articles else escape(label)}</li>"
     times = {
@@ -166,7 +166,7 @@ def _figures(group: Group, articles: Mapping[str, str], notes: Sequence[str]) ->
         ]
         for run in group.runs
     }
-    first, about = group.runs[0], f"LR: {group.runs[0]['lr_source']}."
+    about = f"LR: {'; '.join(dict.fromkeys(run['lr_source'] for run in group.runs))}."
     if len(group.runs) > len({run["model"] for run in group.runs}):
         about += " Backends write the same files: pictures are of whichever ran last."
     if worst:
