@@ -103,7 +103,7 @@ def notes(title: str, notes: Sequence[str]) -> str:
         return ""
     shown = [*notes] if len(notes) < 7 else [*notes[:5], f"and {len(notes) - 5} more"]
     lines = "".join(f"<li>{escape(note)}</li>" for note in shown)
-    return f"<h3>{title}</h3><ul class=soft>{lines}</ul>"
+    return f"<h3>{title}</h3>" * bool(title) + f"<ul class=soft>{lines}</ul>"
 
 
 def link(ident: str, text: str) -> Html:
