@@ -229,7 +229,7 @@ def test_what_was_found_is_published_failures_too(tmp_path: Path) -> None:
     rows = [("exact", lambda: found), ("fast", lambda: time), ("broken", fails)]
     rows += [("tile", lambda: {"refused": "OutOfResources: shared memory"})]
     rows += [("kernels", lambda: {"measured_ms": {"merge": 0.25}, "total_ms": 12.345})]
-    rows += [("model", lambda: {"modelled_ms": [{"name": "merge", "us": 12.3}]})]
+    rows += [("model", lambda: {"modelled_ms": [{"size": [1, 9], "rows": [{"ms": 0.1}]}]})]
     run_rows("agreement", rows, CPU, tmp_path / "found.json")
     document = tmp_path / "deploy" / "README.md"
     document.parent.mkdir()

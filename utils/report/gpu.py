@@ -19,7 +19,7 @@ OTHER: dict[str, Kind] = {
     "name": str,
     **dict.fromkeys(("failed?", "refused?"), str),
     "p50_ms?": range(0),  # nothing is
-    "*": (float, int, str, bool, None, [(str, {"*": (float, str)})], {"*": float}),
+    "last_lines?": [str],
 }
 CHECK: dict[str, Kind] = {
     "part": str,
