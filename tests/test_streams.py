@@ -107,6 +107,7 @@ def test_training_goes_on(
         *("test_demo.py", "upscale.py", "data/prepare.py", "train/train.py", "train/export.py"),
         *("train/trial.py", "train/throughput.py", "train/agreement.py"),
         *("deploy.bench", "deploy.bench.large", "deploy.submission", "deploy.onnx_export"),
+        *("deploy.bench.modelled", "deploy.gpu_check"),
         *("utils.report.documents", "utils.report.page", "utils.report.pictures"),
         "deploy.gpu_check",
     ],

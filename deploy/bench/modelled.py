@@ -7,7 +7,6 @@ waited: a lower bound, good for comparing two forms of a kernel.
 
 import os
 import re
-import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -245,4 +244,4 @@ def _in_words(modelled: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)
