@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = command.parser(__doc__, "deploy.onnx_export")
     add = parser.add_argument
-    add("-o", "--output", type=Path, default=Path("lkdn.onnx"), help="the file to write")
+    add("-o", "--output", type=command.file, default=Path("lkdn.onnx"), help="to write")
     add("--checkpoint", type=Path, default=SHIPPED, help="weights of the inference form")
     add("--precision", choices=sorted(TOLERANCES), default="fp32", help="of weights and features")
     add(
@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         help="fix the LR height and width; without it any",
     )
     args = parser.parse_args(argv)
-    wrong = (IsADirectoryError,)
-    return command.run("deploy.onnx_export", lambda: write(args), wrong, (ArithmeticError,))
+    failures = (ArithmeticError,)
+    return command.run("deploy.onnx_export", lambda: write(args), failures=failures)
 
 
 def write(args: argparse.Namespace) -> None:

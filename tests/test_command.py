@@ -1,7 +1,9 @@
 """How every command ends: its exit code, and one line in place of a traceback."""
 
 import argparse
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +63,20 @@ def test_help_has_defaults_that_say_something() -> None:
         parser.add_argument(f"--{name}", default=default, help=f"a {name}")
     text = parser.format_help()
     assert "a size (default: 3)" in text and text.count("default:") == 1
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("deploy.bench.__main__", "deploy.bench.large", "deploy.bench.modelled"),
+        *("deploy.onnx_export", "train.agreement", "train.export", "train.throughput"),
+        *("utils.report.page", "utils.report.pictures"),
+    ],
+)
+def test_a_folder_for_a_file_is_refused_before_the_work(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for folder in (str(tmp_path), "."):
+        with pytest.raises(SystemExit, match="2"):
+            importlib.import_module(module).main(["-o", folder])
+        assert f"expected a file to write, got the folder {folder}" in capsys.readouterr().err

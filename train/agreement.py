@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add_data(parser)
     add("--val", required=True, metavar="DIR", help="images to score")
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
+    add("-o", "--output", type=command.file, required=True, metavar="FILE", help="JSON to write")
     add("--steps", type=int, default=300, help="steps of each run")
     add("--seed", type=int, default=0, help="of each run")
     args = parser.parse_args(argv)

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write there, not beside the run"
+        "-o", "--output", type=command.file, metavar="FILE", help="write there, not beside the run"
     )
     target.add_argument(
         "--ship",

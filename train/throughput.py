@@ -149,7 +149,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__)
     add = parser.add_argument
     add_data(parser)
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="JSON to write")
+    add("-o", "--output", type=command.file, required=True, metavar="FILE", help="JSON to write")
     add("--device", choices=devices.NAMES, default="auto")
     add("--batch", type=int, default=128, help="patches a step")
     add("--patch", type=int, default=256, help="HR pixels a side")

@@ -10,6 +10,7 @@ import re
 import select
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from utils.text import in_terminal
@@ -45,6 +46,13 @@ def size(text: str) -> tuple[int, int]:
     if not (sides := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
         raise argparse.ArgumentTypeError(f"expected a size such as 340x510, got {text}")
     return int(sides[1]), int(sides[2])
+
+
+def file(text: str) -> Path:
+    """The file to write that an option names: refused before the work if it is a folder."""
+    if os.path.isdir(Path(text)):
+        raise argparse.ArgumentTypeError(f"expected a file to write, got the folder {Path(text)}")
+    return Path(text)
 
 
 class UserError(ValueError):

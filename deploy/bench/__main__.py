@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,7 +104,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also restore an image to 100 megapixels in tiles, in 2 GiB",
     )
-    add("-o", "--output", type=Path, help="JSON to write; by default results/ladder_DEVICE.json")
+    add("-o", "--output", type=command.file, help="JSON to write, else results/ladder_DEVICE.json")
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error(f"expected --rounds of at least 1, got {args.rounds}")

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     parser = command.parser(__doc__, "deploy.bench.large")
     output = ROOT / "results" / "large_cpu.json"
-    parser.add_argument("-o", "--output", type=Path, default=output, help="JSON to write")
+    parser.add_argument("-o", "--output", type=command.file, default=output, help="JSON to write")
     args = parser.parse_args(argv)
     devices.prepare_cpu()
     interrupted = "interrupted; nothing was written"

@@ -9,7 +9,6 @@ import os
 import re
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -200,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--size", type=command.size, default="340x510", metavar="HxW", help="LR size")
     add("--precisions", nargs="+", choices=backends.PRECISIONS, default=["fp16", "fp32"])
     add("--compile", action="store_true", help="only compile, for every architecture")
-    add("-o", "--output", type=Path, metavar="FILE", help="JSON to write")
+    add("-o", "--output", type=command.file, metavar="FILE", help="JSON to write")
     args = parser.parse_args(argv)
 
     def work() -> int:

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser(__doc__, "utils.report.page")
     add = parser.add_argument
     add("save_dir", type=Path, help="that of test_demo.py")
-    add("-o", "--output", type=Path, metavar="FILE", help="without it, SAVE_DIR/report.html")
+    add("-o", "--output", type=command.file, metavar="FILE", help="else SAVE_DIR/report.html")
     add("--data_dir", type=Path, default=ROOT / "data", help="where the images of the sets lie")
     args = parser.parse_args(argv)
     output = args.output or args.save_dir / "report.html"

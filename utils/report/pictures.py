@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         help="HR pixels",
     )
-    add("-o", "--output", type=Path, required=True, metavar="FILE")
+    add("-o", "--output", type=command.file, required=True, metavar="FILE")
     args = parser.parse_args(argv)
     return command.run("utils.report.pictures", lambda: write_crop(args), wrong=(ImageError,))
 
