@@ -120,7 +120,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--suffix", default="x4", help="added to each name, behind an underscore")
     add(
         "--ext",
-        choices=("png", "auto", "jpg", "webp"),
+        choices=("png", "auto", "jpg", "webp", "tif"),
         default="png",
         help="the format of the results; auto is the input's, and png where that cannot hold it",
     )

@@ -1,5 +1,6 @@
 """upscale.py as people use it: photos of every kind, names, wrong usage, Ctrl-C."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,20 @@ def test_formats_and_names(enlarge: Callable, tmp_path: Path) -> None:
     for name, kind in made.items():
         written = opened(tmp_path / name)
         assert (written.format, written.size) == (kind, (48, 32))
+
+
+def test_what_a_warning_advises_can_be_done(
+    enlarge: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = srgb + bytes(1 << 20)  # more than programs take in a PNG
+    Image.fromarray(photo(8, 12)).save(tmp_path / "a.tif", icc_profile=profile)
+    assert enlarge("a.tif") == 0 and "icc_profile" not in opened("a_x4.png").info
+    options = re.search(r"give (--ext \w+), or an -o that ends in (\.\w+)", caplog.text)
+    assert options
+    assert enlarge("a.tif", *options[1].split()) == 0
+    assert enlarge("a.tif", "-o", f"b{options[2]}") == 0
+    assert opened("a_x4.tif").info["icc_profile"] == opened("b.tif").info["icc_profile"] == profile
 
 
 @pytest.mark.parametrize(

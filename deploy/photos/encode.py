@@ -21,6 +21,7 @@ from utils.imaging.decode import Photo
 from utils.imaging.images import ImageError
 from utils.imaging.metadata import EXIF_IFD, GPS_IFD, dpi_tags, exif_text
 
+AS_PNG = "give --ext png, or an -o that ends in .png"
 PNG_ICC = 1 << 20  # bytes of a profile in a PNG that Pillow opens, unless told otherwise
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def write(path: str | Path, photo: Photo) -> None:
     if suffix == ".png" and photo.icc and len(photo.icc) > PNG_ICC:
         logger.warning(
             "%s: its colour profile of %d bytes is left out, which many programs do not take in a "
-            "PNG: give --ext tif to keep it",
+            "PNG: give --ext tif, or an -o that ends in .tif, to keep it",
             path,
             len(photo.icc),
         )
@@ -69,7 +70,7 @@ def write(path: str | Path, photo: Photo) -> None:
     except Exception as error:  # encoders raise as many kinds as decoders; all mean "not this"
         raise ImageError(
             f"expected a picture that {suffix} can hold, got {width}x{height}: "
-            f"{error}: give another --ext: {path}"
+            f"{error}: give another --ext or -o: {path}"
         ) from error
     write_bytes(path, encoded)
 
@@ -80,7 +81,7 @@ def check(path: Path, photo: Photo, scale: int = 1) -> None:
     alpha = photo.alpha
     clear = alpha is not None and bool(alpha.min() < np.iinfo(alpha.dtype).max)
     if limit := suffixes.find_limit(path.suffix, width, height, clear):
-        raise ImageError(f"{limit}: give --ext png: {path}")
+        raise ImageError(f"{limit}: {AS_PNG}: {path}")
 
 
 def find_losses(path: Path, photo: Photo) -> str:
@@ -90,7 +91,7 @@ def find_losses(path: Path, photo: Photo) -> str:
         lost = suffix == ".bmp" or suffix == ".webp" and photo.icc[16:20] == b"GRAY"
     elif photo.chunks and suffix != ".png" and find_space(photo.chunks) != SRGB:
         lost = suffix == ".bmp" or find_profile(photo.chunks) is None
-    return f"{suffix} does not hold its colour space: give --ext png" if lost else ""
+    return f"{suffix} does not hold its colour space: {AS_PNG}" if lost else ""
 
 
 def _pillow(pixels: NDArray[np.uint8], photo: Photo, suffix: str) -> bytes:
