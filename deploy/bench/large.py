@@ -2,7 +2,7 @@
 
 The photo goes through the command as anyone's does, in a process of its own; sampled windows of the
 file that it writes are compared with the plain network. `measure_tiles`, for the benchmark's --big,
-restores 100 megapixels on any device, in memory that is given.
+upscales to 100 megapixels on any device, in memory that is given.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import runpy
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from deploy import backends
 from deploy.bench.worker import load_shipped
-from deploy.tiling import CONTEXT, restore, tile_size
-from deploy.upscaler import BORDER
+from deploy.tiling import CONTEXT
+from deploy.upscaler import BORDER, Upscaler
 from utils import command, devices, efficiency, record
-from utils.datasets import SCALE, find
+from utils.datasets import find
 from utils.files import ROOT, write_json
 from utils.imaging.images import read_rgb, write_png
 
@@ -35,16 +32,6 @@ HEIGHT, WIDTH = 1500, 2500  # LR pixels; 60 megapixels come out
 SIDE, BOUND = 2500, 2**31  # LR pixels of the image in tiles, 100 megapixels; its memory in bytes
 WINDOWS, WINDOW = 12, 24  # how many are compared, and how many LR pixels a side
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What upscale.py took: its exit code, and memory beyond that of what it imports."""
-
-    code: int
-    seconds: float
-    import_mib: float
-    peak_mib: float
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,24 +82,23 @@ def measure_photo(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
                 "expected upscale.py to restore the photo, its process died"
             ) from error
         process.join()
-        if taken.code:
+        if taken["code"]:
             raise ValueError(f"expected upscale.py to restore the photo, got: {printed}")
         sr = read_rgb(target)
-    around = (BORDER, BORDER)
-    seen = np.pad(lr, (around, around, (0, 0)), "symmetric")
     return {
         "environment": record.environment(CPU),
         "megapixels": sr.shape[0] * sr.shape[1] / 1e6,
         "said": printed.splitlines()[0],
-        **asdict(taken),
-        **compare(load_shipped(), as_tensor(seen), as_tensor(sr), BORDER),
+        **taken,
+        **compare(lr, sr, CPU),
         "windows": WINDOWS,
         "window": WINDOW,
     }
 
 
 def _upscale(arguments: list[str], answer: Connection) -> None:
-    """Run upscale.py in this process; answer what it took and printed."""
+    """Run upscale.py in this process; answer what it took, its memory beyond that of what it
+    imports, and what it printed."""
     import deploy.pipeline  # noqa: F401  # all that the command imports
 
     efficiency.reset_peak_memory(CPU)
@@ -126,55 +112,43 @@ def _upscale(arguments: list[str], answer: Connection) -> None:
         except SystemExit as ended:
             code = ended.code
     seconds, peak = time.perf_counter() - began, efficiency.peak_memory_mib(CPU) or 0.0
-    answer.send(
-        (Taken(code, seconds, before, peak - before), printed.getvalue() or complaints.getvalue())
-    )
+    taken = {"code": code, "seconds": seconds, "import_mib": before, "peak_mib": peak - before}
+    answer.send((taken, printed.getvalue() or complaints.getvalue()))
 
 
 def measure_tiles(device: torch.device, side: int = SIDE, bound: int = BOUND) -> dict[str, Any]:
-    """Restore noise of side*side LR pixels in tiles with backend auto; what it took.
-
-    Sampled windows are computed by the plain network from their own surroundings, and compared
-    after rounding to 8 bit. The memory is the process's at its peak beyond what it was before.
-    """
-    net = load_shipped()
-    fast = backends.make("auto", net, device=device)
-    net = net.to(device)
-    rng = np.random.default_rng(0)
+    """Upscale noise of side*side LR pixels in memory that is given; what it took, and how it
+    differs. The memory is the process's at its peak beyond what it was before."""
+    upscaler = Upscaler(device.type, memory_bytes=bound)
+    upscaler.progress = True
+    lr = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     efficiency.reset_peak_memory(device)
-    before = efficiency.peak_memory_mib(device) or 0.0
-    x = torch.from_numpy(rng.integers(0, 256, (1, 3, side, side), dtype=np.uint8))
-    out = torch.empty(1, 3, SCALE * side, SCALE * side, dtype=torch.uint8)
-    held = x.numel() + out.numel() if device.type == "cpu" else 0
-    size = tile_size(bound - held, fast.memory)
-
-    def in_8_bit(piece: Tensor) -> Tensor:
-        y = fast(piece.to(device).float() / 255)
-        return y.clamp_(0, 1).mul_(255).round_().to(torch.uint8).cpu()
-
-    began = time.perf_counter()
-    restore(in_8_bit, x, size, out=out, progress=True)
+    before, began = efficiency.peak_memory_mib(device) or 0.0, time.perf_counter()
+    sr = upscaler(lr)
+    seconds, peak = time.perf_counter() - began, efficiency.peak_memory_mib(device) or 0.0
+    held = lr.nbytes + mirrored(lr).nbytes + sr.nbytes if device.type == "cpu" else 0
     return {
-        "megapixels": out[0, 0].numel() / 1e6,
+        "megapixels": sr.shape[0] * sr.shape[1] / 1e6,
         "bound_mib": bound / 2**20,
-        "backend": fast.name,
-        "tile": size,
-        "seconds": time.perf_counter() - began,
-        "peak_mib": (efficiency.peak_memory_mib(device) or 0.0) - before,
-        **compare(net, x, out),
+        "backend": upscaler.backend.name,
+        "tile": upscaler.tile_for(side, side, held),
+        "seconds": seconds,
+        "peak_mib": peak - before,
+        **compare(lr, sr, device),
     }
 
 
 @torch.inference_mode()
-def compare(net: nn.Module, x: Tensor, out: Tensor, border: int = 0) -> dict[str, int]:
-    """How `out`, (1, 3, 4H, 4W) uint8, differs in WINDOWS from what the plain network makes of
-    their surroundings in x, (1, 3, H, W) uint8 and `border` LR pixels more on each side."""
-    device = next(net.parameters()).device
-    rng = np.random.default_rng(1)
+def compare(lr: NDArray[np.uint8], sr: NDArray[np.uint8], device: torch.device) -> dict[str, int]:
+    """How `sr`, (4H, 4W, 3), differs in WINDOWS from what the plain network makes of their
+    surroundings in `lr`, (H, W, 3)."""
+    net, rng = load_shipped().to(device), np.random.default_rng(1)
+    x = torch.from_numpy(mirrored(lr)).permute(2, 0, 1)[None]
+    out = torch.from_numpy(sr).permute(2, 0, 1)[None]
     levels, differing, compared = 0, 0, 0
     for _ in range(WINDOWS):
-        top, left = (int(rng.integers(0, side // 4 - WINDOW)) for side in out.shape[-2:])
-        row, column = top + border, left + border
+        top, left = (int(rng.integers(0, side - WINDOW)) for side in lr.shape[:2])
+        row, column = top + BORDER, left + BORDER
         y0, x0 = max(0, row - CONTEXT), max(0, column - CONTEXT)
         seen = x[..., y0 : row + WINDOW + CONTEXT, x0 : column + WINDOW + CONTEXT].to(device)
         with devices.without_tf32():
@@ -188,6 +162,11 @@ def compare(net: nn.Module, x: Tensor, out: Tensor, border: int = 0) -> dict[str
     return {"compared": compared, "differing": differing, "largest_difference_levels": levels}
 
 
+def mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) continued as Upscaler has it."""
+    return np.pad(image, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), "symmetric")
+
+
 def photo(height: int, width: int) -> NDArray[np.uint8]:
     """The demo photos beside and below each other, (height, width, 3) uint8."""
     pictures = [read_rgb(pair.hr) for pair in find("demo", ROOT / "data").pairs if pair.hr]
@@ -195,11 +174,6 @@ def photo(height: int, width: int) -> NDArray[np.uint8]:
     strip = np.hstack([picture[:side, :side] for picture in pictures])
     across, down = -(-width // strip.shape[1]), -(-height // side)
     return np.tile(strip, (down, across, 1))[:height, :width].copy()
-
-
-def as_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) -> (1, 3, H, W), a view."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
 if __name__ == "__main__":
