@@ -17,8 +17,9 @@ from deploy import backends
 from deploy.photos import folders, suffixes
 from deploy.photos.folders import Job, Plan
 from deploy.pipeline import OUT_OF_MEMORY, Tally, fail, run
-from deploy.upscaler import SCALE, Upscaler
+from deploy.upscaler import Upscaler
 from utils import command, devices
+from utils.datasets import SCALE
 from utils.memory import is_exhausted
 
 logger = logging.getLogger("upscale")

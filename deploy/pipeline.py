@@ -14,7 +14,8 @@ from tqdm import tqdm
 from deploy.photos import encode, folders
 from deploy.photos.enlarge import enlarge
 from deploy.photos.folders import Job
-from deploy.upscaler import SCALE, Upscaler
+from deploy.upscaler import Upscaler
+from utils.datasets import SCALE
 from utils.imaging import decode
 from utils.imaging.decode import Photo
 from utils.imaging.images import BAD_IMAGE, ImageError

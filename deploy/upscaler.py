@@ -1,7 +1,6 @@
 """The network for whoever has an image: array in, array of 4 times the size out, in any memory."""
 
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +13,12 @@ from deploy import backends, tiling
 from deploy.tiling import CONTEXT, SMALLEST
 from models.team23_LKDN import LKDN
 from utils.command import UserError
+from utils.datasets import SCALE
 from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
 from utils.memory import free_memory
 from utils.self_ensemble import mean_of_eight
 from utils.weights import SHIPPED, load_weights
 
-SCALE = 4
 # LR pixels that a CPU is given at once by default: more take no less time each, for they leave its
 # caches sooner than the context of more tiles costs.
 CPU_PIXELS = 3 << 18
@@ -154,7 +153,7 @@ class Upscaler:
         if self._fits(height * width, held):
             return None
         # What the image itself takes has to be there in any case.
-        room = max(math.ceil(tiling.least_memory(self._cost)), self.memory_bytes - held)
+        room = max(tiling.least_memory(self._cost), self.memory_bytes - held)
         return _best_tile(height, width, tiling.tile_size(room, self._cost))
 
     def _fits(self, pixels: int, held: int) -> bool:
@@ -173,7 +172,7 @@ class Upscaler:
         how = f"tiles of {tile} pixels" if tile else "whole"
         logger.info("%dx%d to %dx%d: %s", width, height, SCALE * width, SCALE * height, how)
         size = tile or max(x.shape[-2:])
-        tiling.restore(net, x, size, SCALE, out=y, progress=self.progress, border=BORDER)
+        tiling.restore(net, x, size, y, BORDER, self.progress)
 
     def _forward(self, piece: Tensor) -> Tensor:
         """(B, 3 or 1, h, w) float32, 0..1 -> (B, 3 or 1, 4h, 4w) on the device, checked."""
@@ -206,7 +205,7 @@ def _default_memory(device: torch.device, cost: int) -> int:
     free = free_memory(device)
     if free is None:
         free = 2 * ASSUMED
-    some = max(free // 2, min(free, math.ceil(tiling.least_memory(cost))))
+    some = max(free // 2, min(free, tiling.least_memory(cost)))
     return min(some, CPU_PIXELS * cost) if device.type == "cpu" else some
 
 
