@@ -162,20 +162,17 @@ def _cache() -> Path | None:
 
 
 def _cpu() -> str:
-    """What this CPU can do: a home may be shared by machines that differ."""
+    """What this CPU can do, and who made it: a home may be shared by machines that differ."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        return next((x for x in lines if x.lower().startswith(("flags", "features"))), "")
-    return platform.processor()
+    if not info.exists():
+        return platform.processor()
+    lines = info.read_text().partition("\n\n")[0].splitlines()
+    return " ".join(x for x in lines if x.lower().startswith(("vendor_id", "flags", "features")))
 
 
 def cpu_features() -> set[str]:
-    """Linux' names of what this CPU can do, and who made it; nothing on other systems."""
-    try:
-        return set(Path("/proc/cpuinfo").read_text().split("\n\n")[0].split())
-    except OSError:
-        return set()
+    """Linux' names of what this CPU can do, and who made it; nothing known on other systems."""
+    return set(_cpu().split())
 
 
 def choose_arithmetic(precision: str) -> str:
