@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from utils import devices
 from utils.command import UserError
 from utils.text import printable
 
-NAMES = ("eager", "channels_last", "compile", "triton", "native", "onnxruntime", "openvino")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = tuple(DTYPES)
 TOLERANCE = 2e-3  # largest difference from the plain float32 network that auto accepts
@@ -38,7 +38,7 @@ MEMORY = {
     "onnxruntime": 4800,
     "openvino": 4400,
 }
-
+NAMES = tuple(MEMORY)
 TRITON_HALF_MEMORY = 1500  # .. in fp16 and bf16
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
     first = AUTO[device.type][0]
     reasons: dict[str, str] = {}
     with torch.inference_mode():
-        expected = _cast(net, "fp32")(x)
+        expected = _plain(net, "fp32", device)(x)
         for name in AUTO[device.type]:
             for tried in dict.fromkeys((precision, "fp32")):
                 try:
@@ -137,25 +137,10 @@ def _in_a_line(error: Exception) -> str:
     return printable(f"{type(error).__name__}: {line}", 200)
 
 
-def _eager(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    return _cast(net, precision)
-
-
-def _channels_last(
-    net: nn.Module, precision: str, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    return _cast(net, precision, torch.channels_last)
-
-
-def _compile(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
-        raise BackendError("torch.compile needs a C++ compiler on a CPU, got none: install g++")
-    return _cast(net, precision, torch.channels_last, compiled=True)
-
-
-def _cast(
+def _plain(
     net: nn.Module,
     precision: str,
+    device: torch.device,
     layout: torch.memory_format = torch.contiguous_format,
     compiled: bool = False,
 ) -> Callable[[Tensor], Tensor]:
@@ -164,6 +149,9 @@ def _cast(
     Float32 is float32: by default cuDNN multiplies in TF32, which is off by 6e-3, and would be
     further from the network than all that `auto` accepts.
     """
+    compilers = ("g++", "clang++", "c++", "cl")
+    if compiled and device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise BackendError("torch.compile needs a C++ compiler on a CPU, got none: install g++")
     dtype = DTYPES[precision]
     if dtype != torch.float32:
         from kernels.fold import rescaled
@@ -288,10 +276,10 @@ def need(*packages: str) -> None:
         )
 
 
-_MAKERS = {
-    "eager": _eager,
-    "channels_last": _channels_last,
-    "compile": _compile,
+_MAKERS: dict[str, Callable[[nn.Module, str, torch.device], Callable[[Tensor], Tensor]]] = {
+    "eager": _plain,
+    "channels_last": partial(_plain, layout=torch.channels_last),
+    "compile": partial(_plain, layout=torch.channels_last, compiled=True),
     "triton": _triton,
     "native": _native,
     "onnxruntime": _onnxruntime,
