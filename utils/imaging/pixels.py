@@ -29,12 +29,13 @@ def deep_tiff(
     """More than 8 bits of a TIFF, in the bands and of the rawmode that it had with 8."""
     pixels, note = tiff.read_deep(file, layout)[..., : len(bands)], ""
     if layout.get(tiff.SAMPLE_FORMAT, 1) != 1:
-        pixels, note = _deep_grey(pixels, 65535)
+        pixels, note = _deep_grey(pixels)
     if layout.get(tiff.PHOTOMETRIC) == 0:  # white is zero
         pixels = np.iinfo(pixels.dtype).max - pixels
     if "a" in rawmode:  # alpha is multiplied into the colours
         alpha = np.maximum(pixels[..., -1:], 1).astype(np.float32)
-        pixels = np.dstack((round_to(pixels[..., :-1] / alpha, pixels.dtype), pixels[..., -1]))
+        colours = (pixels[..., :-1] / alpha).clip(0, 1) * np.iinfo(pixels.dtype).max
+        pixels = np.dstack((np.rint(colours).astype(pixels.dtype), pixels[..., -1]))
     return pixels, note
 
 
@@ -66,7 +67,7 @@ def to_pixels(im: Image.Image, rawmode: str) -> tuple[NDArray, str]:
     """A decoded picture as (H, W, 1..4), and what to know about it."""
     mode, note = im.mode, ""
     if mode[0] in "IF":
-        pixels, note = _deep_grey(np.asarray(im), 65535)
+        pixels, note = _deep_grey(np.asarray(im))
         return pixels[..., None], note
     if mode == "CMYK":
         if rawmode.startswith("CMYK;16"):
@@ -84,18 +85,17 @@ def to_pixels(im: Image.Image, rawmode: str) -> tuple[NDArray, str]:
     return np.atleast_3d(np.asarray(im)), note
 
 
-def _deep_grey(values: NDArray, most: int) -> tuple[NDArray[np.uint16], str]:
+def _deep_grey(values: NDArray) -> tuple[NDArray[np.uint16], str]:
     """Grey of more than 8 bits as 16 bit, and what to know about it."""
     if not np.isfinite(values).all():
         raise ImageError("expected finite pixels, got NaN or infinity")
     low, high = float(values.min()), float(values.max())
-    if values.dtype.kind == "f":
-        values, most = values.astype(max(values.dtype, np.dtype(np.float32))), 1
-    if low >= 0 and high <= most:
-        scaled = values if most == 65535 else np.rint(values * (65535 / most))
-        return scaled.astype(np.uint16), ""
-    scaled = (values.astype(np.float64) - low) * (65535 / (high - low or 1))
-    return np.rint(scaled).astype(np.uint16), f"its values, {low:g} to {high:g}, became 0 to 65535"
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        values = np.rint(values.astype(max(values.dtype, np.dtype(np.float32))) * 65535)
+    elif values.dtype.kind == "f" or low < 0 or high > 65535:
+        values = np.rint((values.astype(np.float64) - low) * (65535 / (high - low or 1)))
+        return values.astype(np.uint16), f"its values, {low:g} to {high:g}, became 0 to 65535"
+    return values.astype(np.uint16), ""
 
 
 def turn(pixels: NDArray, orientation: int) -> NDArray:
@@ -104,10 +104,3 @@ def turn(pixels: NDArray, orientation: int) -> NDArray:
         pixels = pixels.swapaxes(0, 1)
     down = -1 if orientation in (3, 4, 7, 8) else 1
     return pixels[::down, :: -1 if orientation in (2, 3, 6, 7) else 1]
-
-
-def round_to(image: NDArray[np.float32], dtype: np.dtype) -> NDArray:
-    """0..1 -> all levels of an integer, clamped, then rounded."""
-    clamped = image.clip(0, 1)
-    clamped *= np.iinfo(dtype).max
-    return np.rint(clamped, out=clamped).astype(dtype)
