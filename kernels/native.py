@@ -45,12 +45,11 @@ class _Call(ctypes.Structure):
 class NativeLKDN:
     """LKDN's inference form on compiled kernels: x (B, 3, H, W) -> (B, 3, 4H, 4W), float32, CPU.
 
-    Keeps the memory that the largest image so far took. Threads that share it take turns, and a
-    forked process may go on with it.
+    Runs on as many threads as torch uses when it is made, and keeps the memory that the largest
+    image so far took. Threads that share it take turns, and a forked process may go on with it.
 
     Args:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.
-        threads: CPU threads; by default as many as torch uses.
         arithmetic: of ARITHMETICS; how matrices are multiplied. With bf16 their inputs are rounded
             to it, and all else, sums of products too, is float32.
 
@@ -58,11 +57,9 @@ class NativeLKDN:
         CompileError: no C++ compiler, or one that does not know C++20 or this CPU.
     """
 
-    def __init__(
-        self, net: nn.Module, threads: int | None = None, arithmetic: str = "float32"
-    ) -> None:
+    def __init__(self, net: nn.Module, arithmetic: str = "float32") -> None:
         weights = folded(net)
-        self.threads = threads or torch.get_num_threads()
+        self.threads = torch.get_num_threads()
         self.channels = weights["fea_conv.weight"].shape[1]
         self.scale = round((len(weights["upsampler.0.bias"]) / self.channels) ** 0.5)
         self.library = load_library(
@@ -75,12 +72,8 @@ class NativeLKDN:
         )
         if not self.library.lkdn_enable():
             raise CompileError(f"expected a system that lets programs use {arithmetic}")
-        for query in (
-            self.library.lkdn_weights,
-            self.library.lkdn_scratch,
-            self.library.lkdn_pitch,
-        ):
-            query.restype = ctypes.c_long
+        for query in ("weights", "scratch", "pitch"):
+            getattr(self.library, f"lkdn_{query}").restype = ctypes.c_long
         self.library.lkdn_run.argtypes = [ctypes.POINTER(_Call)]
         self.library.lkdn_run.restype = None
         self.weights = _packed(weights, "bf16" in arithmetic)

@@ -33,16 +33,13 @@ class NativeGradients:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.
         arithmetic: of ARITHMETICS; how matrices are multiplied. With bf16 their inputs are rounded
             to it, and all else, sums of products too, is float32.
-        threads: CPU threads; by default as many as torch uses.
 
     Raises:
         kernels.native_library.CompileError: see kernels.native_library.load_library.
     """
 
-    def __init__(
-        self, net: nn.Module, arithmetic: str = "float32", threads: int | None = None
-    ) -> None:
-        self.threads = threads or torch.get_num_threads()
+    def __init__(self, net: nn.Module, arithmetic: str = "float32") -> None:
+        self.threads = torch.get_num_threads()
         self.copies = int(net.copies)  # type: ignore[arg-type]
         shapes = {name: p.shape for name, p in net.named_parameters()}
         self.names = list(shapes)
@@ -139,17 +136,14 @@ class NativeGradients:
 class NativeOrthogonaliser:
     """train.optim.orthogonalise_all on compiled kernels, for float32 matrices of any shapes.
 
-    Args:
-        threads: CPU threads; by default as many as torch uses.
-
     Raises:
         kernels.native_library.CompileError: see kernels.native_library.load_library.
     """
 
     LARGEST = 64  # rows or columns, whichever are fewer
 
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or torch.get_num_threads()
+    def __init__(self) -> None:
+        self.threads = torch.get_num_threads()
         # The layers' header wants a network's dimensions, which do not matter here.
         self.library = load_library("native_muon.cpp", CHANNELS=16, BLOCKS=1, IMAGE=1, SCALE=1)
         pointer, whole = ctypes.c_void_p, ctypes.c_int

@@ -27,7 +27,8 @@ def compiled(net: LKDN, threads: int | None = None, arithmetic: str = "float32")
         "amx_bf16 emulated",
     }:
         pytest.skip(f"needs a CPU with {arithmetic}")
-    return NativeLKDN(net, threads, arithmetic)
+    with torch_threads(threads or torch.get_num_threads()):
+        return NativeLKDN(net, arithmetic)
 
 
 def randomised(shape: tuple[int, int, int, int]) -> LKDN:

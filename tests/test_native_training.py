@@ -19,6 +19,7 @@ from train.forward import make_gradients
 from train.optim import make_optimizers, orthogonalise_all
 from train.recipes import STAGES, Engine
 from train.reparam import fuse_parameters, plain_like, training_form
+from utils.devices import torch_threads
 from utils.weights import load_state, read_checkpoint
 
 SIZES = ((1, 1), (1, 7), (5, 3), (17, 31), (48, 48))
@@ -26,6 +27,11 @@ SIZES = ((1, 1), (1, 7), (5, 3), (17, 31), (48, 48))
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, native_library.COMPILERS)), reason="needs a C++ compiler"
 )
+
+
+def kernels_of(form: LKDN, threads: int, arithmetic: str = "float32") -> NativeGradients:
+    with torch_threads(threads):
+        return NativeGradients(plain_like(form), arithmetic)
 
 
 @pytest.fixture()
@@ -61,7 +67,7 @@ def test_gradients_are_those_of_float64(
     form: LKDN, batch: int, size: tuple[int, int], loss: str
 ) -> None:
     lr, hr = patches(form, batch, *size)
-    value, got = gradients(form, NativeGradients(plain_like(form), threads=2), lr, hr, loss)
+    value, got = gradients(form, kernels_of(form, 2), lr, hr, loss)
     expected, exact = torch_gradients(form, lr, hr, loss)
     assert value == pytest.approx(expected, rel=1e-5)
     # Rounding of 90 layers there and back. On a few pixels of noise through trained weights terms
@@ -97,7 +103,7 @@ def test_gradients_in_bf16(arithmetic: str, loss: str) -> None:
         pytest.skip(f"needs a CPU with {arithmetic}")
     torch.manual_seed(0)
     form = randomised(LKDN())
-    kernels = NativeGradients(plain_like(form), arithmetic, threads=2)
+    kernels = kernels_of(form, 2, arithmetic)
     # Of few pixels one whose rounded error has another sign turns much of the gradient of L1.
     smallest = (1, 5, 3) if loss != "l1" else (1, 11, 13)
     for batch, *size in (smallest, (2, 17, 31), (1, 48, 48)):
@@ -157,7 +163,7 @@ def test_the_same_bits_whatever_ran_before_and_by_however_many_threads() -> None
     batches = [patches(form, 5, 16, 16), patches(form, 3, 9, 20)]
     results: list[dict[str, Tensor]] = []
     for threads in (1, 2, 7):
-        kernels = NativeGradients(plain_like(form), threads=threads)
+        kernels = kernels_of(form, threads)
         for lr, hr in (*batches, batches[0]):
             _, got = gradients(form, kernels, lr, hr, "l1")
             results.append({name: value.clone() for name, value in got.items()})
@@ -167,7 +173,7 @@ def test_the_same_bits_whatever_ran_before_and_by_however_many_threads() -> None
 
 
 def test_memory_of_a_step_is_bounded() -> None:
-    kernels = NativeGradients(LKDN(), threads=2)
+    kernels = kernels_of(LKDN(), 2)
     lr, hr = patches(LKDN(), 12, 64, 64)
     kernels(dict(LKDN().named_parameters()), lr, hr, "l1", 1.0)
     assert 4 * (len(kernels.memory) + len(kernels.gradients)) < 200e6  # bytes
@@ -199,7 +205,8 @@ def test_matrices_are_orthogonalised_as_by_torch() -> None:
     matrices.append(torch.zeros(3, 4))
     exact = orthogonalise_all([m.double() for m in matrices])
     for threads in (1, 3):
-        got = NativeOrthogonaliser(threads)(matrices)
+        with torch_threads(threads):
+            got = NativeOrthogonaliser()(matrices)
         for one, other in zip(got, exact, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=0, atol=5e-6)
     with pytest.raises(ValueError, match="at most 64"):
