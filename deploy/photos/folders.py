@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -188,17 +187,8 @@ def _scan(
                 continue
             if beside and suffix and path.stem.endswith(f"_{suffix}"):
                 content.left_out.append(path)
-            elif _may_be_read(path):
+            else:
                 content.targets[path] = target
-
-
-def _may_be_read(path: Path) -> bool:
-    """False for pipes and the like, which nobody may ever fill."""
-    try:
-        mode = path.lstat().st_mode
-    except OSError:
-        return True  # reading it will say why not
-    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 
 def _targets(found: dict[Path, Path], suffix: str, endings: dict[Path, str]) -> list[Path]:
