@@ -86,7 +86,7 @@ def select_model(
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     args = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command.show_log(logging.WARNING)
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
     logging.getLogger("utils.measure").setLevel(logging.INFO)
     devices.prepare_cpu(keep_memory=not args.memory_of)

@@ -21,6 +21,7 @@ from deploy.upscaler import Upscaler
 from utils import command, devices
 from utils.datasets import SCALE
 from utils.memory import is_exhausted
+from utils.text import in_terminal
 
 logger = logging.getLogger("upscale")
 
@@ -28,7 +29,7 @@ logger = logging.getLogger("upscale")
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     args = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command.show_log(logging.WARNING)
     for name in ("upscale", "deploy"):
         logging.getLogger(name).setLevel(logging.INFO if args.verbose else logging.WARNING)
     return command.run("upscale.py", lambda: upscale(args), failures=(MemoryError,))
@@ -45,11 +46,9 @@ def upscale(args: argparse.Namespace) -> int:
     plan = folders.plan(args.inputs, args.output, args.suffix, args.ext, args.recursive)
     jobs, there = select(plan, args.shard, args.skip_existing)
     upscaler = make_upscaler(args)
-    print(
-        f"LKDN x{SCALE} on {upscaler.device}, {upscaler.backend.name} "
-        f"{upscaler.backend.precision}, weights {upscaler.checkpoint}",
-        flush=True,
-    )
+    ran = f"{upscaler.backend.name} {upscaler.backend.precision}"
+    weights = in_terminal(upscaler.checkpoint)
+    print(f"LKDN x{SCALE} on {upscaler.device}, {ran}, weights {weights}", flush=True)
     logger.info("memory bound: %d MiB", upscaler.memory_bytes >> 20)
     alone = len(jobs) == 1
     upscaler.progress = alone  # within the image, where there are no others to count
@@ -65,8 +64,7 @@ def upscale(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return command.FAILED
-    encoding = sys.stdout.encoding or "utf-8"  # it may lack characters of a file's name
-    print(summary(tally, there, args.output).encode(encoding, "backslashreplace").decode(encoding))
+    print(summary(tally, there, args.output))
     return command.FAILED if tally.failed else command.GOOD
 
 
@@ -201,7 +199,7 @@ def summary(tally: Tally, there: int, output: Path | None) -> str:
     elif len(places) == 1:
         where = places.pop()
     text = f"{len(tally.written)} of {count} images written"
-    text += f" to {where}" if tally.written else ""
+    text += f" to {in_terminal(str(where))}" if tally.written else ""
     text += f", {there} were there" if there else ""
     if tally.failed:
         text += "\n  ".join([f", {len(tally.failed)} failed:", *tally.failed])

@@ -1,7 +1,6 @@
 """Download DIV2K, and bring LSDIR and the benchmark sets that you have into data/."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bs
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    command.show_log()
     interrupted = (
         "interrupted; what was downloaded stays in *.part, and the same command continues it"
     )

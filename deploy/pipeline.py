@@ -20,6 +20,7 @@ from utils.imaging import decode
 from utils.imaging.decode import Photo
 from utils.imaging.images import BAD_IMAGE, ImageError
 from utils.memory import is_exhausted
+from utils.text import in_terminal
 
 WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for
 LARGE = 64 << 20  # bytes of a result, uncompressed, from which on the disk is looked at first
@@ -122,7 +123,7 @@ def _settle(writes: deque[Writing], most: int, tally: Tally, bar: tqdm) -> None:
 
 def fail(tally: Tally, problem: str) -> None:
     """Note and log that an image could not be made."""
-    tally.failed.append(problem)
+    tally.failed.append(in_terminal(problem))
     logger.error("failed: %s", problem)
 
 
@@ -130,5 +131,5 @@ def _one_line(source: Path, error: BaseException) -> str:
     """One line that names the file once."""
     if is_exhausted(error):
         return f"{source}: out of memory: {OUT_OF_MEMORY}"
-    message = " ".join(str(error).split()) or type(error).__name__
-    return f"{source}: {message.removesuffix(f': {source}')}"
+    message = " ".join(str(error).removesuffix(f": {source}").split()) or type(error).__name__
+    return f"{source}: {message}"

@@ -43,6 +43,24 @@ def test_one_photo_from_another_directory(
     assert np.abs(written - plain(random_net, image).clip(0, 255)).max() <= 0.51  # half a level
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not allow")
+def test_a_name_is_told_once_on_one_line(tmp_path: Path, python: Callable) -> None:
+    for name in ("two  blanks.png", "\x1b[31mred\nline.png"):
+        (tmp_path / name).touch()
+    Image.new("I", (2, 2), 70000).save(tmp_path / "\x1b[2J.tif")  # of which something is to be said
+    done = python(tmp_path, SCRIPT, ".", "--device", "cpu", "--backend", "eager")
+    assert done.returncode == 1
+    assert "\x1b" not in done.stdout + done.stderr
+    _, _, *failed = done.stdout.splitlines()
+    said = (
+        "expected a whole image, got a broken, truncated or foreign file (UnidentifiedImageError)"
+    )
+    names = (r"\x1b[31mred\nline.png", "two  blanks.png")
+    assert failed == [f"  {name}: {said}" for name in names]
+    assert all(f"failed: {name}: {said}\n" in done.stderr for name in names)
+    assert r"\x1b[2J.tif: its values, 70000 to 70000, became 0 to 65535" in done.stderr
+
+
 def test_every_kind_of_photo(random_net: LKDN, enlarge: Callable, tmp_path: Path) -> None:
     image = photo(19, 26)
     picture = Image.fromarray(image)

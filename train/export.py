@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         "tables of the other documents",
     )
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    command.show_log()
 
     def work() -> None:
         named = [file for folder in args.held_out for file in find_images(folder)]

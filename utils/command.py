@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import io
+import logging
 import math
 import os
 import re
@@ -57,6 +58,18 @@ def file(text: str) -> Path:
 
 class UserError(ValueError):
     """Something that the user has to change; the message says what was expected and what to do."""
+
+
+class _Lines(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging names it so
+        return in_terminal(super().formatMessage(record))
+
+
+def show_log(level: int = logging.INFO) -> None:
+    """Show log messages as lines on stderr, without control characters of files' names in them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def run(
