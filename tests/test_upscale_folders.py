@@ -84,9 +84,17 @@ def test_results_of_one_name_are_both_kept(enlarge: Callable, tmp_path: Path) ->
         "a_png_x4.png": 5,
         "b_x4.png": 6,
         "c_png_x4.png": 7,
-        "c_png_x4_2.png": 8,
-        "a_png_x4_2.png": 9,
+        "c_png_2_x4.png": 8,
+        "a_png_2_x4.png": 9,
     }
+
+
+def test_numbered_results_are_no_inputs_either(enlarge: Callable, tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a_png.jpg"):
+        Image.fromarray(photo(8, 9)).save(tmp_path / name)
+    assert enlarge(".") == 0
+    made = names(tmp_path)
+    assert enlarge(".") == 0 and names(tmp_path) == made and len(made) == 6
 
 
 def test_inputs_are_never_written_over(

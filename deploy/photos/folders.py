@@ -193,23 +193,20 @@ def _scan(
 
 def _targets(found: dict[Path, Path], suffix: str, endings: dict[Path, str]) -> list[Path]:
     """A name for each result; those that would have one name get their inputs' formats into it,
-    and a number if that does not suffice."""
+    and a number if that does not suffice, before the suffix by which results are known."""
     added = f"_{suffix}" if suffix else ""
-    named = {
-        source: [
-            folder / f"{source.stem}{added}{endings[source]}",
-            folder / f"{source.stem}_{source.suffix[1:]}{added}{endings[source]}",
-        ]
-        for source, folder in found.items()
-    }
-    shared = Counter(_key(plain) for plain, _ in named.values())
+
+    def name(source: Path, more: str = "") -> Path:
+        return found[source] / f"{source.stem}{more}{added}{endings[source]}"
+
+    shared = Counter(_key(name(source)) for source in found)
     taken: set[Path] = set()
     targets = []
-    for plain, longer in named.values():
-        first = longer if shared[_key(plain)] > 1 else plain
-        target, number = first, 2
+    for source in found:
+        more = f"_{source.suffix[1:]}" if shared[_key(name(source))] > 1 else ""
+        target, number = name(source, more), 2
         while _key(target) in taken:
-            target = first.with_name(f"{first.stem}_{number}{first.suffix}")
+            target = name(source, f"{more}_{number}")
             number += 1
         taken.add(_key(target))
         targets.append(target)
