@@ -33,21 +33,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     return done
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc")
-
-
-@needs_proc
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc")
 def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
     tmp_path: Path, steps: Steps
 ) -> None:
     write_bytes(tmp_path / "here.txt", b"whole")
     assert steps == [("sync", "whole"), ("rename", "here.txt"), ("sync folder", tmp_path.name)]
-
-
-@needs_proc
-def test_new_folders_are_on_the_disk_too(tmp_path: Path, steps: Steps) -> None:
-    write_bytes(tmp_path / "a" / "b" / "here.txt", b"whole")
-    assert steps[2:] == [("sync folder", name) for name in ("b", "a", tmp_path.name)]
 
 
 def test_a_folder_that_cannot_be_synced_fails_nothing(

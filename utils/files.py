@@ -32,7 +32,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     before this returns.
     """
     path = Path(path)
-    made = _make_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_leftover_stem(path)}{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -46,8 +46,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary)) and error.errno:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    for folder in (path.parent, *made):
-        _sync_folder(folder)
+    _sync_folder(path.parent)
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:
@@ -73,14 +72,6 @@ def _leftover_stem(path: Path) -> str:
     """How temporary names of a file begin, hidden and short: its own may be as long as the file
     system allows."""
     return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}."
-
-
-def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder where it is missing; the folders in which there is a new one, innermost
-    first."""
-    missing = [f for f in (folder, *folder.parents) if not f.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return [f.parent for f in missing]
 
 
 def _sync_folder(folder: Path) -> None:
