@@ -86,16 +86,6 @@ def test_equal_images(noise: MakeImage) -> None:
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_an_error(metric: Callable[..., float], value: float) -> None:
-    hr = np.full((24, 24, 3), 7.0)
-    sr = hr.copy()
-    sr[12, 12, 1] = value
-    with pytest.raises(ValueError, match="finite"):
-        metric(sr, hr)
-
-
-@pytest.mark.parametrize("metric", [psnr, ssim])
 def test_other_shapes_and_small_images_are_errors(
     metric: Callable[..., float], noise: MakeImage
 ) -> None:
