@@ -131,11 +131,10 @@ def runtime(passes: Sequence[Sequence[float]]) -> Runtime:
     return Runtime(float(np.mean(first)) if first else None, median, p20, p80)
 
 
-def reset_peak_memory(device: torch.device, free: bool = True) -> None:
-    """Start a new measurement of `peak_memory_mib`; on CUDA `free` what torch keeps for later."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement of `peak_memory_mib`; on CUDA, free what torch keeps for later."""
     if device.type == "cuda":
-        if free:
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     else:
         # Not there, or not permitted as in some containers: the peak is then the process's.

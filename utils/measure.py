@@ -104,8 +104,6 @@ def measure_set(
     """
     tallies = [_Tally(model) for model in models]
     runs = [_conditions(model, image_set, device, options) for model in models]
-    if device.type == "cuda":
-        efficiency.reset_peak_memory(device)
     with ExitStack() as stack:
         for tally, run in zip(tallies, runs, strict=True):
             file = options.save_dir / f"{record.run_stem(run)}.log"
@@ -125,8 +123,6 @@ def measure_set(
         for _ in range(options.repeat - 1):
             for tally, times in zip(tallies, _times(tallies, device, bar), strict=True):
                 tally.passes.append(times)
-        if len(tallies) == 1 and device.type == "cuda":
-            tallies[0].memory_mib = efficiency.peak_memory_mib(device)
         for tally, run in zip(tallies, runs, strict=True):
             if tally.model.run is not tally.model.net:
                 bar.total += len(tally.again)
@@ -174,13 +170,12 @@ def _first_pass(
     for tally in tallies:
         model, sample = tally.model, loaded
         try:
-            turns = len(tallies) > 1 and device.type == "cuda"
-            if turns:
-                efficiency.reset_peak_memory(device, free=False)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             sr, runtime_ms = evaluate.restore(model.run, sample.lr, device, model.data_range)
-            if turns:
-                peaks = (tally.memory_mib, efficiency.peak_memory_mib(device))
-                tally.memory_mib = max((peak for peak in peaks if peak is not None), default=None)
+            if device.type == "cuda":
+                peak = efficiency.peak_memory_mib(device) or 0
+                tally.memory_mib = max(tally.memory_mib or 0, peak)
             if model.file is None:
                 sample = replace(sample, hr=None)  # what has no weights is not scored
             image = evaluate.measured(sample, sr, runtime_ms, options.ssim, y_ssim)
