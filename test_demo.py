@@ -115,7 +115,7 @@ def judge(args: argparse.Namespace) -> int:
             "expected checkpoints and sets of different names, got two of one "
             "name, whose results would overwrite each other: rename one"
         )
-    make_save_dir(args.save_dir)
+    command.make_folder(args.save_dir)
     options = Options(args.save_dir, args.ssim, args.repeat, args.bicubic, not args.no_images)
     with measure.runs_locked(models, sets, device, options):
         runs, failures = measure_sets(choices, models, sets, device, options)
@@ -253,14 +253,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.repeat < 1:
         parser.error(f"expected --repeat of at least 1, got {args.repeat}")
     return args
-
-
-def make_save_dir(folder: Path) -> None:
-    """Create the folder of the results, or UserError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def find_sets(args: argparse.Namespace) -> list[ImageSet]:

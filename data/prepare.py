@@ -14,12 +14,13 @@ if __name__ == "__main__":
 
 from train.packing import pack
 from utils import command
-from utils.datasets import BENCHMARKS, HELD_OUT, SCALE, DatasetError, Pair, find, pairs_of
+from utils.datasets import BENCHMARKS, SCALE, DatasetError, Pair, find, held_out, pairs_of
 from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
 from utils.imaging.images import ImageError, find_images
 from utils.layouts import HR_END, read, words_of
+from utils.lock import locked
 
 # What folders of the benchmark sets are called in lower case, but for words of HR and LR.
 SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
@@ -37,21 +38,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Bring every set that was asked for into place."""
-    args.data_dir.mkdir(parents=True, exist_ok=True)
+    """Bring every set that was asked for into place, as the only process that works there."""
+    command.make_folder(args.data_dir)
     archives = [archive for name in dict.fromkeys(args.sets) for archive in DIV2K[name]]
-    prepare_div2k(archives, args.url, args.data_dir, args.keep)
-    if args.lsdir:
-        prepare_lsdir(list(dict.fromkeys(args.lsdir)), args.first, args.data_dir)
-    if args.benchmarks:
-        prepare_benchmarks(args.benchmarks, args.data_dir)
-    if args.pack:
-        packed = args.data_dir / "packed"
-        count = len(pack([args.data_dir], packed).images)
-        tqdm.write(
-            f"{packed}: {count} training images, decoded; to train on them: python "
-            f"train/train.py --data {args.data_dir} --packed {packed} .."
-        )
+    with locked(args.data_dir / ".lock", f"{args.data_dir}"):
+        prepare_div2k(archives, args.url, args.data_dir, args.keep)
+        if args.lsdir:
+            prepare_lsdir(list(dict.fromkeys(args.lsdir)), args.first, args.data_dir)
+        if args.benchmarks:
+            prepare_benchmarks(args.benchmarks, args.data_dir)
+        if args.pack:
+            packed = args.data_dir / "packed"
+            count = len(pack([args.data_dir], packed).images)
+            tqdm.write(
+                f"{packed}: {count} training images, decoded; to train on them: python "
+                f"train/train.py --data {args.data_dir} --packed {packed} .."
+            )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -195,10 +197,9 @@ def prepare_lsdir(sources: Sequence[Path], first: int, data_dir: Path) -> None:
             tree = source if source.is_dir() else unpack(source, scratch)
             for path in find_images(tree):
                 # 0000001.png, but not 0000001x4.png, X4/0000001.png, nor what is for validation
-                held_out = any(map(HELD_OUT.search, path.relative_to(tree.parent).parts))
-                file = read(path, tree)
+                file, folders = read(path, tree), path.relative_to(tree.parent).parts[:-1]
                 hr = file.role != "LR" and file.sure and not file.left
-                if path.stem.isdecimal() and hr and not held_out:
+                if path.stem.isdecimal() and hr and not held_out(folders):
                     found.setdefault(path.name, path)
         if len(found) < first:
             raise DataError(

@@ -1,7 +1,5 @@
 """data/prepare.py: archives, disks and users that leave data whole or not at all."""
 
-import os
-import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable
@@ -29,6 +27,7 @@ from data import prepare
 from train.packing import pack
 from utils import download
 from utils.imaging.images import read_rgb
+from utils.lock import locked
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -139,12 +138,21 @@ def test_interrupt_is_one_sentence_and_the_next_run_completes(
 
 @pytest.mark.usefixtures("published")
 def test_what_a_killed_run_left_is_removed(fetch: Fetch, tmp_path: Path, noise: MakeImage) -> None:
-    old, new = (tmp_path / "data" / f".prepare.{age}" for age in ("old", "new"))
-    for folder in (old, new):
-        (folder / "half").mkdir(parents=True)
-    os.utime(old, (time.time() - 7200,) * 2)
+    (tmp_path / "data" / ".prepare.x" / "half").mkdir(parents=True)
     assert fetch() == 0
-    assert not old.exists() and new.exists()
+    assert_complete(tmp_path / "data", noise)
+
+
+@pytest.mark.usefixtures("published")
+def test_one_process_at_a_time(
+    site: Site, fetch: Fetch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two would write their parts of a download behind each other."""
+    (tmp_path / "data").mkdir()
+    with locked(tmp_path / "data" / ".lock", "it"):
+        assert fetch() == 2
+    assert "in use by process" in capsys.readouterr().err and site.asked == []
+    assert fetch() == 0
 
 
 @pytest.mark.usefixtures("published")
@@ -274,6 +282,14 @@ def test_wrong_usage_is_two(
     assert ended.value.code == 2
     assert "expected" in (error := capsys.readouterr().err) or "DIV2K_valid" in error
     assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert prepare.main(["DIV2K_valid", "--data_dir", str(tmp_path / "file" / "data")]) == 2
+    assert f"cannot write to {tmp_path / 'file' / 'data'}" in capsys.readouterr().err
 
 
 def test_published_table_is_whole() -> None:

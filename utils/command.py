@@ -60,6 +60,14 @@ class UserError(ValueError):
     """Something that the user has to change; the message says what was expected and what to do."""
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder that an option names. Raises UserError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
 class _Lines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # logging names it so
         return in_terminal(super().formatMessage(record))

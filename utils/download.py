@@ -165,10 +165,9 @@ def require_space(folder: Path, size: float) -> None:
 
 @contextmanager
 def scratch_in(data_dir: Path) -> Iterator[Path]:
-    """A folder for what is not whole yet; nothing remains of it."""
+    """A folder for what is not whole yet; nothing remains of it, nor of those of killed runs."""
     for leftover in data_dir.glob(".prepare.*"):
-        if leftover.stat().st_mtime < time.time() - 3600:  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(leftover, ignore_errors=True)
     with TemporaryDirectory(prefix=".prepare.", dir=data_dir) as folder:
         yield Path(folder)
 
