@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,12 @@ def test_help_has_defaults_that_say_something() -> None:
         *("utils.report.page", "utils.report.pictures"),
     ],
 )
-def test_a_folder_for_a_file_is_refused_before_the_work(
+def test_a_folder_or_device_for_a_file_is_refused_before_the_work(
     module: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    for folder in (str(tmp_path), "."):
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null, which this is not to try
+    for output in (str(tmp_path), ".", str(tmp_path / "pipe")):
         with pytest.raises(SystemExit, match="2"):
-            importlib.import_module(module).main(["-o", folder])
-        assert f"expected a file to write, got the folder {folder}" in capsys.readouterr().err
+            importlib.import_module(module).main(["-o", output])
+        said = f"expected a file to write, got a folder or device: {output}"
+        assert said in capsys.readouterr().err

@@ -50,10 +50,14 @@ def size(text: str) -> tuple[int, int]:
 
 
 def file(text: str) -> Path:
-    """The file to write that an option names: refused before the work if it is a folder."""
-    if os.path.isdir(Path(text)):
-        raise argparse.ArgumentTypeError(f"expected a file to write, got the folder {Path(text)}")
-    return Path(text)
+    """The file to write that an option names: refused before the work if a folder is there, or a
+    device, in whose place the file would be."""
+    path = Path(text)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise argparse.ArgumentTypeError(
+            f"expected a file to write, got a folder or device: {path}"
+        )
+    return path
 
 
 class UserError(ValueError):
