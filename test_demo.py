@@ -262,7 +262,7 @@ def find_sets(args: argparse.Namespace) -> list[ImageSet]:
     data_dir = args.data_dir or ROOT / "data"
     there = next((name for name in DEFAULTS if is_there(name, data_dir)), None)
     challenge = there or DEFAULTS[0]
-    names = list(args.dataset or [challenge] * (not args.hybrid_test))
+    names = list(dict.fromkeys(args.dataset or [challenge] * (not args.hybrid_test)))
     names += [challenge.replace("valid", "test")] * args.include_test
     names += ["LSDIR_DIV2K_test"] * args.hybrid_test
     asked = args.dataset or args.data_dir or args.hybrid_test

@@ -67,7 +67,11 @@ def test_the_baselines_weights_are_used_where_they_lie(
             ["DIV2K_LSDIR_valid", "DIV2K_LSDIR_test"],
             ["DIV2K_LSDIR_valid", "DIV2K_LSDIR_test"],
         ),
-        (["--dataset", "benchmarks", "demo"], ["Set14", "B100"], ["Set14", "B100", "demo"]),
+        (
+            ["--dataset", "benchmarks", "demo", "benchmarks"],
+            ["Set14", "B100"],
+            ["Set14", "B100", "demo"],
+        ),
     ],
 )
 def test_the_templates_flags_choose_its_sets(
