@@ -191,7 +191,8 @@ def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run)
         (["--momentum", 1.5], ["--momentum", "1.5"]),
         (["--channels", 7], ["--channels", "7"]),
         (["--threads", 10**11], ["--threads", "100000000000"]),
-        (["--out", "text.pt"], ["--out", "text.pt"]),
+        (["--out", "text.pt"], ["cannot write to text.pt"]),
+        (["--out", "text.pt/run"], ["cannot write to text.pt/run"]),
         (["--val", "held out", "held out"], ["--val", "held out"]),
     ],
 )

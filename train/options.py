@@ -150,8 +150,6 @@ def parse(argv: list[str] | None, about: str | None = None) -> argparse.Namespac
     for name, divisor in (("patch", SCALE), ("channels", 2)):
         if (value := getattr(args, name, 0)) % divisor:
             parser.error(f"expected --{name} of a multiple of {divisor}, got {value}")
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"expected a folder for --out, got the file {args.out}: name another")
     return args
 
 

@@ -84,7 +84,7 @@ def work(args: argparse.Namespace, stop_at: float) -> int:
     failed: list[str] = []
     with contextlib.ExitStack() as stack:
         if world.rank == 0:  # for all processes of this run
-            args.out.mkdir(parents=True, exist_ok=True)
+            command.make_folder(args.out)
             stack.enter_context(locked(args.out / ".lock", f"the run in {args.out}"))
         code = train_stages(args, world, stop_at, failed)
     if failed:
