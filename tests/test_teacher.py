@@ -153,7 +153,7 @@ def test_a_run_learns_from_a_teacher_and_says_so(
     same = (*options, "--truth", 0.25, "--steps", 1, "--lr", 0, "--resume")
     again = train("taught by itself", *same, "--teacher", "taught/stage1.pt")
     assert again.returncode == 2 and re.search(r"\(teacher .*, now [0-9a-f]{64}\)", again.stderr)
-    alone = train("alone", *options, "--truth", 0.25)
+    alone = train("without a teacher", *options, "--truth", 0.25)
     assert alone.returncode == 2 and "--teacher FILE and --truth below 1" in alone.stderr
     unused = train("unused", *options, "--teacher", "larger/stage1.pt")
     assert unused.returncode == 2 and "--teacher FILE and --truth below 1" in unused.stderr
