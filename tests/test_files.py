@@ -65,6 +65,16 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["here.txt"] and path.read_bytes() == b"old"
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """Root may rename a file over a device, such as /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match="a folder or device is there"):
+            write_bytes(tmp_path / name, b"new")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     longest = os.pathconf(tmp_path, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     path = tmp_path / ("n" * (longest - 4) + ".png")

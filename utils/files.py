@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, JSON, digests, and where the repository lies."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -32,6 +33,9 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     before this returns.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # root would have a device replaced
+        number = errno.EISDIR if path.is_dir() else errno.EEXIST
+        raise OSError(number, "a folder or device is there", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_leftover_stem(path)}{secrets.token_hex(4)}.tmp")
     try:
