@@ -138,6 +138,16 @@ def test_gradients_of_the_training_forward_are_right(
     assert not {name: error for name, error in errors.items() if not error < tolerance}
 
 
+@pytest.mark.parametrize(("arithmetic", "dtype"), [("float32", "32"), ("avx512_bf16", "16")])
+def test_bf16_on_a_cpu_takes_units_for_it(
+    arithmetic: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.forward.choose_arithmetic", lambda precision: arithmetic)
+    stage = replace(STAGES[1], precision="bf16")
+    forward = make_forward(LKDN(6, 1), stage, torch.device("cpu"), Engine())
+    assert str(forward(torch.rand(1, 3, 4, 5)).dtype).endswith(dtype)
+
+
 class Convolutions(TorchFunctionMode):
     """Counts the convolutions that are called."""
 

@@ -127,7 +127,11 @@ def make_forward(
         for module in network.modules():
             if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
                 module.forward = _with_kernel(depthwise, module)  # type: ignore[assignment]
-    if stage.precision == "bf16" and device.type == "cpu":
+    # As the native kernels: where a CPU has no units for bf16, it would only take longer.
+    in_bf16 = stage.precision == "bf16" and (
+        device.type != "cpu" or choose_arithmetic("bf16") != "float32"
+    )
+    if in_bf16 and device.type == "cpu":
         # On a CPU torch 2.13 computes in bfloat16 garbage as the weight gradient of the dilated
         # depthwise in channels_last, and those of LayerNorm as sums that stall at eight bits.
         for name in network.blocks:
@@ -145,7 +149,7 @@ def make_forward(
                 name: kernel.contiguous(memory_format=layout) if kernel.ndim == 4 else kernel
                 for name, kernel in kernels.items()
             }
-        with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
             return functional_call(network, kernels, (x,))
 
     return torch.compile(forward, dynamic=False) if engine.compile == "on" else forward
