@@ -21,8 +21,8 @@ from utils.files import write_json
 logger = logging.getLogger("agreement")
 
 WAYS = {
-    "torch fp32": ["--kernels", "torch"],
-    "native fp32": ["--kernels", "native"],
+    "torch fp32": ["--kernels", "torch", "--precision", "fp32"],
+    "native fp32": ["--kernels", "native", "--precision", "fp32"],
     "native bf16": ["--kernels", "native", "--precision", "bf16"],
 }
 
