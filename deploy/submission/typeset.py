@@ -47,7 +47,7 @@ def tabular(rows: Sequence[Sequence[str]], columns: str = "") -> str:
 
 
 def pdf(sources: Mapping[str, bytes]) -> bytes | None:
-    """Files by their names, factsheet.tex among them, as a PDF; None where no pdflatex is installed.
+    """Files by their names, factsheet.tex among them, as a PDF; None without pdflatex.
 
     Raises:
         TexError: TeX does not set it.
@@ -77,6 +77,6 @@ def pdf(sources: Mapping[str, bytes]) -> bytes | None:
                 lines = done.stdout.splitlines()
                 complaint = next((line for line in lines if line.startswith("!")), "no message")
                 raise TexError(
-                    f"expected pdflatex to set the factsheet, got {complaint}: look at factsheet.tex"
+                    f"expected pdflatex to set factsheet.tex, got {complaint}: look at the file"
                 )
         return result.read_bytes()

@@ -172,7 +172,8 @@ def curve(training: Record) -> dict[str, list[tuple[float, float, str]]]:
     """
     if not (stages := training.get("stages", [])):
         return {}
-    rest, scores = list(training["validation"]), []
+    rest: list[Record] = list(training["validation"])
+    scores: list[list[Record]] = []
     for record in reversed(stages):
         own: list[Record] = []
         while rest and rest[-1]["stage"] == record["stage"]["name"]:
