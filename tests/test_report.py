@@ -302,7 +302,7 @@ def test_what_is_missing_is_said(copy: Path, work: Path, run: dict[str, Any]) ->
         (["empty"], 2, "expected runs of test_demo.py in empty, found none"),
         (["no such folder"], 2, "found none"),
         (["out", "-o", "file/report.html"], 1, "cannot write file/report.html"),
-        (["out", "-o", "empty"], 1, "cannot write empty"),
+        (["out", "-o", "empty"], 2, "expected a file to write, got a folder or device: empty"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(

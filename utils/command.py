@@ -65,10 +65,15 @@ class UserError(ValueError):
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder that an option names. Raises UserError where that cannot be."""
+    """Make the folder that an option names.
+
+    Raises:
+        UserError: there cannot be one, or this user may not make it.
+        OSError: the disk fails.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
