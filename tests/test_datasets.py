@@ -1,4 +1,4 @@
-"""Sets are found in every layout in which people have them, and absence names the places."""
+"""Sets are found in every layout in which people have them, and absence is said."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -106,29 +106,10 @@ def test_pairs_match_by_name_in_order_and_a_missing_lr_is_not_made_up(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["DIV2K_valid", "Set5", "my photos"])
-def test_absent_set_names_every_place(tmp_path: Path, name: str) -> None:
+def test_absent_set_is_named_in_one_line(tmp_path: Path, name: str) -> None:
     touch(tmp_path, f"{name}/HR/notes.txt")
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=f"^expected images of {name} in .*{tmp_path}/{name}/HR"):
         find(name, tmp_path)
-    lines = [line.strip() for line in str(caught.value).splitlines()]
-    assert name in lines[0]
-    for folder in (
-        f"{name}_HR",
-        f"DIV2K/{name}_HR",
-        f"{name}/HR",
-        f"{name}/GTmod4",
-        f"{name}/GTmod12",
-        f"{name}/original",
-        name,
-        f"{name}_LR",
-        f"{name}_LR_bicubic/X4",
-        f"DIV2K/{name}_LR_bicubic/X4",
-        f"{name}/LR",
-        f"{name}/LRbicx4",
-        f"{name}/LR_bicubic/X4",
-    ):
-        assert str(tmp_path / folder) in lines
-    assert len(lines) == len(set(lines))
 
 
 def test_folder_below_the_working_directory_is_not_taken_for_a_benchmark(

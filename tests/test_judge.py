@@ -137,8 +137,8 @@ def test_div2k_in_both_layouts_and_modes(tmp_path: Path, random_weights: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "Set5"], "Set5/HR"),
-        ([], "DIV2K_valid_LR_bicubic/X4"),
+        (["--dataset", "Set5"], "Set5/HR, found none: data/README.md"),
+        ([], "expected images of DIV2K_valid in folders"),
         (["--dataset", "benchmarks"], "expected one of Set5, Set14"),
         (["--data_dir", "absent"], "expected a folder, found none: --data_dir absent\n"),
         (["--dataset", "demo", "--model_id", "7"], "expected a --model_id of 0 (00_RFDN)"),

@@ -19,21 +19,13 @@ CHALLENGE = tuple(MODES)
 HELD_OUT = re.compile(r"_(valid|test)_[HL]R|^val1$")  # DIV2K_valid_HR, .., LSDIR's validation
 DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
-# Where a set is looked for, to be named if it is nowhere; utils/layouts.py has all names.
-PLACES = """
-    {name}_HR DIV2K/{name}_HR
-    {name}/HR {name}/GTmod4 {name}/GTmod12 {name}/original {name}/image_SRF_4 {name}
-    {name}_LR DIV2K/{name}_LR {name}_LR_bicubic/X4 DIV2K/{name}_LR_bicubic/X4
-    {name}/LR {name}/LRbicx4 {name}/LR_bicubic/X4
-"""
-
 
 class DatasetError(UserError):
     """A set that is not there, or whose LR images are not those of its HR images."""
 
 
 class AbsentError(DatasetError):
-    """A set that is not there; the message names every place where it was looked for."""
+    """A set that is not there."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +66,9 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         if pairs := pairs_of(files, here.parent):
             label = name if known else Path(name).resolve().name
             return ImageSet(label, tuple(pairs))
-    places = (base / place.format(name=name) for base in bases for place in PLACES.split())
     raise AbsentError(
-        f"expected images of {name}, found none in any of\n  "
-        + "\n  ".join(map(str, dict.fromkeys(places)))
+        f"expected images of {name} in folders such as {bases[0] / name / 'HR'}, found none: "
+        "data/README.md has all in which they are looked for"
     )
 
 
@@ -143,8 +134,8 @@ def _demo() -> ImageSet:
     paths = [folder / photo for photo in DEMO_PHOTOS]
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise DatasetError(
-            "expected the photographs of scikit-image, found none in any of\n  "
-            + "\n  ".join(missing)
+            f"expected the photographs of scikit-image, found no {', '.join(missing)}: "
+            "install scikit-image again, or name a --dataset"
         )
     return ImageSet("demo", tuple(Pair(path.stem, path, None) for path in paths))
 
