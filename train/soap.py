@@ -92,7 +92,7 @@ class Soap(torch.optim.Optimizer):
         for batch in self._batches:
             share, unbias, unbias_square, size, shrink = itertools.islice(numbers, 5)
             params, momentum = batch.params, batch.group["momentum"]
-            gradients = torch.stack([p.grad.flatten(1) for p in params if p.grad is not None])
+            gradients = torch.stack([p.grad.flatten(1) for p in params])  # type: ignore[union-attr]
             left, right, mean, square = (
                 batch.values[n] for n in ("left", "right", "mean", "square")
             )
