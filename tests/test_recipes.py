@@ -96,6 +96,9 @@ def test_what_is_left_out_of_an_engine_leaves_the_rest() -> None:
     without = engine("--recipe", "cpu", "--no-graphs", "--no-dense", "--fold", "--compile", "off")
     assert without == engine("--recipe", "cpu")
     assert engine("--recipe", "cpu", "--aligned").kernels == "torch"
+    for way in ("--no-fold", "--dense", "--compile on"):
+        with pytest.raises(UserError, match=f"--kernels torch for {way}, got native"):
+            engine("--recipe", "cpu", "--kernels", "native", *way.split())
     for options in (["--no-fold", "--dense"], ["--no-fold", "--aligned"], ["--graphs"]):
         with pytest.raises(UserError, match=f"with {options[-1]}|for {options[-1]}"):
             engine(*options)

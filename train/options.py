@@ -210,7 +210,10 @@ def engine_of(
         engine = replace(engine, dense=False, aligned=False)
     if torch_only := [name for name, way in TORCH_ONLY.items() if given.get(name) == way]:
         if given.get("kernels") == "native":
-            choice = f"--{torch_only[0]} {given[torch_only[0]]}"
+            name, way = torch_only[0], TORCH_ONLY[torch_only[0]]
+            choice = (
+                f"--{name} {way}" if isinstance(way, str) else f"--{'' if way else 'no-'}{name}"
+            )
             raise UserError(f"expected --kernels torch for {choice}, got native: leave one out")
         engine = replace(engine, kernels="torch")
     if engine.kernels == "native" and (reason := _without_native(engine, device, stages)):
