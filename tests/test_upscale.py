@@ -1,5 +1,6 @@
 """upscale.py as people use it: photos of every kind, names, wrong usage, Ctrl-C."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -157,6 +158,7 @@ def test_what_a_warning_advises_can_be_done(
         (["a.png", "--backend", "native", "--precision", "fp16"], "native computes in fp32"),
         (["a.png", "-o", "a.png/out"], "expected a folder to write to"),
         (["a.png", "b.png", "-o", "out.png"], "expected a folder for the results"),
+        (["a.png", "-o", "pipe.png"], "expected a file or a folder for -o, got something else"),
         (["a.png", "--tile", "3"], "expected a tile of at least 16"),
         (["a.png", "--memory", "5"], "expected at least 120 MiB"),
         (["a.png", "--jobs", "0"], "expected --jobs of at least 1"),
@@ -176,12 +178,13 @@ def test_wrong_usage_is_one_sentence_and_exit_2(
     for name in ("a.png", "b.png"):
         Image.fromarray(photo(8, 9)).save(tmp_path / name)
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
     torch.save(LKDN(56, 8).state_dict(), tmp_path / "other.pth")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert enlarge(*arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "Traceback" not in printed.err and not printed.out
-    assert names(tmp_path) == ["a.png", "b.png", "other.pth"]
+    assert names(tmp_path) == ["a.png", "b.png", "other.pth", "pipe.png"]
 
 
 # Ctrl-C at a moment that is always the same.

@@ -86,6 +86,8 @@ def plan(
             raise UserError(
                 f"expected a folder for the results of several images, got a file name: {output}"
             )
+        if os.path.exists(output) and not os.path.isfile(output):
+            raise UserError(f"expected a file or a folder for -o, got something else: {output}")
         targets = [output]
     else:
         endings = {source: f".{ext}" for source in found}
