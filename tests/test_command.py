@@ -1,6 +1,7 @@
 """How every command ends: its exit code, and one line in place of a traceback."""
 
 import argparse
+import errno
 import importlib
 import math
 import os
@@ -60,10 +61,33 @@ def test_work_decides_its_code_and_mistakes_of_ours_are_seen() -> None:
 
 def test_help_has_defaults_that_say_something() -> None:
     parser = argparse.ArgumentParser(formatter_class=command.HelpFormatter)
-    for name, default in (("size", 3), ("file", None), ("names", []), ("minutes", math.inf)):
+    defaults = {
+        "size": 3,
+        "file": None,
+        "names": [],
+        "minutes": math.inf,
+        "sides": [(2, 3), (4, 5)],
+    }
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", default=default, help=f"a {name}")
     text = parser.format_help()
-    assert "a size (default: 3)" in text and text.count("default:") == 1
+    assert "a size (default: 3)" in text and "a sides (default: 2x3 4x5)" in text
+    assert text.count("default:") == 2
+
+
+def test_a_folder_that_cannot_be_is_wrong_usage_and_a_failing_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").touch()
+    for name in ("n" * 300, "loop/x", "file", "file/x"):
+        with pytest.raises(command.UserError, match="cannot write to"):
+            command.make_folder(tmp_path / name)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space left") as caught:
+        command.make_folder(tmp_path / "new")
+    assert not isinstance(caught.value, command.UserError)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,12 @@ def test_what_was_started_ends_with_the_command(
     assert (tmp_path / "beats").stat().st_size == before
 
 
+@pytest.mark.parametrize("content", ['{"rows": [1]}', '{"rows": 3}', "[]", "{"])
+def test_another_file_of_the_name_has_no_rows(tmp_path: Path, content: str) -> None:
+    (tmp_path / "speed.json").write_text(content)
+    assert gpu_check._rows(tmp_path / "speed.json") == []
+
+
 def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")

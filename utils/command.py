@@ -25,6 +25,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:  # as argparse's own do
         if action.default in (None, math.inf) or action.default == []:
             return action.help
+        if isinstance(action.default, list) and isinstance(action.default[0], tuple):
+            sizes = " ".join(f"{height}x{width}" for height, width in action.default)
+            return f"{action.help} (default: {sizes})"
         return super()._get_help_string(action)
 
 
@@ -64,6 +67,9 @@ class UserError(ValueError):
     """Something that the user has to change; the message says what was expected and what to do."""
 
 
+DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # what is no mistake of the user's
+
+
 def make_folder(folder: Path) -> None:
     """Make the folder that an option names.
 
@@ -73,7 +79,9 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno in DISK:
+            raise
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 

@@ -72,6 +72,7 @@ def _run_all(args: argparse.Namespace) -> int:
         DeviceError: the device cannot be had.
     """
     devices.select_device(args.device)
+    command.make_folder(args.output)
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a part's process ends, too
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
@@ -128,7 +129,8 @@ def _run_for(line: list[str], seconds: float) -> int | None:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     try:
-        return read_json(file)["rows"]
+        rows = read_json(file)["rows"]
+        return rows if all(isinstance(row, dict) for row in rows) else []
     except (OSError, ValueError, LookupError, TypeError):
         return []
 

@@ -60,6 +60,7 @@ def submit(args: argparse.Namespace) -> int:
     print(f"{entry.name}: {len(FILE_RULES | MODEL_RULES)} rules kept")
     if not importlib.util.find_spec("fvcore"):
         print("2024's FLOPs not counted: fvcore is not installed")
+    command.make_folder(args.output)
     for line in build(entry, args.output, args.no_zip):
         print(line)
     return command.GOOD
