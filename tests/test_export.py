@@ -110,7 +110,7 @@ def test_nothing_is_replaced_without_being_asked(
         export(tmp_path / "run", zoo[0].with_name("another.pth"))
     os.mkfifo(tmp_path / "pipe")
     for no_file in (tmp_path / "pipe", tmp_path / "run"):
-        with pytest.raises(CheckpointError, match="expected a file for -o"):
+        with pytest.raises(CheckpointError, match="expected to write a file"):
             export(tmp_path / "run", no_file)
     assert (tmp_path / "pipe").is_fifo()
     assert not zoo[0].parent.exists() and not zoo[1].exists()

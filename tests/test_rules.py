@@ -95,7 +95,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "LR image": (
         put("DIV2K_valid_LR/0801x4.png"),
-        r"no LR, SR or HR images: .*got DIV2K_valid_LR/0801x4\.png",
+        r"no images but published pictures: .*got DIV2K_valid_LR/0801x4\.png",
     ),
     "LR image published": (put("results/published/0801x4.png"), r"no image of the challenge, got"),
     "other image": (put("utils/photo.png"), r"no image but PNG pictures.*got utils/photo\.png"),
@@ -190,5 +190,5 @@ def test_git_says_which_files_are_sent(copy: Path) -> None:
     assert all(file[0] == "." for file in set(tracked) - set(without_git))
     assert set(without_git) <= set(tracked)
     git("add", "-f", image)
-    (said,) = rules.FILE_RULES["no LR, SR or HR images"](read_entry(copy))
+    (said,) = rules.FILE_RULES["no images but published pictures"](read_entry(copy))
     assert image in said

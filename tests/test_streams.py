@@ -109,7 +109,6 @@ def test_training_goes_on(
         *("deploy.bench", "deploy.bench.large", "deploy.submission", "deploy.onnx_export"),
         *("deploy.bench.modelled", "deploy.gpu_check"),
         *("utils.report.documents", "utils.report.page", "utils.report.pictures"),
-        "deploy.gpu_check",
     ],
 )
 def test_help_that_cannot_be_written_is_a_failure_in_every_command(

@@ -112,7 +112,9 @@ def export(
             f"expected --ship to write into model_zoo/, got {target} without it: give -o FILE"
         )
     if target.exists() and not target.is_file():  # a device would be replaced, too
-        raise CheckpointError(f"expected a file for -o, got a folder or a device: {target}")
+        raise CheckpointError(
+            f"expected to write a file, got a folder or a device: {target}: give -o FILE"
+        )
     compared = 0
     if ship:
         if not records:

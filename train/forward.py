@@ -127,7 +127,7 @@ def make_forward(
         for module in network.modules():
             if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
                 module.forward = _with_kernel(depthwise, module)  # type: ignore[assignment]
-    # As the native kernels: where a CPU has no units for bf16, it would only take longer.
+    # As the native kernels: on most CPUs bf16 takes longer than float32.
     in_bf16 = stage.precision == "bf16" and (
         device.type != "cpu" or choose_arithmetic("bf16") != "float32"
     )

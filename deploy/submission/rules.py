@@ -282,7 +282,7 @@ Rule = Callable[[Entry], Iterator[str]]
 FILE_RULES: dict[str, Rule] = {
     "one self-contained model file": _model_file,
     "one checkpoint, named like the model": _checkpoint_file,
-    "no LR, SR or HR images": _no_images,
+    "no images but published pictures": _no_images,
     "credit to what the work is based on": _credits,
     f"a package of at most {LIMIT_MB} MB": _size,
 }
