@@ -79,6 +79,13 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
+def add_packed(parser: argparse.ArgumentParser) -> None:
+    """The option of all commands that read training images."""
+    default = ROOT / "data" / "packed"
+    help_text = "where decoded images are kept"
+    parser.add_argument("--packed", type=Path, default=default, metavar="DIR", help=help_text)
+
+
 def parse(argv: list[str] | None, about: str | None = None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
     parser = command.parser(about)
@@ -133,13 +140,7 @@ def parse(argv: list[str] | None, about: str | None = None) -> argparse.Namespac
     add("--log_every", type=int, default=50, metavar="N", help="steps between log lines")
     add("--val_every", type=int, default=5000, metavar="N", help="steps between scores")
     add("--save_every", type=int, default=1000, metavar="N", help="steps between checkpoints")
-    add(
-        "--packed",
-        type=Path,
-        default=ROOT / "data" / "packed",
-        metavar="DIR",
-        help="where decoded images are kept",
-    )
+    add_packed(parser)
     _add_fields(parser, "numbers of the stage", Stage)
     _add_fields(parser, "how they are computed", Engine)
     args = parser.parse_args(argv)

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from train import log
+from train.options import add_packed
 from utils import command, devices, record
 from utils.command import UserError
 from utils.files import ROOT, sha256, write_json
@@ -133,15 +134,10 @@ def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options that say what train.py is measured on."""
-    add = parser.add_argument
-    add("--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py")
-    add(
-        "--packed",
-        type=Path,
-        default=ROOT / "data" / "packed",
-        metavar="DIR",
-        help="where decoded images are kept",
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py"
     )
+    add_packed(parser)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
