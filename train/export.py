@@ -29,7 +29,7 @@ from train.recipes import commands
 from train.records import training_records, warn_of_unfinished, with_teachers, without_digests
 from train.reparam import fuse
 from utils import command
-from utils.files import ROOT, as_json, sha256, write_all, write_bytes
+from utils.files import ROOT, as_json, is_writable_as_file, sha256, write_all, write_bytes
 from utils.imaging.images import find_images
 from utils.record import ENTRY, PUBLISHED
 from utils.report import documents
@@ -111,7 +111,7 @@ def export(
         raise CheckpointError(
             f"expected --ship to write into model_zoo/, got {target} without it: give -o FILE"
         )
-    if target.exists() and not target.is_file():  # a device would be replaced, too
+    if not is_writable_as_file(target):
         raise CheckpointError(
             f"expected to write a file, got a folder or a device: {target}: give -o FILE"
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from utils.files import is_writable_as_file
 from utils.text import in_terminal
 
 GOOD, FAILED, WRONG_USAGE = 0, 1, 2  # exit codes
@@ -56,7 +57,7 @@ def file(text: str) -> Path:
     """The file to write that an option names: refused before the work if a folder is there, or a
     device, in whose place the file would be."""
     path = Path(text)
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not is_writable_as_file(path):
         raise argparse.ArgumentTypeError(
             f"expected a file to write, got a folder or device: {path}"
         )

@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST_JSON = 256 << 20  # bytes that are read; a record of 10,000 images takes 4 MB
 
 
+def is_writable_as_file(path: str | Path) -> bool:
+    """Whether a file may appear there: nothing is there yet, or a file. In the place of a folder
+    there can be none, and root would have a device replaced."""
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file that appears whole or not at all."""
     with whole_file(path) as file:
@@ -33,7 +39,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     before this returns.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # root would have a device replaced
+    if not is_writable_as_file(path):
         number = errno.EISDIR if path.is_dir() else errno.EEXIST
         raise OSError(number, "a folder or device is there", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)

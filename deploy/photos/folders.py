@@ -10,6 +10,7 @@ from pathlib import Path
 from deploy.photos import suffixes
 from utils.command import UserError
 from utils.datasets import SCALE
+from utils.files import is_writable_as_file
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def plan(
             raise UserError(
                 f"expected a folder for the results of several images, got a file name: {output}"
             )
-        if os.path.exists(output) and not os.path.isfile(output):
+        if not is_writable_as_file(output):
             raise UserError(f"expected a file or a folder for -o, got something else: {output}")
         targets = [output]
     else:
