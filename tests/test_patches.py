@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
+from train.detail import measure_detail
 from train.packing import pack
-from train.patches import Sampler, measure_detail, sample, sampler
+from train.patches import Sampler, sample, sampler
 from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]

@@ -47,6 +47,7 @@ HELP = {
     "channels": "of the network; others than 42 are for teachers",
     "blocks": "of the network; others than 5 are for teachers",
     "draw": "patches from everywhere alike, or more where there is detail",
+    "shrink": "largest factor that images are shrunk by for new pairs; 1: pairs as packed",
     "kernels": "torch's, or ours compiled for this CPU",
     "fold": "fold the branches at each step",
     "dense": "fold each 1x1 and the depthwise 3x3 after it, too",
@@ -71,6 +72,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("ema", "truth"), (0, 1)),
     "momentum": (0, 0.999999),  # with 1 no gradient would count
     "patch": (SCALE, MOST),
+    "shrink": (1, 16),
     "channels": (2, WIDEST),
     "blocks": (1, DEEPEST),
     "seed": (0, 2**63 - 1),

@@ -4,16 +4,15 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from train.packs import Pack, PackedImage, cut_pair
+from train.detail import CELL, Cells, Detail, as_cells
+from train.packs import Pack
+from train.shrink import shrink_squares, sides_of
 from utils.datasets import SCALE
 from utils.imaging.images import ImageError
 
@@ -21,25 +20,7 @@ logger = logging.getLogger(__name__)
 
 Patches = Iterator[tuple[Tensor, Tensor]]  # a step's LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8
 
-CELL = 8  # side in LR pixels of the squares that detail is measured in
-EVEN_SHARE = 0.1  # of a cell's weight that does not depend on its detail
-
-
-Detail = tuple[NDArray[np.float64], ...]  # the weights of each image's cells, (rows, columns)
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Images cut into squares of CELL LR pixels, row by row, with each square's detail.
-
-    weights: (cells,) float64, running sum of the cells' weights.
-    ends: (images,) int64, running sum of the images' numbers of cells.
-    across: (images,) int64, cells in a row.
-    """
-
-    weights: NDArray[np.float64]
-    ends: NDArray[np.int64]
-    across: NDArray[np.int64]
+AS_PACKED = 0.25  # share of the pairs that are not made anew, where others are
 
 
 @dataclass(frozen=True)
@@ -51,6 +32,7 @@ class Sampler:
     ends: (images,) int64, running sum of each image's number of crop positions.
     patch: side of a LR crop.
     cells: the images' detail, if crops are to be drawn by it.
+    sides: those of train.shrink, if pairs are to be made of shrunk images too.
     """
 
     pixels: Tensor
@@ -58,6 +40,7 @@ class Sampler:
     ends: NDArray[np.int64]
     patch: int
     cells: Cells | None = None
+    sides: NDArray[np.int64] | None = None
 
 
 def on_device(pack: Pack, device: torch.device) -> Pack:
@@ -77,7 +60,7 @@ def on_device(pack: Pack, device: torch.device) -> Pack:
     return replace(pack, pixels=pack.pixels.to(device))
 
 
-def sampler(pack: Pack, patch: int, detail: Detail | None = None) -> Sampler:
+def sampler(pack: Pack, patch: int, detail: Detail | None = None, shrink: float = 1.0) -> Sampler:
     """Prepare crops of `patch` LR pixels a side from every image that is large enough.
 
     Smaller images are reported by name and left out. Crops are made where the pack's pixels are.
@@ -85,7 +68,8 @@ def sampler(pack: Pack, patch: int, detail: Detail | None = None) -> Sampler:
     Args:
         pack: the images.
         patch: side of a LR crop.
-        detail: from `measure_detail`, if crops are to be drawn by it.
+        detail: from `train.detail.measure_detail`, if crops are to be drawn by it.
+        shrink: the largest factor that images are shrunk by; with 1 pairs are those of the pack.
 
     Raises:
         ImageError: no image is large enough.
@@ -110,45 +94,10 @@ def sampler(pack: Pack, patch: int, detail: Detail | None = None) -> Sampler:
     images = [pack.images[i] for i in fit]
     columns = [[i.width, i.lr_offset, i.hr_offset, i.width - patch + 1] for i in images]
     positions = [(i.height - patch + 1) * (i.width - patch + 1) for i in images]
-    cells = None
-    if detail is not None:
-        weights = [detail[i] for i in fit]
-        cells = Cells(
-            np.cumsum(np.concatenate([weight.flatten() for weight in weights])),
-            np.cumsum([weight.size for weight in weights]),
-            np.array([weight.shape[1] for weight in weights]),
-        )
-    return Sampler(pack.pixels, np.array(columns, np.int64), np.cumsum(positions), patch, cells)
-
-
-def measure_detail(pack: Pack) -> Detail:
-    """Weigh each cell of each image of a pack on the CPU: by the squared error of a bicubic
-    enlargement in it, as a multiple of the image's mean, so that an image has the weight of its
-    area."""
-    pixels = pack.pixels.numpy()
-
-    def weigh(image: PackedImage) -> NDArray[np.float64]:
-        height, width = image.height, image.width
-        large_height, large_width = height * SCALE, width * SCALE
-        lr, hr = cut_pair(pixels, image)
-        enlarged = cv2.resize(lr, (large_width, large_height), interpolation=cv2.INTER_CUBIC)
-        error = cv2.absdiff(enlarged, hr)
-        squares = cv2.multiply(error, error, dtype=cv2.CV_32F)
-        errors = _sum_cells(squares, CELL * SCALE).sum(2)
-        areas = _sum_cells(np.ones((height, width, 1), np.float32), CELL)[..., 0]
-        mean = errors.sum() / (height * width)
-        return EVEN_SHARE * areas + (1 - EVEN_SHARE) * (errors / mean if mean > 0 else areas)
-
-    with ThreadPoolExecutor() as pool:  # OpenCV lets other threads run
-        weights = pool.map(weigh, pack.images)
-        bar = tqdm(weights, "measuring detail", len(pack.images), leave=False, unit="image")
-        return tuple(bar)
-
-
-def _sum_cells(values: NDArray[Any], side: int) -> NDArray[np.float64]:
-    """Sums of (H, W, channels) over squares, the last of a row or column maybe cut."""
-    down, right = (range(0, size, side) for size in values.shape[:2])
-    return np.add.reduceat(np.add.reduceat(values, down, 0), right, 1, dtype=np.float64)
+    cells = as_cells([detail[i] for i in fit]) if detail else None
+    sides = sides_of(patch, shrink) if shrink > 1 else None
+    ends = np.cumsum(positions)
+    return Sampler(pack.pixels, np.array(columns, np.int64), ends, patch, cells, sides)
 
 
 def sample(
@@ -159,7 +108,7 @@ def sample(
     Every crop position of every image is equally likely, or, with the images' detail, a LR pixel
     is drawn by its cell's weight and the crop laid over it anywhere. Each patch gets one of the
     eight flips and quarter turns. The same (seed, step, batch) gives the same patches on any
-    device.
+    device, but for the last digit of shrunk images.
 
     Args:
         source: from `sampler`.
@@ -176,11 +125,57 @@ def sample(
         top, left = within // in_row, within % in_row
     else:
         image, top, left = _draw_by_detail(source, source.cells, generator, batch, part)
+    places = np.stack((image, top, left, transforms))
+    if source.sides is None:
+        return _pairs(source, places)
+    return _with_shrunk(source, source.sides, places, generator, batch, part)
+
+
+def _pairs(source: Sampler, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Pairs as they are packed, from (image, top, left, transform) of each."""
+    image, top, left, transforms = places
     width, lr_offset, hr_offset, _ = source.table[image].T
     lr_start = lr_offset + top * width + left
     hr_start = hr_offset + SCALE * (top * SCALE * width + left)
     lr = _crop(source.pixels, lr_start, width, source.patch, transforms)
     hr = _crop(source.pixels, hr_start, SCALE * width, SCALE * source.patch, transforms)
+    return lr, hr
+
+
+def _with_shrunk(
+    source: Sampler,
+    sides: NDArray[np.int64],
+    places: NDArray[np.int64],
+    generator: np.random.Generator,
+    batch: int,
+    part: slice,
+) -> tuple[Tensor, Tensor]:
+    """A share of AS_PACKED pairs as they are packed. The others are of squares of HR pixels around
+    the same places, of all `sides` that their image has room for alike."""
+    packed = generator.random(batch)[part] < AS_PACKED
+    drawn = generator.integers(len(sides), size=batch)[part]
+    moved = generator.integers(SCALE, size=(2, batch))[:, part]
+    image, top, left, transforms = places
+    size = SCALE * (_positions(source, image) + source.patch - 1)
+    middle = SCALE * np.stack((top, left)) + SCALE * source.patch // 2 + moved
+    largest = np.searchsorted(sides, size.min(0), side="right") - 1
+    kinds = np.where(packed, -1, np.minimum(drawn, largest))
+    lr_shape, hr_shape = (
+        (len(kinds), 3, side, side) for side in (source.patch, SCALE * source.patch)
+    )
+    lr, hr = (source.pixels.new_empty(shape) for shape in (lr_shape, hr_shape))
+    for kind in np.unique(kinds):
+        chosen = np.flatnonzero(kinds == kind)
+        if kind < 0:
+            pairs = _pairs(source, places[:, chosen])
+        else:
+            side, width = int(sides[kind]), SCALE * source.table[image[chosen], 0]
+            first = np.clip(middle[:, chosen] - side // 2, 0, size[:, chosen] - side)
+            start = source.table[image[chosen], 2] + first[0] * width + first[1]
+            squares = _crop(source.pixels, start, width, side, transforms[chosen])
+            pairs = shrink_squares(squares, source.patch)
+        where = torch.from_numpy(chosen).to(lr.device)
+        lr[where], hr[where] = pairs
     return lr, hr
 
 
@@ -197,6 +192,12 @@ def _starts(image: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int
     return np.where(image > 0, ends[image - 1], 0)
 
 
+def _positions(source: Sampler, image: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(2, images): how many crop positions there are down and across."""
+    across = source.table[image, 3]
+    return np.stack(((source.ends[image] - _starts(image, source.ends)) // across, across))
+
+
 def _draw_by_detail(
     source: Sampler, cells: Cells, generator: np.random.Generator, batch: int, part: slice
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -206,9 +207,7 @@ def _draw_by_detail(
     image, cell = _locate(cell, cells.ends)
     corner = np.stack((cell // cells.across[image], cell % cells.across[image])) * CELL
     pixel = corner + generator.integers(CELL, size=(2, batch))[:, part]
-    in_row = source.table[image, 3]
-    positions = source.ends[image] - _starts(image, source.ends)
-    last = np.stack((positions // in_row, in_row)) - 1
+    last = _positions(source, image) - 1
     first = pixel - generator.integers(source.patch, size=(2, batch))[:, part]
     top, left = np.clip(first, 0, last)
     return image, top, left

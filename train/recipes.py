@@ -25,6 +25,8 @@ class Stage:
     truth: share of the HR image in what is learned; the rest is the SR of a teacher, see
     train.teacher.
     draw: patches from everywhere alike, or more where there is detail, see train.patches.sample.
+    shrink: the largest factor that images are shrunk by for a part of the patches, see
+    train.shrink.
     Precisions other than fp64 keep weights, loss, EMA and optimiser in float32.
     """
 
@@ -48,6 +50,7 @@ class Stage:
     blocks: int = 5
     draw: Literal["uniform", "detail"] = "uniform"
     truth: float = 1.0
+    shrink: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,9 @@ TRIED = Stage(
 )
 
 # .. and with more from each step, on structure above all: for steps that are larger, or rates that
-# are lower or fall all the time. Held for long, 2e-2 is too much for it, see trial 35.
-LONG = replace(TRIED, optimizer="soap", form="inference")
+# are lower or fall all the time. Held for long, 2e-2 is too much for it, see trial 35. Images are
+# seen so often that pairs are to be others each time.
+LONG = replace(TRIED, optimizer="soap", form="inference", shrink=2.5)
 
 RECIPES = {
     "factsheet": Recipe(STAGES),

@@ -18,11 +18,12 @@ if __name__ == "__main__":
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from train import checkpoint, log, loop
+from train.detail import measure_detail
 from train.first_state import initial_state
 from train.options import engine_of, parse, stages_of
 from train.packing import pack
 from train.packs import Pack
-from train.patches import measure_detail, on_device, sampler
+from train.patches import on_device, sampler
 from train.recipes import Engine, Stage
 from train.records import note_data
 from train.teacher import read_teacher, teach
@@ -126,16 +127,20 @@ def train_stages(
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
     data = pack(args.data, args.packed, args.first)
-    # With a teacher there is one stage: several are a recipe's, and none of these has one.
-    aims = teach(data, teacher, stages[first].truth, args.packed, world.device) if teacher else data
     if world.size > 1 and world.rank == 0:
         dist.barrier()
     by_detail = any(stage.draw == "detail" for stage in stages.values())
     detail = measure_detail(data) if by_detail else None
+    # With a teacher there is one stage: several are a recipe's, and none of these has one.
+    pairs = (
+        teach(data, teacher, stages[first].truth, args.packed, world.device) if teacher else data
+    )
     if engine.crops == "device":
-        aims = on_device(aims, world.device)
+        pairs = on_device(pairs, world.device)
     sources = {
-        number: sampler(aims, stage.patch // SCALE, detail if stage.draw == "detail" else None)
+        number: sampler(
+            pairs, stage.patch // SCALE, detail if stage.draw == "detail" else None, stage.shrink
+        )
         for number, stage in stages.items()
     }
     for number, stage in stages.items():

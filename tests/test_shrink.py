@@ -1,0 +1,148 @@
+"""Pairs of shrunk images, against Pillow's resizing and the images that they are made of."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from torch import Tensor
+
+from train.detail import measure_detail
+from train.packing import pack
+from train.packs import Pack
+from train.patches import Sampler, sample, sampler
+from train.shrink import MARGIN, shrink_squares, sides_of
+from utils.bicubic import downscale
+
+Image = NDArray[np.uint8]
+MakeImage = Callable[..., Image]
+Save = Callable[[Path, Image], Path]
+
+PATCH = 5
+SIZES = {"wide.png": (9, 31), "square.png": (23, 22), "tall.png": (40, 12), "least.png": (5, 6)}
+
+
+@pytest.fixture()
+def images(photo: MakeImage) -> list[Image]:
+    return [photo(4 * h, 4 * w, ident) for ident, (h, w) in enumerate(SIZES.values())]
+
+
+@pytest.fixture()
+def photo(noise: MakeImage) -> MakeImage:
+    """Noise of few and of many pixels: unlike noise alone, it is still there when it was shrunk."""
+
+    def make(height: int, width: int, seed: int) -> Image:
+        coarse = PillowImage.fromarray(noise(height // 5 + 2, width // 5 + 2, seed))
+        smooth = np.asarray(coarse.resize((width, height), PillowImage.Resampling.BICUBIC))
+        return (smooth * 0.7 + noise(height, width, seed + 50) * 0.3).astype(np.uint8)
+
+    return make
+
+
+@pytest.fixture()
+def packed(tmp_path: Path, images: list[Image], save: Save) -> Pack:
+    for name, image in zip(SIZES, images, strict=True):
+        save(tmp_path / "set" / name, image)
+    return pack([tmp_path / "set"], tmp_path / "cache")
+
+
+@pytest.fixture(params=["uniform", "detail"])
+def source(packed: Pack, request: pytest.FixtureRequest) -> Sampler:
+    detail = measure_detail(packed) if request.param == "detail" else None
+    return sampler(packed, PATCH, detail, shrink=2.0)
+
+
+def as_images(patches: Tensor) -> list[Image]:
+    return list(patches.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("patch", [5, 16, 31])
+@pytest.mark.parametrize("shrink", [1.3, 2.5, 4])
+def test_pairs_are_the_middle_of_what_pillow_and_matlab_shrink(
+    patch: int, shrink: float, photo: MakeImage
+) -> None:
+    sides = sides_of(patch, shrink)
+    rows = 4 * patch + 2 * MARGIN
+    assert sides[0] == rows and sides[-1] == round(rows * shrink) and (np.diff(sides) >= 0).all()
+    for side in sides:
+        squares = [photo(side, side, seed) for seed in range(2)]
+        lr, hr = shrink_squares(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), patch)
+        for square, small, large in zip(squares, as_images(lr), as_images(hr), strict=True):
+            channels = [PillowImage.fromarray(square[..., c].astype(np.float32)) for c in range(3)]
+            resized = np.dstack(
+                [
+                    np.asarray(x.resize((rows, rows), PillowImage.Resampling.BICUBIC))
+                    for x in channels
+                ]
+            )
+            middle = resized[MARGIN:-MARGIN, MARGIN:-MARGIN].clip(0, 255)
+            assert np.abs(middle - large).max() < 0.501  # large is rounded, once
+            # Where nothing outside the patch takes part, its LR patch is that of any HR image.
+            inner = slice(2, -2)
+            assert np.array_equal(downscale(large)[inner, inner], small[inner, inner])
+
+
+def test_unshrunk_pairs_begin_at_every_pixel_and_are_the_images(
+    packed: Pack, images: list[Image]
+) -> None:
+    """With one factor, 1, a HR patch is a part of its image, turned, and the LR patch its own."""
+    source = replace(sampler(packed, PATCH, shrink=2), sides=sides_of(PATCH, 2)[:1])
+    places: set[tuple[int, int, int]] = set()
+    lr, hr = sample(source, seed=1, step=0, batch=600)
+    for small, large in zip(as_images(lr), as_images(hr), strict=True):
+        places.add(place_of(large, images))
+        assert np.array_equal(downscale(large)[2:-2, 2:-2], small[2:-2, 2:-2])
+    assert {top % 4 for _, top, _ in places} == {left % 4 for *_, left in places} == {0, 1, 2, 3}
+    assert {ident for ident, *_ in places} == set(range(len(images)))  # the least one, as packed
+
+
+def place_of(patch: Image, images: list[Image]) -> tuple[int, int, int]:
+    """(image, top, left) of a HR patch, turned in whatever way."""
+    for ident, image in enumerate(images):
+        windows = np.lib.stride_tricks.sliding_window_view(image, patch.shape).squeeze(2)
+        for turns in range(4):
+            for flipped in (False, True):
+                turned = np.rot90(patch, turns)
+                turned = turned[:, ::-1] if flipped else turned
+                found = np.argwhere((windows[:, :, ::5, ::5] == turned[::5, ::5]).all((2, 3, 4)))
+                for top, left in found:
+                    if np.array_equal(windows[top, left], turned):
+                        return ident, int(top), int(left)
+    raise AssertionError("in none of the images")
+
+
+def test_all_factors_occur_and_a_share_is_as_packed(packed: Pack, images: list[Image]) -> None:
+    """Seen by the part of each patch's contrast that shrinking leaves."""
+    source = sampler(packed, PATCH, shrink=2.0)
+    plain = sampler(packed, PATCH)
+    _, hr = sample(source, seed=4, step=1, batch=400)
+    _, as_packed = sample(plain, seed=4, step=1, batch=400)
+    same = (hr == as_packed).flatten(1).all(1)
+    assert 0.15 < same.float().mean() < 0.45  # 0.25, those too large for their image, and chance
+    fine = (hr.float().diff(dim=-1) ** 2).mean((1, 2, 3))
+    of_packed = (as_packed.float().diff(dim=-1) ** 2).mean((1, 2, 3))
+    assert (fine[~same] < 0.5 * of_packed.mean()).any()  # shrunk well: averaged noise
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(12, 2), (13, 3)])
+def test_parts_of_a_step_interleave_to_the_whole(
+    source: Sampler, batch: int, processes: int
+) -> None:
+    whole = sample(source, seed=2, step=5, batch=batch)
+    again = sample(source, seed=2, step=5, batch=batch)
+    assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1])
+    for rank in range(processes):
+        part = slice(rank, None, processes)
+        lr, hr = sample(source, seed=2, step=5, batch=batch, part=part)
+        assert torch.equal(lr, whole[0][part]) and torch.equal(hr, whole[1][part])
+
+
+def test_without_shrinking_patches_are_what_they_were(packed: Pack) -> None:
+    """The numbers that are drawn for shrinking come last: what a seed gave it still gives."""
+    _, hr = sample(sampler(packed, PATCH, shrink=2.0), seed=9, step=3, batch=64)
+    _, plain = sample(sampler(packed, PATCH, shrink=1.0), seed=9, step=3, batch=64)
+    assert (hr == plain).flatten(1).all(1).any()

@@ -1,0 +1,58 @@
+"""New pairs from the same images: HR patches at any pixel, of images shrunk by random factors.
+
+A pack has one LR image of each HR image: the one whose pixels begin at its corner. Fifteen others
+are as good, and every shrunk image has its own. A network that sees few images often learns what
+is random in them, too; these are others each time.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from utils.datasets import SCALE
+
+FACTORS = 8  # by how many different ones images are shrunk, 1 and the largest among them
+MARGIN = 2 * SCALE  # HR pixels to each side of a patch that its LR pixels are made of, too
+
+
+def sides_of(patch: int, shrink: float) -> NDArray[np.int64]:
+    """The sides of the squares of a HR image, in pixels, that are shrunk to a patch of `patch` LR
+    pixels and what its LR pixels want around it: by 1 to `shrink`, in equal ratios."""
+    factors = np.geomspace(1, shrink, FACTORS)
+    return np.rint((SCALE * patch + 2 * MARGIN) * factors).astype(np.int64)
+
+
+def shrink_squares(squares: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """Make pairs of squares of HR images, by MATLAB's bicubic kernel.
+
+    Args:
+        squares: (B, 3, side, side), uint8; the side is one of `sides_of`.
+        patch: side of the LR patches.
+
+    Returns:
+        LR (B, 3, patch, patch) and HR (B, 3, 4 * patch, 4 * patch), uint8: what is in the middle of
+        the shrunk squares, and of those shrunk by 4, without what the squares' edges change.
+    """
+    around, device = MARGIN // SCALE, squares.device
+    rows = SCALE * (patch + 2 * around)
+    hr = _resize(squares, _matrix(squares.shape[-1], rows, device).float())
+    lr = _resize(hr, _matrix(rows, patch + 2 * around, device)[around:-around])
+    return lr, hr[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+def _resize(squares: Tensor, matrix: Tensor) -> Tensor:
+    """(B, 3, side, side) by (rows, side), both ways, halves rounded up as MATLAB does."""
+    pixels = F.linear(F.linear(squares.to(matrix.dtype), matrix).mT, matrix).mT
+    return (pixels + 0.5).floor().clamp(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _matrix(side: int, rows: int, device: torch.device) -> Tensor:
+    """(rows, side), float64: what shrinks a line of `side` pixels to `rows`."""
+    lines = torch.eye(side, dtype=torch.float64)[None, None]
+    shrunk = F.interpolate(lines, (rows, side), mode="bicubic", antialias=True)
+    return shrunk[0, 0].to(device)
