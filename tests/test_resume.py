@@ -141,9 +141,11 @@ def test_run_killed_again_and_again_ends_bit_for_bit_equal(
     not any(map(shutil.which, native_library.COMPILERS)), reason="needs a C++ compiler"
 )
 def test_run_on_compiled_kernels_killed_twice_ends_bit_for_bit_equal(
-    place: Path, train: Train, accident: Accident, logged: Logged
+    place: Path, train: Train, accident: Accident, logged: Logged, random_weights: Path
 ) -> None:
+    """With all that a long run has: a teacher, shrunk images, SOAP."""
     options = ("--kernels", "native", "--optimizer", "soap", "--form", "inference", "--resume")
+    options += ("--shrink", 2, "--teacher", random_weights, "--truth", 0.5)
     assert train("kernels", *options).returncode == 0
     for moment, count in (
         ("killed between weights and average", 5),

@@ -1,4 +1,4 @@
-"""Targets that are partly a teacher's SR, from the pack to the record of what was shipped."""
+"""Targets that are partly a teacher's SR, from patches to the record of what was shipped."""
 
 import re
 import shutil
@@ -13,85 +13,45 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from kernels import native_library
 from models.team23_LKDN import LKDN
 from train.export import export
+from train.forward import make_aim
 from train.packing import pack
-from train.packs import Pack
 from train.patches import sample, sampler
+from train.recipes import STAGES, Engine
 from train.reparam import fuse, training_form
-from train.teacher import Teacher, read_teacher, teach
+from train.teacher import read_teacher
 from utils.weights import CheckpointError, read_checkpoint
 
 Image = NDArray[np.uint8]
 Run = Callable[..., CompletedProcess[str]]
-CPU = torch.device("cpu")
 
 
 @pytest.fixture()
-def data(tmp_path: Path, noise: Callable[..., Image], save: Callable[[Path, Image], Path]) -> Pack:
-    for seed, (height, width) in enumerate(((20, 24), (44, 12))):
-        save(tmp_path / "images" / f"{seed}.png", noise(height, width, seed))
-    return pack([tmp_path / "images"], tmp_path / "packed")
-
-
-@pytest.fixture()
-def teacher() -> Teacher:
+def teacher() -> LKDN:
     torch.manual_seed(3)
-    return Teacher(LKDN(channels=6, blocks=1).eval().requires_grad_(False), "0" * 64, [])
+    return LKDN(channels=6, blocks=1).eval()
 
 
-def pairs(data: Pack) -> list[tuple[Image, Image]]:
-    pixels, found = data.pixels.numpy(), []
-    for image in data.images:
-        shape = image.height, image.width
-        lr = pixels[image.lr_offset :][: shape[0] * shape[1]].reshape(*shape, 3)
-        hr = pixels[image.hr_offset :][: 16 * shape[0] * shape[1]]
-        found.append((lr, hr.reshape(4 * shape[0], 4 * shape[1], 3)))
-    return found
-
-
-def mean_of_positions(net: LKDN, lr: Image) -> NDArray[np.float64]:
-    """The mean SR of an image's eight positions, turned by numpy, run in float64, in 0..255."""
-    total = np.zeros((4 * lr.shape[0], 4 * lr.shape[1], 3))
-    for mirrored in (False, True):
-        for turns in range(4):
-            seen = np.rot90(lr[:, ::-1] if mirrored else lr, turns).copy()
-            x = torch.from_numpy(seen).permute(2, 0, 1)[None].double() / 255
-            sr = np.rot90(net.double()(x)[0].permute(1, 2, 0).numpy(), -turns)
-            total += sr[:, ::-1] if mirrored else sr
-    net.float()
-    return np.clip(total / 8, 0, 1) * 255
-
-
+@pytest.mark.parametrize("kernels", ["torch", "native"])
 @pytest.mark.parametrize("truth", [0.0, 0.25])
-def test_targets_are_the_share_of_the_truth_and_the_rest_of_the_mean_sr(
-    data: Pack, teacher: Teacher, truth: float, tmp_path: Path
+def test_targets_are_the_share_of_the_truth_and_the_rest_of_the_teachers_sr(
+    kernels: str, truth: float, teacher: LKDN
 ) -> None:
-    taught = teach(data, teacher, truth, tmp_path / "packed", CPU)
-    assert taught.images == data.images and taught.fingerprint == data.fingerprint
-    for (lr, hr), (same, target) in zip(pairs(data), pairs(taught), strict=True):
-        assert np.array_equal(lr, same)
-        expected = truth * hr + (1 - truth) * mean_of_positions(teacher.net, lr)
-        assert np.abs(target - expected).max() < 0.51  # rounded, from float32
-
-
-def test_targets_are_kept_and_made_anew_where_they_are_damaged_or_others(
-    data: Pack, teacher: Teacher, tmp_path: Path
-) -> None:
-    def make(truth: float = 0.5, teacher: Teacher = teacher) -> Image:
-        taught = teach(data, teacher, truth, tmp_path / "packed", CPU)
-        return np.array(taught.pixels.numpy())
-
-    first = make()
-    (file,) = (tmp_path / "packed").glob("*.taught")
-    before = file.stat().st_mtime_ns
-    assert np.array_equal(make(), first) and file.stat().st_mtime_ns == before
-    file.write_bytes(bytes(len(first.tobytes())))
-    assert np.array_equal(make(), first)
-    other = replace(teacher, sha256="1" * 64)
-    make(0.75), make(teacher=other)
-    assert len(list((tmp_path / "packed").glob("*.taught"))) == 3
-    assert not list((tmp_path / "packed").glob(".*"))  # nothing half written
+    if kernels == "native" and not any(map(shutil.which, native_library.COMPILERS)):
+        pytest.skip("needs a C++ compiler")
+    generator = torch.Generator().manual_seed(1)
+    lr = torch.randint(256, (3, 3, 7, 7), dtype=torch.uint8, generator=generator)
+    hr = torch.randint(256, (3, 3, 28, 28), dtype=torch.uint8, generator=generator)
+    stage = replace(STAGES[1], truth=truth)
+    engine = Engine(kernels=kernels)  # type: ignore[arg-type]
+    target = make_aim(teacher, stage, torch.device("cpu"), engine)(lr, hr)
+    with torch.no_grad():
+        sr = teacher.double()(lr.double() / 255).clamp(0, 1) * 255
+    assert target.dtype == torch.uint8 and target.shape == hr.shape
+    expected = truth * hr + (1 - truth) * sr
+    assert (target - expected).abs().max() < 0.51  # rounded, from float32
 
 
 @pytest.mark.parametrize(
@@ -139,10 +99,10 @@ def test_a_run_learns_from_a_teacher_and_says_so(
     plain = fuse(form).state_dict()  # the run's first weights; a rate of 0 changes none
     assert all(torch.equal(saved["params"][name], value) for name, value in plain.items())
     data = pack([place / "images"], place / "packed")
-    targets = teach(data, teacher, 0.25, place / "packed", CPU)
-    lr, hr = (x.float() / 255 for x in sample(sampler(targets, 8), 4, 0, batch=2))
+    lr, hr = (x.float() / 255 for x in sample(sampler(data, 8), 4, 0, batch=2))
     with torch.no_grad():
-        loss = F.l1_loss(form(lr), hr).item()
+        target = (0.25 * hr + 0.75 * teacher.net(lr).clamp(0, 1)).mul(255).round() / 255
+        loss = F.l1_loss(form(lr), target).item()
     assert logged(place / "taught")[0]["loss"] == pytest.approx(loss, rel=1e-4)
     assert saved["teacher"]["sha256"] == teacher.sha256
     (record,) = saved["teacher"]["records"]

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kernels.fold import dense
+from kernels.native import NativeLKDN
 from kernels.native_library import choose_arithmetic
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN, BSConv
 from train.aligned import align_parameters, aligned_like
+from train.patches import Aim
 from train.recipes import Engine, Stage
 from train.recording import Recorder, recorded
 from train.reparam import fuse_parameters, plain_like
@@ -67,10 +69,35 @@ def make_gradients(
     return _replayed(gradients, device, recorder) if recorder else gradients
 
 
-def _replayed(gradients: Gradients, device: torch.device, recorder: Recorder) -> Gradients:
+def make_aim(
+    teacher: LKDN,
+    stage: Stage,
+    device: torch.device,
+    engine: Engine,
+    recorder: Recorder | None = None,
+) -> Aim:
+    """What makes a stage's targets: a share of the HR patch, the rest of the teacher's SR of the LR
+    patch alone, rounded to the nearest. Computed as the network that learns is; see make_gradients.
+    """
+    if engine.kernels == "native":
+        forward: Callable[[Tensor], Tensor] = NativeLKDN(teacher, arithmetic_of(engine, stage))
+    else:
+        forward = make_forward(teacher.to(device), stage, device, engine)
+
+    @torch.no_grad()
+    def aim(lr: Tensor, hr: Tensor) -> Tensor:
+        x = lr.to(device).to(torch.float32, memory_format=_layout(engine)) / 255
+        sr = forward(x).float().clamp(0, 1) * 255
+        goal = stage.truth * hr.to(device) + (1 - stage.truth) * sr
+        return goal.round().to(torch.uint8)
+
+    return _replayed(aim, device, recorder) if recorder else aim
+
+
+def _replayed(launch: Gradients, device: torch.device, recorder: Recorder) -> Gradients:
     """The same by a CUDA graph, which has its patches always in the same place."""
     places: list[Tensor] = []
-    run = recorded(lambda: gradients(*places), recorder)
+    run = recorded(lambda: launch(*places), recorder)
 
     def replay(lr: Tensor, hr: Tensor) -> Tensor:
         if not places:

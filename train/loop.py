@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from models.team23_LKDN import LKDN
 from train import checkpoint, log
-from train.forward import Gradients, arithmetic_of, make_gradients
+from train.forward import Gradients, arithmetic_of, make_aim, make_gradients
 from train.optim import learning_rate
 from train.patches import Patches, Sampler, cut_patches
 from train.recipes import Engine, Stage
@@ -67,6 +68,7 @@ class Run:
     seed: int
     file: Path
     source: Sampler
+    teacher: LKDN | None
     fingerprint: str
     samples: dict[str, list[evaluate.Sample]]
     world: World
@@ -94,7 +96,8 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
     recorder = Recorder() if run.engine.graphs else None
     gradients = make_gradients(state.net, stage, device, run.engine, recorder)
     part = slice(run.world.rank, None, run.world.size)
-    patches = cut_patches(run.source, run.seed, state.step, stage.batch, part)
+    aim = make_aim(run.teacher, stage, device, run.engine, recorder) if run.teacher else None
+    patches = cut_patches(run.source, run.seed, state.step, stage.batch, part, aim)
     weights = dict(state.net.named_parameters())
     update = make_update(state.optimizers, state.ema, weights, stage.ema, recorder)
     stream = own_stream(device) if recorder else contextlib.nullcontext()

@@ -1,7 +1,7 @@
 """Random aligned LR and HR crops, each decided by (seed, step) alone, so a run can resume."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from utils.imaging.images import ImageError
 logger = logging.getLogger(__name__)
 
 Patches = Iterator[tuple[Tensor, Tensor]]  # a step's LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8
+Aim = Callable[[Tensor, Tensor], Tensor]  # from those what is to be learned, as HR patches are
 
 AS_PACKED = 0.25  # share of the pairs that are not made anew, where others are
 
@@ -214,20 +215,31 @@ def _draw_by_detail(
 
 
 def cut_patches(
-    source: Sampler, seed: int, step: int, batch: int, part: slice = slice(None)
+    source: Sampler,
+    seed: int,
+    step: int,
+    batch: int,
+    part: slice = slice(None),
+    aim: Aim | None = None,
 ) -> Patches:
-    """The patches of `step` and of every step after it, see `sample`. On a CPU the next step's are
-    cut in another thread while this step's are used."""
+    """The patches of `step` and of every step after it, see `sample`; with HR patches that `aim`
+    makes of a step's LR and HR patches, if given. On a CPU the next step's are cut in another
+    thread while this step's are used."""
+
+    def cut(step: int) -> tuple[Tensor, Tensor]:
+        lr, hr = sample(source, seed, step, batch, part)
+        return lr, aim(lr, hr) if aim else hr
+
     if source.pixels.is_cuda:
         while True:
-            yield sample(source, seed, step, batch, part)
+            yield cut(step)
             step += 1
     with ThreadPoolExecutor(1) as cutter:
-        coming = cutter.submit(sample, source, seed, step, batch, part)
+        coming = cutter.submit(cut, step)
         while True:
             step += 1
             patches = coming.result()
-            coming = cutter.submit(sample, source, seed, step, batch, part)
+            coming = cutter.submit(cut, step)
             yield patches
 
 

@@ -26,7 +26,7 @@ from train.packs import Pack
 from train.patches import on_device, sampler
 from train.recipes import Engine, Stage
 from train.records import note_data
-from train.teacher import read_teacher, teach
+from train.teacher import read_teacher
 from utils import command, devices, evaluate
 from utils.command import UserError
 from utils.datasets import SCALE, find
@@ -131,10 +131,7 @@ def train_stages(
         dist.barrier()
     by_detail = any(stage.draw == "detail" for stage in stages.values())
     detail = measure_detail(data) if by_detail else None
-    # With a teacher there is one stage: several are a recipe's, and none of these has one.
-    pairs = (
-        teach(data, teacher, stages[first].truth, args.packed, world.device) if teacher else data
-    )
+    pairs = data
     if engine.crops == "device":
         pairs = on_device(pairs, world.device)
     sources = {
@@ -153,6 +150,7 @@ def train_stages(
             seed=args.seed,
             file=args.out / f"{stage.name}.pt",
             source=sources[number],
+            teacher=teacher.net if teacher else None,
             fingerprint=data.fingerprint,
             samples=samples,
             world=world,
