@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploy import backends, tiling
+from deploy.self_ensemble import mean_of_eight
 from deploy.tiling import CONTEXT, SMALLEST
 from models.team23_LKDN import LKDN
 from utils.command import UserError
 from utils.datasets import SCALE
 from utils.devices import NAMES, DeviceError, prepare_cpu, select_device
 from utils.memory import free_memory
-from utils.self_ensemble import mean_of_eight
 from utils.weights import SHIPPED, load_weights
 
 # LR pixels that a CPU is given at once by default: more take no less time each, for they leave its

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
+from scipy.stats import chisquare
 from torch import Tensor
 
 from train.detail import measure_detail
@@ -81,9 +82,11 @@ def test_pairs_are_the_middle_of_what_pillow_and_matlab_shrink(
             )
             middle = resized[MARGIN:-MARGIN, MARGIN:-MARGIN].clip(0, 255)
             assert np.abs(middle - large).max() < 0.501  # large is rounded, once
-            # Where nothing outside the patch takes part, its LR patch is that of any HR image.
-            inner = slice(2, -2)
-            assert np.array_equal(downscale(large)[inner, inner], small[inner, inner])
+            whole = resized.clip(0, 255)
+            whole[MARGIN:-MARGIN, MARGIN:-MARGIN] = large
+            edge = downscale((whole + 0.5).astype(np.uint8))[2:-2, 2:-2]
+            assert np.abs(edge.astype(int) - small).max() <= 1  # around large: Pillow's rounding
+            assert np.array_equal(edge[2:-2, 2:-2], small[2:-2, 2:-2])
 
 
 def test_unshrunk_pairs_begin_at_every_pixel_and_are_the_images(
@@ -115,17 +118,50 @@ def place_of(patch: Image, images: list[Image]) -> tuple[int, int, int]:
     raise AssertionError("in none of the images")
 
 
-def test_all_factors_occur_and_a_share_is_as_packed(packed: Pack, images: list[Image]) -> None:
-    """Seen by the part of each patch's contrast that shrinking leaves."""
+def test_the_factors_that_an_image_has_room_for_are_equally_likely(
+    packed: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """.. and a quarter of the pairs, and all of an image without room, are as packed."""
+    drawn: list[int] = []
+
+    def note(squares: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+        drawn.extend([squares.shape[-1]] * len(squares))
+        return shrink_squares(squares, patch)
+
+    monkeypatch.setattr("train.patches.shrink_squares", note)
     source = sampler(packed, PATCH, shrink=2.0)
-    plain = sampler(packed, PATCH)
-    _, hr = sample(source, seed=4, step=1, batch=400)
-    _, as_packed = sample(plain, seed=4, step=1, batch=400)
-    same = (hr == as_packed).flatten(1).all(1)
-    assert 0.15 < same.float().mean() < 0.45  # 0.25, those too large for their image, and chance
-    fine = (hr.float().diff(dim=-1) ** 2).mean((1, 2, 3))
-    of_packed = (as_packed.float().diff(dim=-1) ** 2).mean((1, 2, 3))
-    assert (fine[~same] < 0.5 * of_packed.mean()).any()  # shrunk well: averaged noise
+    assert source.sides is not None
+    count, expected = 4000, dict.fromkeys(source.sides.tolist(), 0.0)
+    positions = [(h - PATCH + 1) * (w - PATCH + 1) for h, w in SIZES.values()]
+    for (height, width), share in zip(SIZES.values(), positions, strict=True):
+        room = [side for side in expected if side <= 4 * min(height, width)]
+        for side in room:
+            expected[side] += 0.75 * share / sum(positions) / len(room)
+    sample(source, seed=4, step=1, batch=count)
+    observed = [drawn.count(side) for side in expected]
+    wanted = np.array(list(expected.values())) * count
+    rest = count - len(drawn), count - wanted.sum()
+    assert chisquare([*observed, rest[0]], [*wanted, rest[1]]).pvalue > 1e-3
+    assert min(wanted) > 100 and min(rest) > 900
+
+
+def test_squares_lie_everywhere_in_an_image_alike(tmp_path: Path, save: Save) -> None:
+    """Also those that are nearly as large as it, of an image that brightens to one side."""
+    ramp = np.broadcast_to(np.arange(80, dtype=np.uint8)[None, :, None] * 3, (80, 80, 3))
+    save(tmp_path / "set" / "ramp.png", ramp)
+    source = sampler(pack([tmp_path / "set"], tmp_path / "cache"), PATCH, shrink=2.0)
+    assert source.sides is not None
+    source = replace(source, sides=source.sides[-1:])
+    _, hr = sample(source, seed=3, step=1, batch=3000)
+    _, packed_pairs = sample(replace(source, sides=None), seed=3, step=1, batch=3000)
+    made = ~(hr == packed_pairs).flatten(1).all(1)
+    first = (hr[made].flatten(2).float().mean((1, 2)) / 3).numpy()
+    room = 80 - int(source.sides[0])  # the middles of squares are so many pixels apart
+    counts, _ = np.histogram(
+        first, bins=room + 1, range=(39.5 - room / 2 - 0.5, 39.5 + room / 2 + 0.5)
+    )
+    assert counts.sum() == len(first) > 2000
+    assert chisquare(counts).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("batch", "processes"), [(12, 2), (13, 3)])
@@ -139,10 +175,3 @@ def test_parts_of_a_step_interleave_to_the_whole(
         part = slice(rank, None, processes)
         lr, hr = sample(source, seed=2, step=5, batch=batch, part=part)
         assert torch.equal(lr, whole[0][part]) and torch.equal(hr, whole[1][part])
-
-
-def test_without_shrinking_patches_are_what_they_were(packed: Pack) -> None:
-    """The numbers that are drawn for shrinking come last: what a seed gave it still gives."""
-    _, hr = sample(sampler(packed, PATCH, shrink=2.0), seed=9, step=3, batch=64)
-    _, plain = sample(sampler(packed, PATCH, shrink=1.0), seed=9, step=3, batch=64)
-    assert (hr == plain).flatten(1).all(1).any()

@@ -11,47 +11,90 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import native_library
+from kernels.native_library import CompileError
 from models.team23_LKDN import LKDN
 from train.export import export
-from train.forward import make_aim
+from train.forward import _native_forward, make_gradients
 from train.packing import pack
 from train.patches import sample, sampler
 from train.recipes import STAGES, Engine
 from train.reparam import fuse, training_form
 from train.teacher import read_teacher
+from utils import devices
 from utils.weights import CheckpointError, read_checkpoint
 
 Image = NDArray[np.uint8]
 Run = Callable[..., CompletedProcess[str]]
+CPU = torch.device("cpu")
+COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, native_library.COMPILERS)), reason="needs a C++ compiler"
+)
 
 
-@pytest.fixture()
-def teacher() -> LKDN:
-    torch.manual_seed(3)
-    return LKDN(channels=6, blocks=1).eval()
+def network(seed: int, channels: int, blocks: int) -> LKDN:
+    torch.manual_seed(seed)
+    return LKDN(channels=channels, blocks=blocks).eval()
 
 
-@pytest.mark.parametrize("kernels", ["torch", "native"])
+def patches() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    lr, hr = (
+        torch.randint(256, (5, 3, side, side), dtype=torch.uint8, generator=generator)
+        for side in (7, 28)
+    )
+    return lr, hr
+
+
+def loss_of(kernels: str, truth: float) -> float:
+    """Of a step on `patches`, taught by a network of another size."""
+    stage = replace(STAGES[1], truth=truth, batch=5)
+    engine = Engine(kernels=kernels)  # type: ignore[arg-type]
+    teacher = network(3, channels=8, blocks=2)
+    form = network(4, channels=6, blocks=1)
+    return make_gradients(form, stage, CPU, engine, teacher=teacher)(*patches()).item()
+
+
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("native", marks=COMPILER)])
 @pytest.mark.parametrize("truth", [0.0, 0.25])
 def test_targets_are_the_share_of_the_truth_and_the_rest_of_the_teachers_sr(
-    kernels: str, truth: float, teacher: LKDN
+    kernels: str, truth: float
 ) -> None:
-    if kernels == "native" and not any(map(shutil.which, native_library.COMPILERS)):
-        pytest.skip("needs a C++ compiler")
-    generator = torch.Generator().manual_seed(1)
-    lr = torch.randint(256, (3, 3, 7, 7), dtype=torch.uint8, generator=generator)
-    hr = torch.randint(256, (3, 3, 28, 28), dtype=torch.uint8, generator=generator)
-    stage = replace(STAGES[1], truth=truth)
-    engine = Engine(kernels=kernels)  # type: ignore[arg-type]
-    target = make_aim(teacher, stage, torch.device("cpu"), engine)(lr, hr)
+    lr, hr = (x.double() for x in patches())
     with torch.no_grad():
-        sr = teacher.double()(lr.double() / 255).clamp(0, 1) * 255
-    assert target.dtype == torch.uint8 and target.shape == hr.shape
-    expected = truth * hr + (1 - truth) * sr
-    assert (target - expected).abs().max() < 0.51  # rounded, from float32
+        sr = network(3, channels=8, blocks=2).double()(lr / 255).clamp(0, 1)
+        own = network(4, channels=6, blocks=1).double()(lr / 255)
+    target = (truth * hr + (1 - truth) * 255 * sr).round() / 255
+    # Some values are halves but for rounding; each is one of 11,760.
+    assert loss_of(kernels, truth) == pytest.approx(F.l1_loss(own, target).item(), rel=1e-5)
+
+
+@COMPILER
+@pytest.mark.parametrize("shape", [(5, 3, 19, 7), (1, 3, 32, 32), (2, 3, 5, 40)])
+def test_a_teacher_gives_the_same_bits_on_any_number_of_threads(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(2))
+    results = []
+    for threads in (1, 2, 3, 5):
+        with devices.torch_threads(threads):
+            results.append(_native_forward(network(3, channels=8, blocks=2), "float32")(x))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@COMPILER
+def test_a_teacher_that_cannot_be_compiled_runs_in_torch_and_a_line_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = loss_of("native", 0.25)
+
+    def fail(net: LKDN, arithmetic: str) -> None:
+        raise CompileError("the disk is full")
+
+    monkeypatch.setattr("train.forward.NativeLKDN", fail)
+    assert loss_of("native", 0.25) == pytest.approx(expected, rel=1e-5)
+    assert "in torch, not on compiled kernels: the disk is full" in caplog.text
 
 
 @pytest.mark.parametrize(

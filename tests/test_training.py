@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from train import log
 from train.packing import pack
 from train.patches import Sampler, sample, sampler
 from train.reparam import fuse, training_form
+from train.shrink import sides_of
+from train.teacher import read_teacher
 from utils import evaluate
 from utils.datasets import Pair
 from utils.lock import locked
@@ -67,27 +70,33 @@ def test_validation_scores_the_fused_average(
 
 
 def test_processes_together_train_as_one_and_as_a_plain_loop(
-    place: Path, root: Path, python: Run, source: Sampler, logged: Logged
+    place: Path, root: Path, python: Run, source: Sampler, logged: Logged, random_weights: Path
 ) -> None:
+    """With pairs of shrunk images, and a teacher."""
     # Three patches on two processes: unequal shares.
     options = """
         --data images --packed packed --stage 1 --steps 5 --batch 3 --patch 32 --precision fp64
-        --ema 0.9 --seed 6 --threads 1 --device cpu --log_every 1
+        --ema 0.9 --seed 6 --threads 1 --device cpu --log_every 1 --shrink 1.5 --truth 0.5
     """
-    script = root / "train/train.py"
-    alone = python(place, script, *options.split(), "--out", "alone")
+    source = replace(source, sides=sides_of(source.patch, 1.5))
+    script, taught = root / "train/train.py", ("--teacher", random_weights)
+    alone = python(place, script, *options.split(), *taught, "--out", "alone")
     assert alone.returncode == 0, alone.stderr
     launcher = "-m torch.distributed.run --standalone --nproc_per_node 2"
-    together = python(place, *launcher.split(), script, *options.split(), "--out", "together")
+    command = (*launcher.split(), script, *options.split(), *taught, "--out", "together")
+    together = python(place, *command)
     assert together.returncode == 0, together.stderr
 
     torch.manual_seed(6)
     net = training_form(LKDN()).double()
+    teacher = read_teacher(random_weights).net.double()
     adam = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-8)
     average = copy.deepcopy(net.state_dict())
     losses = []
     for step in range(5):
         lr, hr = (patches.double() / 255 for patches in sample(source, 6, step, batch=3))
+        with torch.no_grad():
+            hr = (0.5 * hr + 0.5 * teacher(lr).clamp(0, 1)).mul(255).round() / 255
         loss = F.l1_loss(net(lr), hr)
         adam.zero_grad()
         loss.backward()

@@ -1,7 +1,10 @@
 """Loss and gradients of a batch of patches, by torch or by the CPU kernels."""
 
+import logging
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +13,16 @@ from torch.func import functional_call
 
 from kernels.fold import dense
 from kernels.native import NativeLKDN
-from kernels.native_library import choose_arithmetic
+from kernels.native_library import CompileError, choose_arithmetic
 from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN, BSConv
 from train.aligned import align_parameters, aligned_like
-from train.patches import Aim
 from train.recipes import Engine, Stage
 from train.recording import Recorder, recorded
 from train.reparam import fuse_parameters, plain_like
+from utils import devices
+
+logger = logging.getLogger(__name__)
 
 
 def _layout(engine: Engine) -> torch.memory_format:
@@ -44,24 +49,37 @@ Gradients = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_gradients(
-    form: LKDN, stage: Stage, device: torch.device, engine: Engine, recorder: Recorder | None = None
+    form: LKDN,
+    stage: Stage,
+    device: torch.device,
+    engine: Engine,
+    recorder: Recorder | None = None,
+    teacher: LKDN | None = None,
 ) -> Gradients:
     """What computes the loss of a step's patches, or of a process's share of them, and leaves its
     gradients in the parameters of `form`; as one CUDA graph, where a recorder is given.
+
+    With a teacher, `stage.truth` of what is learned is the HR patch and the rest the teacher's SR
+    of the LR patch, both together rounded to whole pixel values. The teacher is computed as the
+    network that learns is.
 
     Raises:
         kernels.native_library.CompileError: the engine's kernels cannot be compiled.
     """
     if engine.kernels == "native":
-        return _native_gradients(form, stage, engine)
-    forward = make_forward(form, stage, device, engine)
+        return _native_gradients(form, stage, engine, teacher)
     dtype = torch.float64 if stage.precision == "fp64" else torch.float32
+    forward = make_forward(form, stage, device, engine)
+    teach = make_forward(teacher.to(device, dtype), stage, device, engine) if teacher else None
     layout = _layout(engine)
 
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
         form.zero_grad()
         share = len(lr) / stage.batch
         lr, hr = (x.to(device).to(dtype, memory_format=layout) / 255 for x in (lr, hr))
+        if teach:
+            with torch.no_grad():
+                hr = _mix(stage.truth, hr * 255, teach(lr)) / 255
         loss = LOSSES[stage.loss](forward(lr).to(dtype), hr) * share
         loss.backward()
         return loss.detach()
@@ -69,35 +87,15 @@ def make_gradients(
     return _replayed(gradients, device, recorder) if recorder else gradients
 
 
-def make_aim(
-    teacher: LKDN,
-    stage: Stage,
-    device: torch.device,
-    engine: Engine,
-    recorder: Recorder | None = None,
-) -> Aim:
-    """What makes a stage's targets: a share of the HR patch, the rest of the teacher's SR of the LR
-    patch alone, rounded to the nearest. Computed as the network that learns is; see make_gradients.
-    """
-    if engine.kernels == "native":
-        forward: Callable[[Tensor], Tensor] = NativeLKDN(teacher, arithmetic_of(engine, stage))
-    else:
-        forward = make_forward(teacher.to(device), stage, device, engine)
-
-    @torch.no_grad()
-    def aim(lr: Tensor, hr: Tensor) -> Tensor:
-        x = lr.to(device).to(torch.float32, memory_format=_layout(engine)) / 255
-        sr = forward(x).float().clamp(0, 1) * 255
-        goal = stage.truth * hr.to(device) + (1 - stage.truth) * sr
-        return goal.round().to(torch.uint8)
-
-    return _replayed(aim, device, recorder) if recorder else aim
+def _mix(truth: float, hr: Tensor, sr: Tensor) -> Tensor:
+    """Targets of HR in 0..255 and a teacher's SR in 0..1: in 0..255, whole numbers."""
+    return (truth * hr + (1 - truth) * 255 * sr.to(hr.dtype).clamp(0, 1)).round()
 
 
-def _replayed(launch: Gradients, device: torch.device, recorder: Recorder) -> Gradients:
+def _replayed(gradients: Gradients, device: torch.device, recorder: Recorder) -> Gradients:
     """The same by a CUDA graph, which has its patches always in the same place."""
     places: list[Tensor] = []
-    run = recorded(lambda: launch(*places), recorder)
+    run = recorded(lambda: gradients(*places), recorder)
 
     def replay(lr: Tensor, hr: Tensor) -> Tensor:
         if not places:
@@ -116,10 +114,14 @@ def arithmetic_of(engine: Engine, stage: Stage) -> str:
     return engine.arithmetic if stage.precision == "bf16" else "float32"
 
 
-def _native_gradients(form: LKDN, stage: Stage, engine: Engine) -> Gradients:
+def _native_gradients(form: LKDN, stage: Stage, engine: Engine, teacher: LKDN | None) -> Gradients:
     kernels = NativeGradients(plain_like(form), arithmetic_of(engine, stage))
+    teach = _native_forward(teacher, arithmetic_of(engine, stage)) if teacher else None
 
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
+        if teach:
+            with torch.no_grad():
+                hr = _mix(stage.truth, hr.float(), teach(lr.float() / 255)).to(torch.uint8)
         plain = fuse_parameters(dict(form.named_parameters()))
         loss, by_name = kernels(plain, lr, hr, stage.loss, len(lr) / (stage.batch * hr.numel()))
         form.zero_grad()
@@ -128,6 +130,30 @@ def _native_gradients(form: LKDN, stage: Stage, engine: Engine) -> Gradients:
         return loss.float()
 
     return gradients
+
+
+def _native_forward(net: LKDN, arithmetic: str) -> Callable[[Tensor], Tensor]:
+    """The SR of (B, 3, H, W), each thread having whole patches: the same bits for any number of
+    threads. By torch, with a message, where the kernels cannot be compiled for this network."""
+    threads = torch.get_num_threads()
+    free: SimpleQueue[NativeLKDN] = SimpleQueue()
+    try:
+        with devices.torch_threads(1):
+            for _ in range(threads):
+                free.put(NativeLKDN(net, arithmetic))
+    except CompileError as error:
+        logger.warning("the teacher runs in torch, not on compiled kernels: %s", error)
+        return net
+    pool = ThreadPoolExecutor(threads)
+
+    def run(patch: Tensor) -> Tensor:
+        network = free.get()
+        try:
+            return network(patch)
+        finally:
+            free.put(network)
+
+    return lambda x: torch.cat(list(pool.map(run, x.split(1))))
 
 
 def make_forward(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from models.team23_LKDN import LKDN
 from train import checkpoint, log
-from train.forward import Gradients, arithmetic_of, make_aim, make_gradients
+from train.forward import Gradients, arithmetic_of, make_gradients
 from train.optim import learning_rate
 from train.patches import Patches, Sampler, cut_patches
 from train.recipes import Engine, Stage
@@ -58,9 +58,10 @@ class World:
 class Run:
     """What the loop needs besides its state.
 
-    fingerprint is the data's; samples are the validation sets by name; log_every, val_every and
-    save_every count steps; stop_at is a time of time.monotonic(). What could not be written while
-    the run went on is added to failed.
+    teacher is the network whose SR is part of the targets, if there is one; fingerprint is the
+    data's; samples are the validation sets by name; log_every, val_every and save_every count
+    steps; stop_at is a time of time.monotonic(). What could not be written while the run went on
+    is added to failed.
     """
 
     stage: Stage
@@ -94,10 +95,9 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
     """
     stage, device, lead = run.stage, run.world.device, run.world.rank == 0
     recorder = Recorder() if run.engine.graphs else None
-    gradients = make_gradients(state.net, stage, device, run.engine, recorder)
+    gradients = make_gradients(state.net, stage, device, run.engine, recorder, run.teacher)
     part = slice(run.world.rank, None, run.world.size)
-    aim = make_aim(run.teacher, stage, device, run.engine, recorder) if run.teacher else None
-    patches = cut_patches(run.source, run.seed, state.step, stage.batch, part, aim)
+    patches = cut_patches(run.source, run.seed, state.step, stage.batch, part)
     weights = dict(state.net.named_parameters())
     update = make_update(state.optimizers, state.ema, weights, stage.ema, recorder)
     stream = own_stream(device) if recorder else contextlib.nullcontext()

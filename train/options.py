@@ -72,7 +72,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("ema", "truth"), (0, 1)),
     "momentum": (0, 0.999999),  # with 1 no gradient would count
     "patch": (SCALE, MOST),
-    "shrink": (1, 16),
+    "shrink": (1, 4),
     "channels": (2, WIDEST),
     "blocks": (1, DEEPEST),
     "seed": (0, 2**63 - 1),

@@ -73,8 +73,8 @@ def open_pack(index_path: Path) -> Pack:
     pixels = np.zeros((0, 3), np.uint8)
     if images:
         pixels = np.memmap(pixels_path, np.uint8, mode="c").reshape(-1, 3)
-    now = [state_of(index_path), state_of(pixels_path)]
-    if read_mark(mark) != now:
+    now = [_state_of(index_path), _state_of(pixels_path)]
+    if _read_mark(mark) != now:
         if reason := _find_damage(images, fingerprint, pixels):
             raise ImageError(
                 f"expected in {pixels_path} the pixels that {index_path.name} describes, got other "
@@ -118,13 +118,13 @@ def _read_index(path: Path) -> tuple[tuple[PackedImage, ...], str, tuple[str, ..
     return images, fingerprint, skipped
 
 
-def state_of(path: Path) -> list[int]:
+def _state_of(path: Path) -> list[int]:
     """What changes when a file does, and costs nothing to ask."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def read_mark(path: Path) -> object:
+def _read_mark(path: Path) -> object:
     """What a file says of another's state, or nothing."""
     try:
         return read_json(path)

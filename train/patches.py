@@ -1,7 +1,7 @@
 """Random aligned LR and HR crops, each decided by (seed, step) alone, so a run can resume."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,6 @@ from utils.imaging.images import ImageError
 logger = logging.getLogger(__name__)
 
 Patches = Iterator[tuple[Tensor, Tensor]]  # a step's LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8
-Aim = Callable[[Tensor, Tensor], Tensor]  # from those what is to be learned, as HR patches are
 
 AS_PACKED = 0.25  # share of the pairs that are not made anew, where others are
 
@@ -107,8 +106,9 @@ def sample(
     """The patches of one step: LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8.
 
     Every crop position of every image is equally likely, or, with the images' detail, a LR pixel
-    is drawn by its cell's weight and the crop laid over it anywhere. Each patch gets one of the
-    eight flips and quarter turns. The same (seed, step, batch) gives the same patches on any
+    is drawn by its cell's weight and the crop laid over it anywhere. With `sides` most pairs are
+    of a larger square around that place, see train.shrink. Each patch gets one of the eight flips
+    and quarter turns. The same (seed, step, batch) gives the same patches on any
     device, but for the last digit of shrunk images.
 
     Args:
@@ -151,33 +151,33 @@ def _with_shrunk(
     batch: int,
     part: slice,
 ) -> tuple[Tensor, Tensor]:
-    """A share of AS_PACKED pairs as they are packed. The others are of squares of HR pixels around
-    the same places, of all `sides` that their image has room for alike."""
+    """A share of AS_PACKED pairs as they are packed. The others are of squares of HR pixels that
+    the same places lie in, of all `sides` that their image has room for alike."""
     packed = generator.random(batch)[part] < AS_PACKED
-    drawn = generator.integers(len(sides), size=batch)[part]
-    moved = generator.integers(SCALE, size=(2, batch))[:, part]
+    share_of_sides = generator.random(batch)[part]
+    within = generator.random((2, batch))[:, part]
     image, top, left, transforms = places
-    size = SCALE * (_positions(source, image) + source.patch - 1)
-    middle = SCALE * np.stack((top, left)) + SCALE * source.patch // 2 + moved
-    largest = np.searchsorted(sides, size.min(0), side="right") - 1
-    kinds = np.where(packed, -1, np.minimum(drawn, largest))
-    lr_shape, hr_shape = (
-        (len(kinds), 3, side, side) for side in (source.patch, SCALE * source.patch)
-    )
-    lr, hr = (source.pixels.new_empty(shape) for shape in (lr_shape, hr_shape))
+    positions = _positions(source, image)
+    size = SCALE * (positions + source.patch - 1)
+    fitting = np.searchsorted(sides, size.min(0), side="right")
+    kinds = np.where(packed, 0, (share_of_sides * fitting).astype(np.int64) + (fitting > 0))
+    at = (np.stack((top, left)) + within) / positions  # 0..1
+    order, lrs, hrs = [], [], []
     for kind in np.unique(kinds):
         chosen = np.flatnonzero(kinds == kind)
-        if kind < 0:
-            pairs = _pairs(source, places[:, chosen])
+        if kind == 0:
+            lr, hr = _pairs(source, places[:, chosen])
         else:
-            side, width = int(sides[kind]), SCALE * source.table[image[chosen], 0]
-            first = np.clip(middle[:, chosen] - side // 2, 0, size[:, chosen] - side)
-            start = source.table[image[chosen], 2] + first[0] * width + first[1]
+            side, width = int(sides[kind - 1]), SCALE * source.table[image[chosen], 0]
+            down, right = (at[:, chosen] * (size[:, chosen] - side + 1)).astype(np.int64)
+            start = source.table[image[chosen], 2] + down * width + right
             squares = _crop(source.pixels, start, width, side, transforms[chosen])
-            pairs = shrink_squares(squares, source.patch)
-        where = torch.from_numpy(chosen).to(lr.device)
-        lr[where], hr[where] = pairs
-    return lr, hr
+            lr, hr = shrink_squares(squares, source.patch)
+        order.append(chosen)
+        lrs.append(lr)
+        hrs.append(hr)
+    back = _on_device(np.argsort(np.concatenate(order)), source.pixels.device)
+    return torch.cat(lrs)[back], torch.cat(hrs)[back]
 
 
 def _locate(
@@ -215,31 +215,20 @@ def _draw_by_detail(
 
 
 def cut_patches(
-    source: Sampler,
-    seed: int,
-    step: int,
-    batch: int,
-    part: slice = slice(None),
-    aim: Aim | None = None,
+    source: Sampler, seed: int, step: int, batch: int, part: slice = slice(None)
 ) -> Patches:
-    """The patches of `step` and of every step after it, see `sample`; with HR patches that `aim`
-    makes of a step's LR and HR patches, if given. On a CPU the next step's are cut in another
-    thread while this step's are used."""
-
-    def cut(step: int) -> tuple[Tensor, Tensor]:
-        lr, hr = sample(source, seed, step, batch, part)
-        return lr, aim(lr, hr) if aim else hr
-
+    """The patches of `step` and of every step after it, see `sample`. On a CPU the next step's are
+    cut in another thread while this step's are used."""
     if source.pixels.is_cuda:
         while True:
-            yield cut(step)
+            yield sample(source, seed, step, batch, part)
             step += 1
     with ThreadPoolExecutor(1) as cutter:
-        coming = cutter.submit(cut, step)
+        coming = cutter.submit(sample, source, seed, step, batch, part)
         while True:
             step += 1
             patches = coming.result()
-            coming = cutter.submit(cut, step)
+            coming = cutter.submit(sample, source, seed, step, batch, part)
             yield patches
 
 
@@ -253,9 +242,7 @@ def _crop(
     """Gather (B, 3, size, size) from flat pixels: for each patch its first pixel, the pixels from
     one row to the next, and its turn."""
     side = torch.arange(size, device=pixels.device)
-    where = torch.from_numpy(np.stack((starts, strides, transforms)))
-    if pixels.is_cuda:  # from pinned memory the copy does not wait for the GPU
-        where = where.pin_memory().to(pixels.device, non_blocking=True)
+    where = _on_device(np.stack((starts, strides, transforms)), pixels.device)
     start, stride, transform = where[:, :, None]  # (B, 1) each
     down = torch.where(transform & 1 > 0, size - 1 - side, side)  # (B, size): vertical flip
     across = torch.where(transform & 2 > 0, size - 1 - side, side)  # horizontal flip
@@ -266,3 +253,10 @@ def _crop(
     index = start[:, :, None] + step_down[:, :, None] + step_right[:, None, :]  # (B, size, size)
     patches = pixels.index_select(0, index.flatten())
     return patches.view(-1, size, size, 3).permute(0, 3, 1, 2)
+
+
+def _on_device(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(numbers)
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)  # does not wait for the GPU

@@ -22,8 +22,8 @@ class Stage:
     they leave to Adam. weight_decay: the part of lr that their kernels lose at each step.
     form: the network that is trained, with the extra branches or without.
     channels, blocks: its size; another than the entry's is for teachers.
-    truth: share of the HR image in what is learned; the rest is the SR of a teacher, see
-    train.teacher.
+    truth: share of the HR patch in what is learned; the rest is a teacher's SR, see
+    train.forward.make_gradients.
     draw: patches from everywhere alike, or more where there is detail, see train.patches.sample.
     shrink: the largest factor that images are shrunk by for a part of the patches, see
     train.shrink.

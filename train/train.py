@@ -131,9 +131,7 @@ def train_stages(
         dist.barrier()
     by_detail = any(stage.draw == "detail" for stage in stages.values())
     detail = measure_detail(data) if by_detail else None
-    pairs = data
-    if engine.crops == "device":
-        pairs = on_device(pairs, world.device)
+    pairs = on_device(data, world.device) if engine.crops == "device" else data
     sources = {
         number: sampler(
             pairs, stage.patch // SCALE, detail if stage.draw == "detail" else None, stage.shrink
@@ -226,7 +224,7 @@ def train_stage(
         outcome = loop.train(run, state)
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"expected the patches to fit in memory: lower --batch or --patch ({error})"
+            f"expected the patches to fit in memory: lower --batch, --patch or --shrink ({error})"
         ) from error
     except FloatingPointError as error:
         loop.log_line(run, state, {"failed": str(error)})
