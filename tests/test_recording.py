@@ -140,12 +140,13 @@ def losses_on_cuda(stage: Stage, engine: Engine, broken: str = "") -> list[float
     torch.manual_seed(0)
     net = LKDN(channels=6, blocks=1)
     net = (training_form(net) if stage.form == "training" else net).to(device)
+    teacher = LKDN(channels=8, blocks=2) if stage.truth < 1 else None
     weights = dict(net.named_parameters())
     average = {name: p.detach().clone() for name, p in weights.items()}
     recorder = Recorder() if engine.graphs else None
     losses = []
     with recording.own_stream(device):
-        gradients = make_gradients(net, stage, device, engine, recorder)
+        gradients = make_gradients(net, stage, device, engine, recorder, teacher)
         update = updates.make_update(
             make_optimizers(net, stage), average, weights, stage.ema, recorder
         )
@@ -160,9 +161,11 @@ def losses_on_cuda(stage: Stage, engine: Engine, broken: str = "") -> list[float
 
 
 @CUDA
+@pytest.mark.parametrize("truth", [1.0, 0.5])
 @pytest.mark.parametrize("optimizer", STAGES_OF)
-def test_recorded_steps_train_as_kernels_do_on_cuda(optimizer: str) -> None:
+def test_recorded_steps_train_as_kernels_do_on_cuda(optimizer: str, truth: float) -> None:
     stage = replace(STAGES_OF[optimizer], batch=2, steps=EVERY + 5, warmup=0, precision="fp32")
+    stage = replace(stage, truth=truth)
     plain, recorded = (losses_on_cuda(stage, Engine(graphs=graphs)) for graphs in (False, True))
     frozen = losses_on_cuda(stage, Engine(), broken="frozen")
     expected = torch.tensor(plain)

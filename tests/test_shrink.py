@@ -175,3 +175,10 @@ def test_parts_of_a_step_interleave_to_the_whole(
         part = slice(rank, None, processes)
         lr, hr = sample(source, seed=2, step=5, batch=batch, part=part)
         assert torch.equal(lr, whole[0][part]) and torch.equal(hr, whole[1][part])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_the_same_pairs_but_for_the_last_digit(source: Sampler) -> None:
+    there = replace(source, pixels=source.pixels.cuda())
+    for here, other in zip(sample(source, 5, 3, 64), sample(there, 5, 3, 64), strict=True):
+        assert other.is_cuda and (here.int() - other.cpu().int()).abs().max() <= 1

@@ -169,7 +169,8 @@ def _with_shrunk(
             lr, hr = _pairs(source, places[:, chosen])
         else:
             side, width = int(sides[kind - 1]), SCALE * source.table[image[chosen], 0]
-            down, right = (at[:, chosen] * (size[:, chosen] - side + 1)).astype(np.int64)
+            last = size[:, chosen] - side
+            down, right = np.minimum(at[:, chosen] * (last + 1), last).astype(np.int64)
             start = source.table[image[chosen], 2] + down * width + right
             squares = _crop(source.pixels, start, width, side, transforms[chosen])
             lr, hr = shrink_squares(squares, source.patch)
