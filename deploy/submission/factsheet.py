@@ -168,10 +168,10 @@ def _stages(training: Run) -> str:
         return UNKNOWN
     rows = training_tables.stages(training)
     width = 0.86 / (len(rows[0]) - 1) - 0.02  # of which the space between columns takes some
-    return tabular(
-        rows,
-        "l" + rf">{{\raggedright\arraybackslash}}p{{{width:.3f}\linewidth}}" * (len(rows[0]) - 1),
-    )
+    columns = rf">{{\raggedright\arraybackslash}}p{{{width:.3f}\linewidth}}" * (len(rows[0]) - 1)
+    # Where there are many stages, digests are the widest words.
+    half = r"\b([0-9a-f]{6})(?=[0-9a-f]{6}\b)"
+    return re.sub(half, r"\1\\allowbreak{}", tabular(rows, "l" + columns))
 
 
 def _trained(training: Run) -> str:
