@@ -76,11 +76,12 @@ def make_gradients(
     def gradients(lr: Tensor, hr: Tensor) -> Tensor:
         form.zero_grad()
         share = len(lr) / stage.batch
-        lr, hr = (x.to(device).to(dtype, memory_format=layout) / 255 for x in (lr, hr))
+        lr, hr = (x.to(device).to(dtype, memory_format=layout) for x in (lr, hr))
+        lr = lr / 255
         if teach:
             with torch.no_grad():
-                hr = _mix(stage.truth, hr * 255, teach(lr)) / 255
-        loss = LOSSES[stage.loss](forward(lr).to(dtype), hr) * share
+                hr = _mix(stage.truth, hr, teach(lr))
+        loss = LOSSES[stage.loss](forward(lr).to(dtype), hr / 255) * share
         loss.backward()
         return loss.detach()
 

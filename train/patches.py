@@ -177,7 +177,7 @@ def _with_shrunk(
         order.append(chosen)
         lrs.append(lr)
         hrs.append(hr)
-    back = _on_device(np.argsort(np.concatenate(order)), source.pixels.device)
+    back = _as_tensor(np.argsort(np.concatenate(order)), source.pixels.device)
     return torch.cat(lrs)[back], torch.cat(hrs)[back]
 
 
@@ -243,7 +243,7 @@ def _crop(
     """Gather (B, 3, size, size) from flat pixels: for each patch its first pixel, the pixels from
     one row to the next, and its turn."""
     side = torch.arange(size, device=pixels.device)
-    where = _on_device(np.stack((starts, strides, transforms)), pixels.device)
+    where = _as_tensor(np.stack((starts, strides, transforms)), pixels.device)
     start, stride, transform = where[:, :, None]  # (B, 1) each
     down = torch.where(transform & 1 > 0, size - 1 - side, side)  # (B, size): vertical flip
     across = torch.where(transform & 2 > 0, size - 1 - side, side)  # horizontal flip
@@ -256,7 +256,7 @@ def _crop(
     return patches.view(-1, size, size, 3).permute(0, 3, 1, 2)
 
 
-def _on_device(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+def _as_tensor(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(numbers)
     if device.type != "cuda":
         return tensor
