@@ -87,16 +87,18 @@ INLINE Gelu gelu_and_slope(Vec x) {
 
 // Two polynomials, of the powers 0, 1, ..: 2^x for x in -0.5..0.5, and the logarithm to the base 2
 // of the share of a normal distribution beyond x >= 0, fitted for the least largest error of that
-// share and of GELU.
-constexpr float POWER[] = {1.0f, 6.9314718e-01f, 2.4022651e-01f, 5.5504109e-02f,
-                           9.6181291e-03f, 1.3333558e-03f, 1.5403530e-04f};
-constexpr float BEYOND[] = {-9.99999385e-01f, -1.15113339e+00f, -4.58994770e-01f, -5.30979261e-02f,
-                            7.87039117e-03f, -7.03395874e-04f, 2.53969530e-05f};
+// share, of GELU and of its slope, 5e-8: of one sign over a range of x, an error adds up over the
+// pixels of a gradient.
+constexpr float POWER[] = {1.0f,           6.93147182e-01f, 2.40226477e-01f, 5.55033237e-02f,
+                           9.61843692e-03f, 1.33988739e-03f, 1.53533620e-04f};
+constexpr float BEYOND[] = {-9.99999881e-01f, -1.15110946e+00f, -4.59179938e-01f,
+                            -5.25718145e-02f, 7.16392929e-03f,  -2.08635800e-04f,
+                            -1.58513009e-04f, 3.39971921e-05f,  -2.42791634e-06f};
 
 template <int COUNT>
 INLINE Vec polynomial(Vec x, const float (&factors)[COUNT]) {
     Vec sum = broadcast(factors[COUNT - 1]);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = COUNT - 2; i >= 0; --i) sum = sum * x + broadcast(factors[i]);
     return sum;
 }
@@ -109,7 +111,7 @@ INLINE Vec exp2(Vec x) {
     return Vec(Whole(polynomial(rest, POWER)) + (Whole(rounded) << 23));
 }
 
-constexpr float LAST = 12;  // where the share is below 2^-69
+constexpr float LAST = 6.5f;  // where the share is 4e-11
 INLINE Vec share_beyond(Vec size) { return exp2(polynomial(size, BEYOND)); }
 INLINE Vec gelu(Vec x) {
     const Vec size = least(absolute(x), broadcast(LAST));

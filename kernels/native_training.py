@@ -89,8 +89,10 @@ class NativeGradients:
             )
         values = dict(parameters)
         pointwise, depthwise = values["fea_conv.pw.weight"], values.pop("fea_conv.dw.weight")
-        summed = pointwise.view(len(pointwise), self.copies, channels, 1, 1).sum(1)
-        values["fea_conv.pw.weight"] = summed * depthwise  # (C, channels, 3, 3), one convolution
+        # As one convolution (C, channels, 3, 3), rounded once: what a weight is off by shifts every
+        # pixel alike, and sums over pixels do not cancel it.
+        summed = pointwise.double().view(len(pointwise), self.copies, channels, 1, 1).sum(1)
+        values["fea_conv.pw.weight"] = (summed * depthwise).float()
         names = [name for name in self.names if name in values]
         flat = torch.cat([values[name].flatten() for name in names])
         assert len(flat) == self.library.lkdn_parameters() and flat.dtype == torch.float32
@@ -121,7 +123,7 @@ class NativeGradients:
         dense = gradients["fea_conv.pw.weight"]
         pointwise = (dense * depthwise).sum((2, 3))  # of one copy of the input; all have the same
         gradients["fea_conv.pw.weight"] = pointwise.repeat(1, self.copies)[:, :, None, None]
-        gradients["fea_conv.dw.weight"] = (dense * summed).sum(1, keepdim=True)
+        gradients["fea_conv.dw.weight"] = (dense * summed).sum(1, keepdim=True).float()
         return losses.sum(), gradients
 
     def _take_memory(self, batch: int, height: int, width: int) -> None:

@@ -98,8 +98,8 @@ void flip(float (&back)[TAPS][WIDTH], const float (&taps)[TAPS][WIDTH]) {
 template <int COLUMNS>
 void centre(float* matrix, int rows) {
     for (float* row = matrix; row < matrix + rows * COLUMNS; row += COLUMNS) {
-        const float mean = std::accumulate(row, row + C, 0.0f) / C;
-        for (int n = 0; n < C; ++n) row[n] -= mean;
+        const double mean = std::accumulate(row, row + C, 0.0) / C;  // so each is rounded once
+        for (int n = 0; n < C; ++n) row[n] = float(row[n] - mean);
     }
 }
 
