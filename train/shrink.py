@@ -37,16 +37,17 @@ def shrink_squares(squares: Tensor, patch: int) -> tuple[Tensor, Tensor]:
         LR (B, 3, patch, patch) and HR (B, 3, 4 * patch, 4 * patch), uint8: what is in the middle of
         the shrunk squares, and of those shrunk by 4, without what the squares' edges change.
     """
-    around, device = MARGIN // SCALE, squares.device
+    around = MARGIN // SCALE
     rows = SCALE * (patch + 2 * around)
-    hr = _resize(squares, _matrix(squares.shape[-1], rows, device).float())
-    lr = _resize(hr, _matrix(rows, patch + 2 * around, device)[around:-around])
+    planes = squares.to(torch.float32, memory_format=torch.contiguous_format)  # three times as fast
+    hr = _round(F.interpolate(planes, (rows, rows), mode="bicubic", antialias=True))
+    matrix = _matrix(rows, patch + 2 * around, squares.device)[around:-around]
+    lr = _round(F.linear(F.linear(hr.double(), matrix).mT, matrix).mT)
     return lr, hr[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
-def _resize(squares: Tensor, matrix: Tensor) -> Tensor:
-    """(B, 3, side, side) by (rows, side), both ways, halves rounded up as MATLAB does."""
-    pixels = F.linear(F.linear(squares.to(matrix.dtype), matrix).mT, matrix).mT
+def _round(pixels: Tensor) -> Tensor:
+    """To 0..255, uint8, halves up as MATLAB does."""
     return (pixels + 0.5).floor().clamp(0, 255).to(torch.uint8)
 
 
