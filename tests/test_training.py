@@ -132,7 +132,8 @@ def test_stage_2_starts_from_the_average_of_stage_1_with_its_own_loss(
 
     form = training_form(LKDN())
     form.load_state_dict(first["params_ema"])
-    lr, hr = (patches.float() / 255 for patches in sample(source, 4, 0, batch=2))
+    # Stage 1 had patches of 12 steps: these are the next.
+    lr, hr = (patches.float() / 255 for patches in sample(source, 4, 12, batch=2))
     with torch.no_grad():
         squared = F.mse_loss(form(lr), hr).item()
     lines = logged(place / "two stages")

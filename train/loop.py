@@ -97,7 +97,9 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
     recorder = Recorder() if run.engine.graphs else None
     gradients = make_gradients(state.net, stage, device, run.engine, recorder, run.teacher)
     part = slice(run.world.rank, None, run.world.size)
-    patches = cut_patches(run.source, run.seed, state.step, stage.batch, part)
+    # A step of a stage follows the steps of those before it: no stage sees another's patches again.
+    earlier = sum(record["step"] for record in state.before)
+    patches = cut_patches(run.source, run.seed, earlier + state.step, stage.batch, part)
     weights = dict(state.net.named_parameters())
     update = make_update(state.optimizers, state.ema, weights, stage.ema, recorder)
     stream = own_stream(device) if recorder else contextlib.nullcontext()

@@ -113,7 +113,7 @@ def sample(
 
     Args:
         source: from `sampler`.
-        seed, step: they alone decide the patches.
+        seed, step: they alone decide the patches; the steps of a run's earlier stages count, too.
         batch: patches of the step, over all processes.
         part: which of them to return; a process of a distributed run takes its own.
     """
