@@ -35,6 +35,7 @@ Run = Callable[..., CompletedProcess[str]]
 Logged = Callable[[Path], list[dict[str, Any]]]
 Precision = Literal["fp32", "bf16", "fp64"]
 CPU = torch.device("cpu")
+SHIPPED = Path(__file__).resolve().parent.parent / "model_zoo" / "team23_LKDN.pth"
 DIVERGING = ("--lr", 1e15, "--optimizer", "adam")
 
 
@@ -173,6 +174,24 @@ def test_divergence_is_reported_and_the_checkpoint_is_of_before_the_bad_step(
     assert failure["step"] == 5 and message == f"train/train.py: {failure['failed']}"
 
 
+EXHAUST = """
+import runpy, sys
+sys.argv = [sys.argv[1] + "/train/train.py", *sys.argv[2:]]
+sys.path.insert(0, sys.argv[0].rsplit("/", 2)[0])
+import torch
+import train.loop
+train.loop.make_gradients = lambda *_: torch.empty(10**16)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_exhausted_memory_is_said_with_what_helps(place: Path, root: Path, train: Run) -> None:
+    (place / "exhaust.py").write_text(EXHAUST)
+    done = train("exhausted", script=(place / "exhaust.py", root))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "lower --batch" in done.stderr.splitlines()[-1]
+
+
 def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run) -> None:
     options = ("--warmup", 0, "--ema", 0, "--val", "held out", "--val_every", 1)
     done = train("diverged early", *DIVERGING, *options)
@@ -194,6 +213,7 @@ def test_divergence_found_by_validation_is_reported_too(place: Path, train: Run)
         (["--lr", "nan"], ["--lr", "nan"]),
         (["--init", "text.pt"], ["text.pt"]),
         (["--init", "absent.pt"], ["absent.pt"]),
+        (["--init", SHIPPED], ["--form inference"]),
         (["--recipe", "cpu", "--stage", 2], ["cpu", "--stage 2"]),
         (["--graphs"], ["CUDA", "--graphs"]),
         (["--depthwise", "triton"], ["CUDA", "--depthwise"]),

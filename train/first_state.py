@@ -1,10 +1,12 @@
 """The state that a stage of training starts from."""
 
 import argparse
+import logging
 from typing import Any
 
 import torch
 
+from kernels.native_library import CompileError
 from kernels.native_training import NativeOrthogonaliser
 from models.team23_LKDN import LKDB, LKDN
 from train import checkpoint
@@ -16,6 +18,8 @@ from train.teacher import Teacher
 from utils.command import UserError
 from utils.files import sha256
 from utils.weights import load_state, read_checkpoint, state_dict_of
+
+logger = logging.getLogger(__name__)
 
 
 def initial_state(
@@ -52,6 +56,11 @@ def initial_state(
             branches = training_form(net)
             load_state(branches, weights, init)
             weights = fuse(branches).state_dict()
+        if stage.form == "training" and not has_branches(weights):
+            raise UserError(
+                f"expected weights with the training form's branches in {init}, got the inference "
+                "form's: give --form inference"
+            )
         load_state(net, weights, init)
         before = training_records(saved, init.parent)
         if before:
@@ -60,8 +69,19 @@ def initial_state(
             unknown = {"name": init.name, "sha256": sha256(init)}
     net = net.to(device, torch.float64 if stage.precision == "fp64" else torch.float32)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
-    small = engine.kernels == "native" and stage.channels <= NativeOrthogonaliser.LARGEST
-    native = NativeOrthogonaliser() if small else None
-    optimizers = make_optimizers(net, stage, native)
+    optimizers = make_optimizers(net, stage, _orthogonaliser(stage, engine))
     of_teacher = {"sha256": teacher.sha256, "records": teacher.records} if teacher else None
     return checkpoint.State(net, ema, optimizers, before=before, init=unknown, teacher=of_teacher)
+
+
+def _orthogonaliser(stage: Stage, engine: Engine) -> NativeOrthogonaliser | None:
+    """Muon's compiled kernels, where they are to be had and of use; torch computes without."""
+    if stage.optimizer != "muon" or engine.kernels != "native":
+        return None
+    if stage.channels > NativeOrthogonaliser.LARGEST:
+        return None
+    try:
+        return NativeOrthogonaliser()
+    except CompileError as error:
+        logger.warning("Muon runs in torch, not on compiled kernels: %s", error)
+        return None

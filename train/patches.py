@@ -107,7 +107,7 @@ def sample(
 
     Every crop position of every image is equally likely, or, with the images' detail, a LR pixel
     is drawn by its cell's weight and the crop laid over it anywhere. With `sides` most pairs are
-    of a larger square around that place, see train.shrink. Each patch gets one of the eight flips
+    of a larger square near that place, see train.shrink. Each patch gets one of the eight flips
     and quarter turns. The same (seed, step, batch) gives the same patches on any
     device, but for the last digit of shrunk images.
 
@@ -151,8 +151,9 @@ def _with_shrunk(
     batch: int,
     part: slice,
 ) -> tuple[Tensor, Tensor]:
-    """A share of AS_PACKED pairs as they are packed. The others are of squares of HR pixels that
-    the same places lie in, of all `sides` that their image has room for alike."""
+    """A share of AS_PACKED pairs as they are packed. The others are of squares of HR pixels at the
+    same share of their image's height and width, so near the same places, of all `sides` that it
+    has room for alike."""
     packed = generator.random(batch)[part] < AS_PACKED
     share_of_sides = generator.random(batch)[part]
     within = generator.random((2, batch))[:, part]

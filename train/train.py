@@ -33,6 +33,7 @@ from utils.datasets import SCALE, find
 from utils.files import ROOT, remove_leftovers
 from utils.imaging.images import ImageError
 from utils.lock import locked
+from utils.memory import is_exhausted
 
 logger = logging.getLogger("train")
 
@@ -222,13 +223,15 @@ def train_stage(
         return loop.Outcome.GO_ON
     try:
         outcome = loop.train(run, state)
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            f"expected the patches to fit in memory: lower --batch, --patch or --shrink ({error})"
-        ) from error
     except FloatingPointError as error:
         loop.log_line(run, state, {"failed": str(error)})
         raise
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        raise MemoryError(
+            f"expected the patches to fit in memory: lower --batch, --patch or --shrink ({error})"
+        ) from error
     if lead:
         log.plot(log_file, curves)
         done = state.step == stage.steps

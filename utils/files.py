@@ -60,7 +60,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:
-    """Write files of which all appear or none: none is renamed before all are on the disk."""
+    """Write files, none of them renamed before all are on the disk: a full disk changes none."""
     with contextlib.ExitStack() as stack:
         for path, data in files.items():
             file = stack.enter_context(whole_file(path))
