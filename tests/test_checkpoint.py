@@ -149,3 +149,17 @@ def test_a_field_of_another_kind_is_an_error_or_does_not_matter(
             for optimizer in state.optimizers:
                 optimizer.step()
     assert refused > 5
+
+
+def test_an_optimiser_that_forgot_a_parameter_is_refused(
+    saved: dict[str, Any], tmp_path: Path, stage: Stage
+) -> None:
+    path = tmp_path / "stage1.pt"
+    for left in (0, 1):
+        damaged = copy.deepcopy(saved)
+        gathered = damaged["optimizers"][-1]["state"]
+        for key in list(gathered)[left:]:
+            del gathered[key]
+        torch.save(damaged, path)
+        with pytest.raises(CheckpointError, match="does not fit"):
+            checkpoint.resume(path, new_state(stage), stage, 4, "data")

@@ -135,7 +135,7 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
             f"expected {len(state.optimizers)} optimisers in {path}, got {len(saved['optimizers'])}"
         )
     for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
-        _load_optimizer(optimizer, content, path)
+        _load_optimizer(optimizer, content, saved["step"] > 0, path)
     state.step, state.history = saved["step"], saved["history"]
     state.before, state.init = saved.get("before") or [], saved.get("init")
     state.teacher = saved.get("teacher")
@@ -145,20 +145,27 @@ def _name(teacher: dict[str, Any] | None) -> str | None:
     return str(teacher["sha256"]) if teacher else None
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, content: Any, path: Path) -> None:
-    """Load what an optimiser has gathered of each parameter, which must fit it; rates and the like
-    follow from the stage. Raises CheckpointError."""
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, content: Any, has_stepped: bool, path: Path
+) -> None:
+    """Load what an optimiser has gathered of each parameter since its first step, which must fit
+    it; rates and the like follow from the stage. Raises CheckpointError."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     shapes = [GATHERED[type(optimizer)](p) for p in parameters]
     gathered = content.get("state") if isinstance(content, dict) else None
-    if not isinstance(gathered, dict) or not all(
-        is_of(at, int)
-        and 0 <= at < len(parameters)
-        and isinstance(values, dict)
-        and set(values) == set(shapes[at])
-        and all(_fits(value, shapes[at][name]) for name, value in values.items())
-        and _is_count(values.get("step", 1))
-        for at, values in gathered.items()
+    expected = len(parameters) if has_stepped else 0
+    if (
+        not isinstance(gathered, dict)
+        or len(gathered) != expected
+        or not all(
+            is_of(at, int)
+            and 0 <= at < len(parameters)
+            and isinstance(values, dict)
+            and set(values) == set(shapes[at])
+            and all(_fits(value, shapes[at][name]) for name, value in values.items())
+            and _is_count(values.get("step", 1))
+            for at, values in gathered.items()
+        )
     ):
         raise CheckpointError(
             f"{path} does not fit {type(optimizer).__name__}: expected {len(parameters)} "
