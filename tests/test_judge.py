@@ -28,6 +28,7 @@ def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Pa
     whole = (folder / "HR" / "odd.png").read_bytes()
     (folder / "HR" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "HR" / "empty.png").touch()
+    (folder / "HR" / "gone.png").symlink_to("/nowhere/gone.png")
 
     done = judge(
         tmp_path,
@@ -46,9 +47,11 @@ def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Pa
     assert done.returncode == 1
     for name in ("cut", "empty", "tiny", "wide"):  # wide is too small for SSIM's window
         assert f"  {name}: expected" in done.stderr
+    assert "  gone: " in done.stderr
+    assert "(1 of 6 images)" in done.stdout
     run = strict(tmp_path / "out" / f"{STEM}_my set_cpu_eager_fp32.json")
     assert [image["name"] for image in run["images"]] == ["odd"]
-    assert len(run["failed"]) == 4
+    assert len(run["failed"]) == 5
     assert run["environment"]["device_type"] == "cpu"
     assert (run["num_parameters"], run["flops"], run["activations"], run["num_conv"]) == (
         129177,

@@ -94,7 +94,8 @@ def mod_crop(
 
 def find_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     """Image files in a folder, and below it if `recursive`, sorted by path; hidden files and
-    folders and those of the system are left out, linked folders entered once.
+    folders and those of the system are left out, linked folders entered once, links to nowhere
+    kept: they fail when they are read.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -119,7 +120,9 @@ def find_images(folder: str | Path, recursive: bool = True) -> list[Path]:
         if not visited:
             paths = [Path(root, file) for file in files if file[0] != "."]
             try:
-                found += [p for p in paths if p.suffix.lower() in EXTENSIONS and p.is_file()]
+                # A link to nowhere is an image that cannot be read: who reads it will say so.
+                own = [p for p in paths if p.suffix.lower() in EXTENSIONS]
+                found += [p for p in own if p.is_file() or not p.exists()]
             except PermissionError as error:
                 refuse(error)
     return sorted(found)

@@ -26,12 +26,13 @@ def text(run: dict[str, Any], path: Path | str) -> str:
     """What the judge reads: the template's figures, then a row of the factsheet's Table 2."""
     run = in_terminal(run)
     environment = run["environment"]
-    n = len(run["images"])
+    n, failed = len(run["images"]), len(run.get("failed", []))
+    count = f"{n} of {n + failed}" if failed else str(n)
     cuda = environment["device_type"] == "cuda"
     lines = [
         "",
-        f"{run['model']} on {run['dataset']} ({n} images), {run['backend']} {run['precision']}, "
-        + machine(environment),
+        f"{run['model']} on {run['dataset']} ({count} images), "
+        f"{run['backend']} {run['precision']}, {machine(environment)}",
         f"LR images            {run['lr_source']}",
     ]
     ours, bicubic = run["ave_psnr"], run["ave_psnr_bicubic"]
