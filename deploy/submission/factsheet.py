@@ -21,6 +21,7 @@ Run = dict[str, Any]  # or the record of a training
 HERE = Path(__file__).parent
 PLACEHOLDER = re.compile(r"@@(\w+)@@")
 UNKNOWN = "not measured"
+STAGES_TOGETHER = 5  # columns of a table of stages
 # The organisers' row of the same entry, in the report of NTIRE 2023.
 REPORT_ROW = ("report, DIV2K_valid, the organisers' GPU", "29.01", "117.33", *FACTSHEET_ROW[3:])
 PICTURE = "astronaut.png"  # of results/published/, by utils.report.pictures
@@ -163,15 +164,20 @@ def _gains(runs: Sequence[Run]) -> str:
 
 
 def _stages(training: Run) -> str:
-    """How the weights were trained: a column a stage."""
+    """How the weights were trained: a column a stage, tables of at most STAGES_TOGETHER."""
     if not training.get("stages"):
         return UNKNOWN
     rows = training_tables.stages(training)
-    width = 0.86 / (len(rows[0]) - 1) - 0.02  # of which the space between columns takes some
-    columns = rf">{{\raggedright\arraybackslash}}p{{{width:.3f}\linewidth}}" * (len(rows[0]) - 1)
+    tables = []
+    for first in range(1, len(rows[0]), STAGES_TOGETHER):
+        part = [[row[0], *row[first : first + STAGES_TOGETHER]] for row in rows]
+        count = len(part[0]) - 1
+        width = 0.86 / max(count, 2) - 0.02  # of which the space between columns takes some
+        columns = rf">{{\raggedright\arraybackslash}}p{{{width:.3f}\linewidth}}" * count
+        tables.append(tabular(part, "l" + columns))
     # Where there are many stages, digests are the widest words.
     half = r"\b([0-9a-f]{6})(?=[0-9a-f]{6}\b)"
-    return re.sub(half, r"\1\\allowbreak{}", tabular(rows, "l" + columns))
+    return re.sub(half, r"\1\\allowbreak{}", "\n\n\\medskip\\noindent\n".join(tables))
 
 
 def _trained(training: Run) -> str:
