@@ -4,6 +4,7 @@ import contextlib
 import enum
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -272,7 +273,10 @@ def _stop_flag() -> Iterator[Callable[[], bool]]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        logger.warning("stopping after this step; Ctrl-C again stops at once")
+        # Not by logging: a signal that comes while a line is written must not write another.
+        if logger.isEnabledFor(logging.WARNING):
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
