@@ -43,45 +43,79 @@ std::vector<Tile> cut(int height, int width, int threads) {
     return tiles;
 }
 
+long map_of(const InferenceCall& call) { return long(call.height) * call.width * PITCH; }
+
+Image image_of(const InferenceCall& call, int number, float* maps) {
+    const long map = map_of(call), lr = long(call.height + 2) * (call.width + 2) * IMAGE;
+    const long sr = long(call.height) * call.width * OUTS;
+    return {call.lr + number * lr, call.sr + number * sr, maps, maps + map, maps + 2 * map,
+            call.height, call.width};
+}
+
+constexpr long SCRATCH = sizeof(Scratch) / sizeof(float);  // floats that a thread needs
+Scratch& scratch_of(const InferenceCall& call, int thread) {
+    return *reinterpret_cast<Scratch*>(call.scratch + thread * SCRATCH);
+}
+
+constexpr int PASSES = 2 * BLOCKS + 2;
+
+// A pass of the network on a tile: each reads what the ones before it left of the whole image.
+void run(int pass, const Weights& w, const Image& image, Tile tile, Scratch& own) {
+    if (pass == 0)
+        first(w, image, tile, own);
+    else if (pass == PASSES - 1)
+        enlarge(w, image, tile, own.enlarge);
+    else if (pass % 2)
+        distil(w.blocks[pass / 2], image, tile, own.distil);
+    else
+        attend(w, pass / 2 - 1, image, tile, own.attend);
+}
+
 }  // namespace
 
 extern "C" {
 
 long lkdn_weights() { return sizeof(Weights) / sizeof(float); }
-long lkdn_scratch() { return sizeof(Scratch) / sizeof(float); }  // floats that a thread needs
+long lkdn_scratch() { return SCRATCH; }
 long lkdn_pitch() { return PITCH; }
 
+// An image by all threads, each of them a part of every pass.
 void lkdn_run(const InferenceCall* call) {
     const Weights& w = *reinterpret_cast<const Weights*>(call->weights);
-    const long map = long(call->height) * call->width * PITCH;
-    float* maps = call->maps;
-    const Image image{call->lr,       call->sr,     maps,       maps + map,
-                      maps + 2 * map, call->height, call->width};
+    const Image image = image_of(*call, 0, call->maps);
     const std::vector<Tile> tiles = cut(call->height, call->width, call->threads);
-    constexpr int passes = 2 * BLOCKS + 2;
-    std::atomic<int> next[passes] = {};
+    std::atomic<int> next[PASSES] = {};
     std::optional<std::barrier<>> wait;
 
     auto work = [&](int thread) {
         [[maybe_unused]] Flushed flushed;
         [[maybe_unused]] Bf16Thread bf16;
-        auto& own = *reinterpret_cast<Scratch*>(call->scratch + thread * lkdn_scratch());
-        for (int pass = 0; pass < passes; ++pass) {
-            for (int i; (i = next[pass]++) < int(tiles.size());) {
-                if (pass == 0)
-                    first(w, image, tiles[i], own);
-                else if (pass == passes - 1)
-                    enlarge(w, image, tiles[i], own.enlarge);
-                else if (pass % 2)
-                    distil(w.blocks[pass / 2], image, tiles[i], own.distil);
-                else
-                    attend(w, pass / 2 - 1, image, tiles[i], own.attend);
-            }
+        Scratch& own = scratch_of(*call, thread);
+        for (int pass = 0; pass < PASSES; ++pass) {
+            for (int i; (i = next[pass]++) < int(tiles.size());) run(pass, w, image, tiles[i], own);
             wait->arrive_and_wait();
         }
     };
     const int threads = std::min(call->threads, int(tiles.size()));
     in_threads(threads, [&](int count) { wait.emplace(count); }, work);
+}
+
+// `images` images one after the other in memory, each by one thread with maps of its own.
+void lkdn_run_each(const InferenceCall* call, int images) {
+    const Weights& w = *reinterpret_cast<const Weights*>(call->weights);
+    const std::vector<Tile> tiles = cut(call->height, call->width, 1);
+    std::atomic<int> next{0};
+    in_threads(std::min(call->threads, images), [&](int thread) {
+        [[maybe_unused]] Flushed flushed;
+        [[maybe_unused]] Bf16Thread bf16;
+        Scratch& own = scratch_of(*call, thread);
+        float* maps = call->maps + thread * 3 * map_of(*call);
+        for (int i; (i = next++) < images;) {
+            const Image image = image_of(*call, i, maps);
+            for (int pass = 0; pass < PASSES; ++pass)
+                for (const Tile& tile : tiles) run(pass, w, image, tile, own);
+        }
+    });
 }
 
 }

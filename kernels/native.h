@@ -21,7 +21,7 @@ constexpr int WIDE = up16(C + D);         // columns of a 1x1 that refines and d
 constexpr int FIRST_PART = C / 16 * 16;   // .. of which those from here on are kept as the part,
 constexpr int PART = WIDE - FIRST_PART;   // so many,
 constexpr int OFFSET = C - FIRST_PART;    // with the distilled channels from here on
-constexpr int OUT = up16(IMAGE * SCALE * SCALE);
+constexpr int OUTS = IMAGE * SCALE * SCALE, OUT = up16(OUTS);  // values of a pixel's SR
 constexpr float ZEROS[std::max(PITCH, OUT)] = {};  // the bias of a 1x1 that has none
 
 #if defined(__AVX512F__)
@@ -90,18 +90,24 @@ INLINE void for_pixel_groups(int count, Body body) {
         for (; i < count; ++i) body(std::integral_constant<int, 1>(), i, 0);
 }
 
+// body(vectors, first) for groups of at most WIDEST vectors, as even as can be, that cover N columns.
+template <int N, int FIRST = 0, class Body>
+INLINE void for_column_groups(Body body) {
+    constexpr int left = (N - FIRST) / LANES, groups = (left + WIDEST - 1) / WIDEST;
+    if constexpr (left > 0) {
+        constexpr int vectors = (left + groups - 1) / groups;
+        body(std::integral_constant<int, vectors>(), FIRST);
+        for_column_groups<N, FIRST + vectors * LANES>(body);
+    }
+}
+
 // `count` pixels of N columns: bias + the products that `terms` adds; `keep` gets each pixel's
 // vectors as (pixel, column, value). terms(first, add) calls add(K, x, pitch, weight) with x at
 // pixel `first` of inputs (.., pitch) and weight (K, N).
 template <int N, class Terms, class Keep>
 INLINE void matrix(int count, const float* bias, Terms terms, Keep keep) {
-    constexpr int vectors = N / LANES;
-    constexpr int columns = [] {
-        int most = WIDEST;
-        while (vectors % most) --most;
-        return most;
-    }();
-    for (int n = 0; n < N; n += columns * LANES)
+    for_column_groups<N>([&](auto vectors, int n) INLINED {
+        constexpr int columns = decltype(vectors)::value;
         for_pixel_groups<SUMS / columns>(count, [&](auto size, int first, int skip) INLINED {
             constexpr int pixels = decltype(size)::value;
             Vec sum[pixels][columns];
@@ -129,6 +135,7 @@ INLINE void matrix(int count, const float* bias, Terms terms, Keep keep) {
 #pragma GCC unroll 8
                     for (int v = 0; v < columns; ++v) keep(first + p, n + v * LANES, sum[p][v]);
         });
+    });
 }
 
 // For `keep`: writes a row of pixels.

@@ -30,6 +30,7 @@ WINOGRAD = torch.tensor(
     ],
     dtype=torch.float64,
 )
+SMALL = 1 << 14  # pixels of an image that one thread computes alone where there are others
 HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most of the others
 
 
@@ -75,7 +76,8 @@ class NativeLKDN:
         for query in ("weights", "scratch", "pitch"):
             getattr(self.library, f"lkdn_{query}").restype = ctypes.c_long
         self.library.lkdn_run.argtypes = [ctypes.POINTER(_Call)]
-        self.library.lkdn_run.restype = None
+        self.library.lkdn_run_each.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
+        self.library.lkdn_run.restype = self.library.lkdn_run_each.restype = None
         self.weights = _packed(weights, "bf16" in arithmetic)
         assert len(self.weights) == self.library.lkdn_weights()
         self.memory = torch.empty(0)
@@ -93,22 +95,28 @@ class NativeLKDN:
         x = F.pad(x.float(), (1, 1, 1, 1)).contiguous()
         y = x.new_empty(batch, channels, self.scale * height, self.scale * width)
         maps = 3 * height * width * self.library.lkdn_pitch()
+        # Small images are a thread's each, as many as come out even: threads that share an image
+        # compute some pixels twice and wait for each other.
+        each = batch - batch % self.threads if height * width <= SMALL else 0
+        maps *= min(self.threads, each) or 1
         needed = maps + self.threads * self.library.lkdn_scratch()
         with self.lock:
             if len(self.memory) < needed:
                 self.memory = torch.empty(0)  # freed before more is taken
                 self.memory = zeros(needed)
-            for image, out in zip(x, y, strict=True):
-                call = _Call(
-                    weights=self.weights.data_ptr(),
-                    lr=image.data_ptr(),
-                    sr=out.data_ptr(),
-                    maps=self.memory.data_ptr(),
-                    scratch=self.memory[maps:].data_ptr(),
-                    height=height,
-                    width=width,
-                    threads=self.threads,
-                )
+            call = _Call(
+                weights=self.weights.data_ptr(),
+                lr=x.data_ptr(),
+                sr=y.data_ptr(),
+                maps=self.memory.data_ptr(),
+                scratch=self.memory[maps:].data_ptr(),
+                height=height,
+                width=width,
+                threads=self.threads,
+            )
+            self.library.lkdn_run_each(call, each)
+            for image, out in zip(x[each:], y[each:], strict=True):
+                call.lr, call.sr = image.data_ptr(), out.data_ptr()
                 self.library.lkdn_run(call)
         return y
 

@@ -5,7 +5,7 @@
 
 #include <iterator>
 #include <utility>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -20,6 +20,9 @@ INLINE Vec absolute(Vec x) { return Vec(Whole(x) & 0x7fffffff); }
 #if defined(__AVX512F__)  // one instruction, where compilers make two of the other form
 INLINE Vec least(Vec x, Vec y) { return Vec(_mm512_min_ps(__m512(x), __m512(y))); }
 INLINE Vec greatest(Vec x, Vec y) { return Vec(_mm512_max_ps(__m512(x), __m512(y))); }
+#elif defined(__AVX__)
+INLINE Vec least(Vec x, Vec y) { return Vec(_mm256_min_ps(__m256(x), __m256(y))); }
+INLINE Vec greatest(Vec x, Vec y) { return Vec(_mm256_max_ps(__m256(x), __m256(y))); }
 #else
 INLINE Vec least(Vec x, Vec y) { return x < y ? x : y; }
 INLINE Vec greatest(Vec x, Vec y) { return x > y ? x : y; }

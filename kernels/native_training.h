@@ -61,16 +61,15 @@ struct Arena {
 template <int ROWS, int N, bool AHEAD = false>
 INLINE void outer_rows(int count, const float* x, long x_pitch, const float* g, long g_pitch,
                        float* sum, long x_next = 0) {
-    constexpr int vectors = N / LANES;
-    constexpr int columns = vectors * ROWS <= SUMS ? vectors : 1;
-    for (int n = 0; n < N; n += columns * LANES) {
+    for_column_groups<N>([&](auto vectors, int n) INLINED {
+        constexpr int columns = decltype(vectors)::value;
         Vec sums[ROWS][columns];
 #pragma GCC unroll 24
         for (int k = 0; k < ROWS; ++k)
 #pragma GCC unroll 8
             for (int v = 0; v < columns; ++v) sums[k][v] = load(sum + k * N + n + v * LANES);
         for (int p = 0; p < count; ++p) {
-            if (AHEAD) prefetch<PITCH>(x + p * x_pitch + x_next);
+            if (AHEAD && n == 0) prefetch<PITCH>(x + p * x_pitch + x_next);
             Vec value[columns];
 #pragma GCC unroll 8
             for (int v = 0; v < columns; ++v) value[v] = load(g + p * g_pitch + n + v * LANES);
@@ -85,7 +84,7 @@ INLINE void outer_rows(int count, const float* x, long x_pitch, const float* g, 
         for (int k = 0; k < ROWS; ++k)
 #pragma GCC unroll 8
             for (int v = 0; v < columns; ++v) store(sum + k * N + n + v * LANES, sums[k][v]);
-    }
+    });
 }
 
 #if !defined(BF16)  // else native_bf16.h has it
@@ -94,7 +93,7 @@ INLINE void outer_rows(int count, const float* x, long x_pitch, const float* g, 
 template <int K, int N>
 INLINE void outer(int count, const float* x, long x_pitch, const float* g, long g_pitch,
                   float (&sum)[K][N], long x_next = 0) {
-    constexpr int most = std::max(1, SUMS / (N / LANES));
+    constexpr int most = SUMS / std::min(WIDEST, N / LANES);
     constexpr int passes = (K + most - 1) / most, rows = (K + passes - 1) / passes;
     outer_rows<rows, N, true>(count, x, x_pitch, g, g_pitch, sum[0], x_next);
     int k = rows;
@@ -122,7 +121,7 @@ INLINE void sum_pixels(int count, const float* g, float* sum) {
 // WIDTH). row(i): as for depthwise(). ROWS rows of taps at a time have their sums in registers.
 template <int WIDTH, int SIZE, int DILATION, int ROWS, class Row>
 INLINE void depthwise_rows(int count, int i, Row row, const float* g, float* sum) {
-    constexpr int reach = SIZE / 2 * DILATION, pixels = 8;
+    constexpr int reach = SIZE / 2 * DILATION, pixels = SUMS / 3;
     for (int n = 0; n < WIDTH; n += LANES) {
         Vec sums[ROWS][SIZE];
         const float* rows[ROWS];
@@ -170,7 +169,7 @@ INLINE void depthwise_rows(int count, int i, Row row, const float* g, float* sum
 template <int WIDTH, int SIZE, int DILATION, class Row>
 INLINE void depthwise_gradient(int count, Row row, const float* g, float (&sum)[SIZE * SIZE][WIDTH],
                                float* bias) {
-    constexpr int together = LANES == 16 ? 3 : 1;
+    constexpr int together = std::min(3, SUMS / SIZE);
     int i = 0;
     for (; i + together <= SIZE; i += together)
         depthwise_rows<WIDTH, SIZE, DILATION, together>(count, i, row, g, sum[0]);

@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr int OUTS = IMAGE * SCALE * SCALE;
 
 using Block = BlockOf<Plain>;
 using Weights = WeightsOf<Plain, 9>;
