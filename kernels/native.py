@@ -53,13 +53,15 @@ class NativeLKDN:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.
         arithmetic: of ARITHMETICS; how matrices are multiplied. With bf16 their inputs are rounded
             to it, and all else, sums of products too, is float32.
+        whole: give no image to several threads, so that their number changes no bit.
 
     Raises:
         CompileError: no C++ compiler, or one that does not know C++20 or this CPU.
     """
 
-    def __init__(self, net: nn.Module, arithmetic: str = "float32") -> None:
+    def __init__(self, net: nn.Module, arithmetic: str = "float32", whole: bool = False) -> None:
         weights = folded(net)
+        self.whole = whole
         self.threads = torch.get_num_threads()
         self.channels = weights["fea_conv.weight"].shape[1]
         self.scale = round((len(weights["upsampler.0.bias"]) / self.channels) ** 0.5)
@@ -97,7 +99,8 @@ class NativeLKDN:
         maps = 3 * height * width * self.library.lkdn_pitch()
         # Small images are a thread's each, as many as come out even: threads that share an image
         # compute some pixels twice and wait for each other.
-        each = batch - batch % self.threads if height * width <= SMALL else 0
+        even = batch - batch % self.threads if height * width <= SMALL else 0
+        each = batch if self.whole else even
         maps *= min(self.threads, each) or 1
         needed = maps + self.threads * self.library.lkdn_scratch()
         with self.lock:

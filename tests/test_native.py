@@ -18,7 +18,9 @@ from utils import efficiency
 from utils.devices import prepare_cpu, torch_threads
 
 
-def compiled(net: LKDN, threads: int | None = None, arithmetic: str = "float32") -> NativeLKDN:
+def compiled(
+    net: LKDN, threads: int | None = None, arithmetic: str = "float32", whole: bool = False
+) -> NativeLKDN:
     """The network on the kernels, or a skip where there is no compiler or no such arithmetic."""
     if not any(map(native_library.shutil.which, native_library.COMPILERS)):
         pytest.skip("needs a C++ compiler")
@@ -28,7 +30,7 @@ def compiled(net: LKDN, threads: int | None = None, arithmetic: str = "float32")
     }:
         pytest.skip(f"needs a CPU with {arithmetic}")
     with torch_threads(threads or torch.get_num_threads()):
-        return NativeLKDN(net, arithmetic)
+        return NativeLKDN(net, arithmetic, whole)
 
 
 def randomised(shape: tuple[int, int, int, int]) -> LKDN:
@@ -87,13 +89,20 @@ def test_native_in_bf16(
         assert error < 1e-2, (size, error)
 
 
-def test_batch_and_strides_are_followed() -> None:
+@pytest.mark.parametrize("size", [(11, 17), (90, 190)])  # small enough for one thread, and not
+def test_batch_and_strides_are_followed(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     net = LKDN(6, 1).eval().requires_grad_(False)
-    fast = compiled(net)
-    x = torch.rand(3, 11, 17, 3).permute(0, 3, 1, 2)
-    assert (fast(x) - net(x)).abs().max() < 1e-5
-    assert fast(x[:0]).shape == (0, 3, 44, 68)
+    x = torch.rand(5, *size, 3).permute(0, 3, 1, 2)
+    expected = net(x)
+    alone = [compiled(net, threads, whole=True)(x) for threads in (1, 2, 7)]
+    assert (alone[0] - expected).abs().max() < 1e-5
+    assert torch.equal(alone[0], alone[1]) and torch.equal(alone[0], alone[2])
+    for threads in (1, 2, 7):
+        fast = compiled(net, threads)
+        fast(x[:1])
+        assert (fast(x) - expected).abs().max() < 1e-5
+        assert fast(x[:0]).shape == (0, 3, 4 * size[0], 4 * size[1])
 
 
 def test_memory_of_an_earlier_image_does_not_show() -> None:

@@ -3,8 +3,6 @@
 import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +18,6 @@ from train.aligned import align_parameters, aligned_like
 from train.recipes import Engine, Stage
 from train.recording import Recorder, recorded
 from train.reparam import fuse_parameters, plain_like
-from utils import devices
 
 logger = logging.getLogger(__name__)
 
@@ -134,27 +131,13 @@ def _native_gradients(form: LKDN, stage: Stage, engine: Engine, teacher: LKDN | 
 
 
 def _native_forward(net: LKDN, arithmetic: str) -> Callable[[Tensor], Tensor]:
-    """The SR of (B, 3, H, W), each thread having whole patches: the same bits for any number of
-    threads. By torch, with a message, where the kernels cannot be compiled for this network."""
-    threads = torch.get_num_threads()
-    free: SimpleQueue[NativeLKDN] = SimpleQueue()
+    """The SR of (B, 3, H, W), the same bits for any number of threads. By torch, with a message,
+    where the kernels cannot be compiled for this network."""
     try:
-        with devices.torch_threads(1):
-            for _ in range(threads):
-                free.put(NativeLKDN(net, arithmetic))
+        return NativeLKDN(net, arithmetic, whole=True)
     except CompileError as error:
         logger.warning("the teacher runs in torch, not on compiled kernels: %s", error)
         return net
-    pool = ThreadPoolExecutor(threads)
-
-    def run(patch: Tensor) -> Tensor:
-        network = free.get()
-        try:
-            return network(patch)
-        finally:
-            free.put(network)
-
-    return lambda x: torch.cat(list(pool.map(run, x.split(1))))
 
 
 def make_forward(
