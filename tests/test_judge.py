@@ -216,7 +216,10 @@ def test_shipped_weights_beat_bicubic_on_the_demo_photos(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_finished_images(
+    number: signal.Signals, tmp_path: Path, random_weights: Path
+) -> None:
     for i in range(30):
         write_png(tmp_path / "set" / "HR" / f"{i:03}.png", photo(64, 64, i))
     process = subprocess.Popen(
@@ -242,7 +245,7 @@ def test_ctrl_c_keeps_finished_images(tmp_path: Path, random_weights: Path) -> N
         while not images.exists() or len(list(images.glob("*.png"))) < 3:
             assert process.poll() is None
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()  # whatever went wrong: it would go on for days

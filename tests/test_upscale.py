@@ -187,10 +187,11 @@ def test_wrong_usage_is_one_sentence_and_exit_2(
     assert names(tmp_path) == ["a.png", "b.png", "other.pth", "pipe.png"]
 
 
-# Ctrl-C at a moment that is always the same.
+# Ctrl-C, or another signal, at a moment that is always the same.
 INTERRUPTED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
+name = sys.argv.pop(1)
 import upscale
 from deploy import pipeline
 
@@ -199,7 +200,7 @@ enlarge, calls = pipeline.enlarge, []
 def interrupted(*arguments):
     calls.append(arguments)
     if len(calls) == 8:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.Signals[name])
     return enlarge(*arguments)
 
 pipeline.enlarge = interrupted
@@ -208,14 +209,15 @@ sys.exit(upscale.main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_ctrl_c_keeps_finished_images_and_a_rerun_completes(
-    enlarge: Callable, random_weights: Path, tmp_path: Path, python: Callable
+    name: str, enlarge: Callable, random_weights: Path, tmp_path: Path, python: Callable
 ) -> None:
     (tmp_path / "in").mkdir()
     for i in range(20):
         Image.fromarray(photo(16, 16, i)).save(tmp_path / "in" / f"{i:02}.png")
     options = f"in -o out --checkpoint {random_weights} --device cpu --backend eager --jobs 2"
-    interrupted = python(tmp_path, "-c", INTERRUPTED, SCRIPT.parent, *options.split())
+    interrupted = python(tmp_path, "-c", INTERRUPTED, SCRIPT.parent, name, *options.split())
     assert interrupted.returncode == 1
     out = tmp_path / "out"
     done = {path: path.read_bytes() for path in out.iterdir()}

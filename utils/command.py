@@ -9,8 +9,10 @@ import math
 import os
 import re
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -75,7 +77,7 @@ def make_folder(folder: Path) -> None:
     """Make the folder that an option names.
 
     Raises:
-        UserError: there cannot be one, or this user may not make it.
+        UserError: there cannot be one, or this user may not make it or write to it.
         OSError: the disk fails.
     """
     try:
@@ -84,6 +86,8 @@ def make_folder(folder: Path) -> None:
         if error.errno in DISK:
             raise
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: {os.strerror(errno.EACCES)}")
 
 
 class _Lines(logging.Formatter):
@@ -112,13 +116,14 @@ def run(
         work: the command behind its arguments; returns the exit code, or None if all is good.
         wrong: exceptions that are the user's, besides UserError.
         failures: exceptions that mean that the work failed, besides OSError.
-        interrupted: what to say after Ctrl-C.
+        interrupted: what to say after Ctrl-C, SIGTERM or the end of the terminal.
     """
     users: tuple[type[Exception], ...] = (UserError, *wrong)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot print
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return work() or GOOD
+        with _signals_as_ctrl_c():
+            return work() or GOOD
     except failures as error:
         message, code = str(error), FAILED
     except users as error:
@@ -129,6 +134,23 @@ def run(
         message, code = interrupted, FAILED
     print(f"{program}: {in_terminal(message)}", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the work as Ctrl-C does, so that what was done is told of
+    and what was begun is ended. Where somebody else handles them, they still do."""
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    ours = [n for n in numbers if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def start(main: Callable[[], int]) -> NoReturn:

@@ -73,9 +73,6 @@ def _run_all(args: argparse.Namespace) -> int:
     """
     devices.select_device(args.device)
     command.make_folder(args.output)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a part's process ends, too
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
     code = command.GOOD
     for part in args.parts:
         began = time.perf_counter()
