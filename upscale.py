@@ -119,7 +119,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--suffix", default="x4", help="added to each name, behind an underscore")
     add(
         "--ext",
-        choices=("png", "auto", "jpg", "webp", "tif"),
+        choices=("png", "auto", "jpg", "webp", "tif", "bmp"),
         default="png",
         help="the format of the results; auto is the input's, and png where that cannot hold it",
     )
@@ -178,15 +178,30 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     """The images of this share, and how many of it are left out because their results are there."""
     for path in plan.left_out:
         logger.info("left out, for it is named like a result: %s", path)
+    if plan.left_out:
+        logger.warning(
+            "images left out, for they are named like results: %d; give another --suffix, or -o a "
+            "folder, to enlarge them",
+            len(plan.left_out),
+        )
     for note in plan.notes:
         logger.warning("%s", note)
     first, step = share
     jobs = plan.jobs[first - 1 :: step]
     if not skip_existing:
         return jobs, 0
-    # There is a result if its header can be read: a full disk or a power cut may leave it empty.
-    new = [job for job in jobs if job.problem or not suffixes.peek(job.target)]
+    new = [job for job in jobs if job.problem or not is_made(job)]
     return new, len(jobs) - len(new)
+
+
+def is_made(job: Job) -> bool:
+    """Whether the result is there: a full disk or a power cut may leave it empty, and a picture of
+    another size is of another input, which had the name before this one came."""
+    source, result = suffixes.peek(job.source), suffixes.peek(job.target)
+    if not source or not result or not source.width or not result.width:
+        return result is not None  # of a size that is not known
+    sides = sorted((SCALE * source.width, SCALE * source.height))  # it may be turned
+    return sorted((result.width, result.height)) == sides
 
 
 def summary(tally: Tally, there: int, output: Path | None) -> str:

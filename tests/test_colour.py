@@ -129,6 +129,11 @@ def test_other_formats_get_a_profile_or_a_note(tmp_path: Path) -> None:
     for photo in (Photo(rgb, chunks=(P3,)), Photo(rgb, icc=colour.find_profile((P3,)))):
         assert "does not hold its colour space: give --ext png" in find_losses(bmp, photo)
     assert not find_losses(bmp, Photo(rgb, chunks=SRGB))
+    deep = Photo(rgb.astype(np.uint16) * 257)
+    for suffix in ("jpg", "webp", "bmp", "png", "tiff"):
+        lost = find_losses(tmp_path / f"a.{suffix}", deep)
+        assert bool(lost) == (suffix in ("jpg", "webp", "bmp"))
+        assert not lost or f".{suffix} does not hold more than 8 of its 16 bits: give" in lost
     assert not find_losses(tmp_path / "a.png", Photo(rgb, chunks=(PQ,)))
 
 

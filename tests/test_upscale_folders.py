@@ -64,6 +64,7 @@ def test_results_of_an_earlier_run_are_no_inputs(
 ) -> None:
     Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
     assert enlarge(".") == enlarge(".", "--verbose") == 0
+    assert "left out, for they are named like results: 1; give another --suffix" in caplog.text
     assert "left out, for it is named like a result: a_x4.png" in caplog.text
     assert names(tmp_path) == ["a.png", "a_x4.png"]
     assert enlarge(".", "-o", "out") == 0  # elsewhere they are images like others
@@ -87,6 +88,18 @@ def test_results_of_one_name_are_both_kept(enlarge: Callable, tmp_path: Path) ->
         "c_png_2_x4.png": 8,
         "a_png_2_x4.png": 9,
     }
+
+
+def test_a_result_of_another_image_is_not_taken_for_this_ones(
+    enlarge: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Which has its name where the two are not enlarged together."""
+    Image.fromarray(photo(8, 9)).save(tmp_path / "c.jpg")
+    Image.fromarray(photo(9, 11)).save(tmp_path / "c.png")
+    assert enlarge("c.jpg") == enlarge("c.png", "--skip_existing") == 0
+    assert opened(tmp_path / "c_x4.png").size == (44, 36)
+    assert enlarge("c.png", "--skip_existing") == 0
+    assert "0 of 0 images written, 1 were there" in capsys.readouterr().out
 
 
 def test_numbered_results_are_no_inputs_either(enlarge: Callable, tmp_path: Path) -> None:
