@@ -65,7 +65,9 @@ def at_call(module, name, happens, concerned=lambda *_: True):
 
 if moment == "hung up under nohup":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-if moment == "killed before the rename of a checkpoint":
+if moment == "killed while it scores":
+    at_call(train.loop.evaluate, "validate", kill)
+elif moment == "killed before the rename of a checkpoint":
     at_call(os, "replace", kill, lambda source, target: str(target).endswith(".pt"))
 elif moment == "killed at some millisecond":
     delay, count = count / 1000, 1
@@ -135,6 +137,21 @@ def test_run_killed_again_and_again_ends_bit_for_bit_equal(
     assert done.returncode == 0, done.stderr
     assert_equal_runs(place / "killed", uninterrupted, logged)
     assert not list((place / "killed").glob(".*.tmp"))
+
+
+def test_a_run_killed_while_it_scores_its_last_step_has_saved_it(
+    place: Path, train: Train, accident: Accident, uninterrupted: Path, logged: Logged
+) -> None:
+    scores = [line for line in logged(uninterrupted) if "val_psnr" in line]
+    arguments = ("killed at the end", "--resume", "--val", "held out")
+    done = train(*arguments, script=accident("killed while it scores", len(scores)))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run = place / "killed at the end"
+    assert read_checkpoint(run / "stage1.pt")["step"] == scores[-1]["step"]
+    for _ in range(2):
+        assert train(*arguments).returncode == 0
+        assert_equal_runs(run, uninterrupted, logged)
+    assert (run / "curves.png").exists()
 
 
 @pytest.mark.skipif(

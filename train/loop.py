@@ -152,15 +152,19 @@ def train(run: Run, state: checkpoint.State) -> Outcome:
                     line["memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
                 log_line(run, state, line)
                 logged, since = [], time.monotonic()
-            if run.samples and (step % run.val_every == 0 or last):
+            if run.samples and step % run.val_every == 0 and not last:
                 paused = time.monotonic()
                 with devices.torch_threads(threads):
-                    _validate(run, state)
+                    validate(run, state)
                 since += time.monotonic() - paused
         if state.step > start:  # whether the last step was good shows in the next one's loss
             unseen.append(_gradients(run, state, gradients, patches))
             _check_finite(unseen, state.step, stage)
         _save(run, state, work, began)
+        # Only now: scores may take minutes, and what ends them must not cost the last steps.
+        if run.samples and start < state.step == stage.steps:
+            with devices.torch_threads(threads):
+                validate(run, state)
         return _agree(run.world, Outcome.STOPPED if stopped() else outcome, 0)
 
 
@@ -192,8 +196,8 @@ def _check_finite(unseen: list[Tensor], step: int, stage: Stage) -> list[list[fl
     return values
 
 
-def _validate(run: Run, state: checkpoint.State) -> None:
-    """Score what would be exported: the fused average."""
+def validate(run: Run, state: checkpoint.State) -> None:
+    """Score what would be exported, the fused average, and log it."""
     average = plain_like(state.net).to(run.world.device)
     average.load_state_dict(fuse_parameters(state.ema))
     average.float()

@@ -218,7 +218,11 @@ def train_stage(
     )
     if state.step == stage.steps:
         logger.info("this stage is finished already: %s", run.file)
-        if lead and not curves.exists():  # it was killed at its very end
+        own = [line for line in log.read(log_file) if line["stage"] == stage.name]
+        scored = any("val_psnr" in line for line in own if line["step"] == state.step)
+        if unscored := bool(run.samples) and not scored:  # it was killed at its very end
+            loop.validate(run, state)
+        if lead and (unscored or not curves.exists()):
             log.plot(log_file, curves)
         return loop.Outcome.GO_ON
     try:
