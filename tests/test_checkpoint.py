@@ -104,6 +104,26 @@ def test_damaged_records_of_teachers_and_counts_of_steps(
             resumed(teacher=teacher, optimizers=optimizers)
 
 
+def test_a_teachers_history_is_kept_once_whatever_it_taught(
+    saved: dict[str, Any], tmp_path: Path, stage: Stage
+) -> None:
+    """100 stages of one teacher of 20 stages are 120 records, not 2120."""
+    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+
+    def teacher() -> dict[str, Any]:
+        return {"sha256": "1" * 64, "records": [copy.deepcopy(own) for _ in range(20)]}
+
+    state = new_state(stage)
+    state.step, state.teacher = 0, teacher()
+    state.before = [{**own, "teacher": teacher()} for _ in range(100)]
+    checkpoint.save(tmp_path / "stage1.pt", state, stage, 4, "data")
+    again = new_state(stage)
+    again.teacher = teacher()
+    checkpoint.resume(tmp_path / "stage1.pt", again, stage, 4, "data")
+    assert len(again.before) == 100 and again.before[99]["teacher"]["sha256"] == "1" * 64
+    assert again.before[0]["teacher"]["records"][19]["step"] == own["step"]
+
+
 def test_digests_of_images_are_kept_once_however_often_they_were_seen(tmp_path: Path) -> None:
     def record() -> dict[str, Any]:
         summary = {"sha256": [f"{i:064x}" for i in range(5000)]}

@@ -27,7 +27,8 @@ FIELDS: dict[str, type] = {
 }
 LATER_FIELDS: dict[str, type] = {"before": list, "init": dict, "teacher": dict}
 MOST = 10**15  # of a stage's numbers
-MOST_RECORDS = 200  # of stages, those of teachers and their teachers counted
+MOST_RECORDS = 200  # of stages, those of teachers counted, each teacher once
+MOST_TAUGHT = 10  # teachers of teachers
 
 
 def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
@@ -86,15 +87,22 @@ def with_teachers(
 
 
 def share_summaries(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same records, of which equal summaries of data are one object: a checkpoint holds the
-    digests of a thousand images once then, however often they were trained on."""
-    known: dict[str, Any] = {}
+    """The same records, of which equal summaries of data, and equal teachers, are one object: a
+    checkpoint holds the digests of a thousand images once then, however often they were trained
+    on, and a teacher's history once, whatever it taught."""
+    data: dict[str, Any] = {}
+    teachers: dict[str, Any] = {}
 
     def share(record: dict[str, Any]) -> dict[str, Any]:
-        summary = record.get("data_summary")
-        return {"data_summary": summary and known.setdefault(record["data"], summary)}
+        summary, teacher = record.get("data_summary"), record.get("teacher")
+        if teacher:
+            own = {**teacher, "records": [share(behind) for behind in teacher["records"]]}
+            known = teachers.setdefault(teacher["sha256"], own)
+            teacher = known if known == own else own
+        summary = summary and data.setdefault(record["data"], summary)
+        return {**record, "data_summary": summary, "teacher": teacher}
 
-    return [_changed(record, share) for record in records]
+    return [share(record) for record in records]
 
 
 def without_digests(record: dict[str, Any]) -> dict[str, Any]:
@@ -159,18 +167,27 @@ def check_state(saved: dict[str, Any], path: Path) -> None:
 
 
 def _all_records(saved: dict[str, Any], path: Path) -> list[Any]:
-    """The records of all stages behind a state, teachers' included, whatever they hold."""
-    records: list[Any] = [*(saved.get("before") or []), saved]
-    for record in records:  # which grows meanwhile
-        teacher = record.get("teacher") if isinstance(record, dict) else None
-        behind = teacher.get("records") if isinstance(teacher, dict) else None
-        records += behind if isinstance(behind, list) else []
-        if len(records) > MOST_RECORDS:
-            raise CheckpointError(
-                f"expected at most {MOST_RECORDS} records of training in {path}, got more: it is "
-                "damaged"
-            )
-    return records
+    """The records of all stages behind a state, and of each teacher's once, whatever they hold."""
+    found: list[Any] = []
+    teachers: set[int] = set()
+
+    def gather(records: list[Any], depth: int) -> None:
+        for record in records:
+            found.append(record)
+            teacher = record.get("teacher") if isinstance(record, dict) else None
+            behind = teacher.get("records") if isinstance(teacher, dict) else None
+            too_many = len(found) > MOST_RECORDS or depth > MOST_TAUGHT
+            if too_many:
+                raise CheckpointError(
+                    f"expected at most {MOST_RECORDS} records of training in {path}, and "
+                    f"{MOST_TAUGHT} teachers of teachers, got more: it is damaged"
+                )
+            if isinstance(behind, list) and id(teacher) not in teachers:
+                gather(behind, depth + 1)
+                teachers.add(id(teacher))  # only now: one that is its own teacher has no end
+
+    gather([*(saved.get("before") or []), saved], 0)
+    return found
 
 
 def _misfit(record: Any) -> str:
