@@ -102,6 +102,17 @@ def test_what_is_left_out_of_an_engine_leaves_the_rest() -> None:
     for options in (["--no-fold", "--dense"], ["--no-fold", "--aligned"], ["--graphs"]):
         with pytest.raises(UserError, match=f"with {options[-1]}|for {options[-1]}"):
             engine(*options)
+    with pytest.raises(UserError, match="--kernels native with --arithmetic float32, got torch"):
+        engine("--arithmetic", "float32")
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam_share", "weight_decay"])
+def test_numbers_that_an_optimiser_has_no_use_for_are_refused(name: str) -> None:
+    given = ["--data", "d", "--out", "o", "--stage", "1", f"--{name}", "0.5"]
+    with pytest.raises(UserError, match=f"--optimizer muon or soap with --{name}, got adam"):
+        stages_of(parse(given))
+    (stage,) = stages_of(parse([*given, "--optimizer", "muon"])).values()
+    assert getattr(stage, name) == 0.5
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,8 @@ def stages_of(args: argparse.Namespace) -> dict[int, Stage]:
     """The stages to train, by number, with the numbers that were given.
 
     Raises:
-        UserError: the recipe has no such stage, or numbers were given for several stages.
+        UserError: the recipe has no such stage, or numbers were given for several stages, or one
+            that its optimiser does not take.
     """
     stages = RECIPES[args.recipe].stages
     given = {f.name: getattr(args, f.name) for f in fields(Stage) if f.name in args}
@@ -188,7 +189,14 @@ def stages_of(args: argparse.Namespace) -> dict[int, Stage]:
             f"expected --stage with --{next(iter(given))}: the recipe {args.recipe} "
             f"has the stages {', '.join(map(str, stages))}"
         )
-    return {number: replace(stages[number], **given) for number in numbers}
+    chosen = {number: replace(stages[number], **given) for number in numbers}
+    for name in ("momentum", "adam_share", "weight_decay"):
+        if name in given and chosen[numbers[0]].optimizer == "adam":
+            raise UserError(
+                f"expected --optimizer muon or soap with --{name}, got adam, which has no use for "
+                "it: leave one out"
+            )
+    return chosen
 
 
 def engine_of(
@@ -224,6 +232,11 @@ def engine_of(
             raise UserError(f"expected {reason} for --{asked[0]} {given[asked[0]]}: leave it out")
         logger.warning("training by torch: the faster kernels need %s", reason)
         engine = replace(engine, kernels="torch")
+    if "arithmetic" in given and engine.kernels == "torch":
+        raise UserError(
+            f"expected --kernels native with --arithmetic {engine.arithmetic}, got torch: leave "
+            "one out"
+        )
     if engine.depthwise == "triton" and (reason := _without_triton(device, stages)):
         if "depthwise" in given:
             raise UserError(f"expected {reason} for --depthwise triton: leave it out")
