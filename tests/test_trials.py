@@ -108,6 +108,18 @@ def test_throughput_records_speed_and_failures(
     assert "failed: expected images of at least 1024" in documents.fill_in(SPEED, tmp_path)
 
 
+def test_a_round_that_fails_late_costs_no_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [{"speeds": [2.0, 4.0], "loss": 0.5}, {"failed": "not done after 10 minutes"}]
+    monkeypatch.setattr(throughput, "measure", lambda options, args: dict(results.pop(0)))
+    file = tmp_path / "a.json"
+    options = ["--data", "d", "-o", file, "--rounds", 2, "--rows", 0, "--device", "cpu"]
+    assert throughput.measure_all(throughput.parse([*map(str, options)])) == 1
+    (row,) = json.loads(file.read_text())["rungs"]
+    assert row["steps_per_s"] == 3 and "failed" not in row and not results
+
+
 def test_throughput_takes_no_rows_from_a_file_of_something_else_nor_no_rounds(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -100,12 +100,17 @@ def measure_all(args: argparse.Namespace) -> int:
     numbers = args.rows or range(len(rows))
     chosen = [(name, row.split()) for i, (name, row) in enumerate(rows.items()) if i in numbers]
     speeds: dict[str, list[float]] = {}
+    failed_late = False
     for name, options in chosen * args.rounds:
         with busy_process() if name.endswith(BUSY) else contextlib.nullcontext():
             row = {"name": name, "options": options, **measure(options, args)}
         if "failed" not in row:
             speeds.setdefault(name, []).extend(row.pop("speeds"))
             row = {**row, **spread(speeds[name], args.batch)}
+        elif name in speeds:
+            logger.info("%s: %s; its earlier rounds stay", name, row["failed"])
+            failed_late = True
+            continue
         logger.info(
             "%s: %s",
             name,
@@ -115,7 +120,7 @@ def measure_all(args: argparse.Namespace) -> int:
         measured["rungs"] = [by_name[other] for other in rows if other in by_name]
         write_json(args.output, measured)  # after each: time may run out
     failed = any("failed" in row for row in measured["rungs"])
-    return command.FAILED if failed else command.GOOD
+    return command.FAILED if failed or failed_late else command.GOOD
 
 
 def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
