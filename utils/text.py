@@ -9,6 +9,11 @@ def machine(environment: Mapping[str, Any]) -> str:
     return f"{environment['device']}, {environment['threads']} threads"
 
 
+def revision(environment: Mapping[str, Any]) -> str:
+    """The commit of a run, and whether its files were changed since."""
+    return f"{str(environment.get('commit'))[:7]}{', changed' if environment.get('dirty') else ''}"
+
+
 def number(value: float | None, digits: int, missing: str = "not measured") -> str:
     """A figure for a table, or the word for one that is missing."""
     return missing if value is None else f"{value:.{digits}f}"

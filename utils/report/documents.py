@@ -17,7 +17,7 @@ from utils.report import comparison, gpu, published, speed, summary
 from utils.report import training_tables as tables
 from utils.report.published import Record, benchmarks, records
 from utils.schema import NAME, misfit
-from utils.text import encoded, in_markdown, markdown, number
+from utils.text import encoded, in_markdown, markdown, number, revision
 
 DOCUMENTS = (
     "README.md",
@@ -202,7 +202,7 @@ def _efficiency(folder: Path) -> str:
                 number(run["ave_psnr_bicubic"], 2),
                 environment["device"],
                 str(environment["threads"]),
-                str(environment["commit"])[:7],
+                revision(environment),
                 environment["date"][:10],
             ]
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from utils.record import ENVIRONMENT
 from utils.schema import Kind
-from utils.text import markdown
+from utils.text import markdown, revision
 
 Record = dict[str, Any]
 
@@ -38,7 +38,7 @@ def _check(record: Record) -> str:
     rows = [[record["part"], "found"], *([row["name"], found(row)] for row in record["rows"])]
     return (
         f"{where['device']}, torch {where['torch']}, {where['date'][:10]}, commit "
-        f"{str(where['commit'])[:7]}:\n\n{markdown(rows)}"
+        f"{revision(where)}:\n\n{markdown(rows)}"
     )
 
 

@@ -23,7 +23,7 @@ from utils.imaging.images import BAD_IMAGE
 from utils.record import PUBLISHED
 from utils.report import groups, markup, pictures, published, speed, summary, training_tables
 from utils.report.groups import Group, psnr_of
-from utils.text import in_terminal, number
+from utils.text import in_terminal, number, revision
 
 PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than 5 MB more
 SMALLEST_SHARE = 60_000  # bytes of an image's pictures; where there is less, fewer images appear
@@ -117,9 +117,7 @@ def _environment(runs: Sequence[dict[str, Any]]) -> str:
     columns = {"run": [summary.row(run)[0] for run in runs]}
     columns["backend"] = [f"{run['backend']} {run['precision']}" for run in runs]
     environments = [run["environment"] for run in runs]
-    columns["commit"] = [
-        f"{str(e.get('commit'))[:7]}{', changed' if e.get('dirty') else ''}" for e in environments
-    ]
+    columns["commit"] = [revision(e) for e in environments]
     for key in keys:
         columns[key] = [str(e.get(key) or "none") for e in environments]
     columns["date"] = [date.replace("T", " ").replace("+00:00", " UTC") for date in columns["date"]]

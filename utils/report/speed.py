@@ -9,7 +9,7 @@ from typing import Any
 from utils.files import read_json
 from utils.record import ENVIRONMENT, FIGURE
 from utils.schema import Kind, misfit
-from utils.text import aligned, in_terminal, machine, markdown, number
+from utils.text import aligned, in_terminal, machine, markdown, number, revision
 
 HEADER = (
     "LR size, backend",
@@ -105,7 +105,7 @@ def conditions(result: dict[str, Any]) -> str:
     return (
         f"{machine(environment)}, torch {environment['torch']}, "
         f"{result['rounds']} rounds, {environment['date'][:10]}, commit "
-        f"{str(environment['commit'])[:7]}. Measured ceilings: {able}, {ceilings['gb_s']:.0f} GB/s."
+        f"{revision(environment)}. Measured ceilings: {able}, {ceilings['gb_s']:.0f} GB/s."
     )
 
 
@@ -154,7 +154,9 @@ def of_devices(
 ) -> str:
     """The words on each type of device; of one that is not there, that."""
     return "\n\n".join(
-        describe(results[device]) if device in results else f"{name}: not measured."
+        describe(results[device])
+        if device in results
+        else f"{name}: not measured by `python -m deploy.bench`."
         for device, name in DEVICES.items()
     )
 

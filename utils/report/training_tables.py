@@ -6,7 +6,7 @@ from typing import Any
 from utils.datasets import SCALE
 from utils.record import ENVIRONMENT, FIGURE
 from utils.schema import Kind
-from utils.text import machine, markdown, number
+from utils.text import machine, markdown, number, revision
 
 Record = dict[str, Any]
 
@@ -120,8 +120,7 @@ def throughput(records: Sequence[Record]) -> str:
             f"{record['batch']} patches of {record['patch']}x{record['patch']} HR a step, "
             f"{machine(environment)}, torch "
             f"{environment['torch']}, {environment['date'][:10]}, commit "
-            f"{str(environment['commit'])[:7]}; loss after {record['steps']} steps:\n\n"
-            + markdown(rows)
+            f"{revision(environment)}; loss after {record['steps']} steps:\n\n" + markdown(rows)
         )
     return "\n\n".join(parts) or "not measured"
 
@@ -156,7 +155,7 @@ def agreement(records: Sequence[Record]) -> str:
             )
         parts.append(
             f"{environment['device']}, {environment['date'][:10]}, commit "
-            f"{str(environment['commit'])[:7]}:\n\n{markdown(rows)}"
+            f"{revision(environment)}:\n\n{markdown(rows)}"
         )
     return "\n\n".join(parts) or "not measured"
 
