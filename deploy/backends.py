@@ -44,6 +44,16 @@ TRITON_HALF_MEMORY = 1500  # .. in fp16 and bf16
 logger = logging.getLogger(__name__)
 
 
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Whether the device has no instructions for it, so that torch takes ten times as long as in
+    float32: fp16 on a CPU, and bf16 on one that does not multiply it, or does not say."""
+    if device.type != "cpu" or precision == "fp32":
+        return False
+    from kernels.native_library import cpu_features
+
+    return precision == "fp16" or not cpu_features() & {"avx512_bf16", "amx_bf16", "bf16"}
+
+
 class BackendError(UserError):
     """A backend that cannot run here, or not in this precision; the message says why."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from deploy import backends
 from deploy.bench import __main__ as bench
 from deploy.bench import large, limits, plan
 from deploy.bench.worker import Row
@@ -75,6 +76,28 @@ def test_every_row_is_timed_and_compared(
     first, *lines = caplog.messages
     assert first.startswith("7 rows at 2 sizes, 7 forwards each; no benchmark of this machine")
     assert "left out: triton bf16: triton needs a CUDA device, got cpu" in lines
+
+
+@pytest.mark.parametrize(
+    ("features", "emulated"),
+    [
+        ({"avx2"}, ["fp16", "bf16"]),
+        (set(), ["fp16", "bf16"]),
+        ({"avx512_bf16", "avx2"}, ["fp16"]),
+        ({"bf16"}, ["fp16"]),
+    ],
+)
+def test_what_a_cpu_emulates_is_measured_only_if_asked_for(
+    features: set[str], emulated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's large product took minutes in bf16 on a CPU with AVX2."""
+    monkeypatch.setattr("kernels.native_library.cpu_features", lambda: features)
+    assert [p for p in backends.PRECISIONS if backends.is_emulated(p, CPU)] == emulated
+    assert not any(backends.is_emulated(p, torch.device("cuda")) for p in backends.PRECISIONS)
+    for given in ([], ["--precisions", "bf16"]):
+        args = bench._parse(["--backends", "native", *given])
+        asked = {row.precision for row in bench._rows(args, CPU)} - {"fp32"}
+        assert asked == ({"bf16"} if given else {"fp16", "bf16"} - set(emulated))
 
 
 def test_cost_is_that_of_the_paper() -> None:

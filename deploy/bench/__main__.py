@@ -88,7 +88,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=backends.PRECISIONS,
         metavar="P",
-        help="of weights and features; by default all, on a CPU without fp16, which is emulated",
+        help="of weights and features; by default all that the device has and does not emulate",
     )
     add("--sizes", nargs="+", type=command.size, metavar="HxW", default=SIZES, help="LR sizes")
     add("--rounds", type=int, default=15, help="timed forwards of each row")
@@ -114,7 +114,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
     """What was asked for; first the plain network, to which all others are compared."""
     precisions = args.precisions or [
-        p for p in backends.PRECISIONS if device.type != "cpu" or p != "fp16"
+        p for p in backends.PRECISIONS if not backends.is_emulated(p, device)
     ]
     plain = Row("eager", "fp32", prepared=device.type != "cpu")
     rows = [plain, *(Row(*pair) for pair in itertools.product(args.backends, precisions))]
