@@ -124,6 +124,19 @@ def test_a_teachers_history_is_kept_once_whatever_it_taught(
     assert again.before[0]["teacher"]["records"][19]["step"] == own["step"]
 
 
+def test_a_history_that_grows_with_every_teacher_of_teachers_is_refused(
+    saved: dict[str, Any], tmp_path: Path, stage: Stage
+) -> None:
+    """Few records in the file, and as many as 18^9 on the ways through them."""
+    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    teacher: dict[str, Any] = {"sha256": "1" * 64, "records": [own]}
+    for _ in range(9):
+        teacher = {"sha256": "1" * 64, "records": [{**own, "teacher": teacher}] * 18}
+    torch.save({**saved, "teacher": teacher}, tmp_path / "stage1.pt")
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.resume(tmp_path / "stage1.pt", new_state(stage), stage, 4, "data")
+
+
 def test_digests_of_images_are_kept_once_however_often_they_were_seen(tmp_path: Path) -> None:
     def record() -> dict[str, Any]:
         summary = {"sha256": [f"{i:064x}" for i in range(5000)]}

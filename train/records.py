@@ -27,8 +27,8 @@ FIELDS: dict[str, type] = {
 }
 LATER_FIELDS: dict[str, type] = {"before": list, "init": dict, "teacher": dict}
 MOST = 10**15  # of a stage's numbers
-MOST_RECORDS = 200  # of stages, those of teachers counted, each teacher once
-MOST_TAUGHT = 10  # teachers of teachers
+MOST_RECORDS = 200  # of stages, those of teachers counted, each teacher once,
+MOST_PATHS = 5000  # .. or as often as it taught
 
 
 def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
@@ -169,24 +169,26 @@ def check_state(saved: dict[str, Any], path: Path) -> None:
 def _all_records(saved: dict[str, Any], path: Path) -> list[Any]:
     """The records of all stages behind a state, and of each teacher's once, whatever they hold."""
     found: list[Any] = []
-    teachers: set[int] = set()
+    known: dict[int, int] = {}  # the records behind a teacher, those of its own teachers counted
 
-    def gather(records: list[Any], depth: int) -> None:
+    def gather(records: list[Any]) -> int:
+        count = 0
         for record in records:
             found.append(record)
             teacher = record.get("teacher") if isinstance(record, dict) else None
             behind = teacher.get("records") if isinstance(teacher, dict) else None
-            too_many = len(found) > MOST_RECORDS or depth > MOST_TAUGHT
-            if too_many:
+            # A teacher that is its own is not known yet when it is met again.
+            if len(found) <= MOST_RECORDS and isinstance(behind, list) and id(teacher) not in known:
+                known[id(teacher)] = gather(behind)
+            count += 1 + known.get(id(teacher), 0)
+            if len(found) > MOST_RECORDS or count > MOST_PATHS:
                 raise CheckpointError(
-                    f"expected at most {MOST_RECORDS} records of training in {path}, and "
-                    f"{MOST_TAUGHT} teachers of teachers, got more: it is damaged"
+                    f"expected at most {MOST_RECORDS} records of training in {path}, got more: it "
+                    "is damaged"
                 )
-            if isinstance(behind, list) and id(teacher) not in teachers:
-                gather(behind, depth + 1)
-                teachers.add(id(teacher))  # only now: one that is its own teacher has no end
+        return count
 
-    gather([*(saved.get("before") or []), saved], 0)
+    gather([*(saved.get("before") or []), saved])
     return found
 
 
