@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from models.team23_LKDN import LKDN
 from train.forward import make_forward
 from train.options import HELP, engine_of, parse, stages_of
-from train.recipes import RECIPES, STAGES, Engine, Stage
+from train.recipes import RECIPES, STAGES, Engine, Stage, commands
 from train.reparam import training_form
 from utils.command import UserError
 from utils.weights import read_checkpoint
@@ -102,8 +102,10 @@ def test_what_is_left_out_of_an_engine_leaves_the_rest() -> None:
     for options in (["--no-fold", "--dense"], ["--no-fold", "--aligned"], ["--graphs"]):
         with pytest.raises(UserError, match=f"with {options[-1]}|for {options[-1]}"):
             engine(*options)
-    with pytest.raises(UserError, match="--kernels native with --arithmetic float32, got torch"):
+    with pytest.raises(UserError, match="--kernels native .* --arithmetic float32, got torch"):
         engine("--arithmetic", "float32")
+    with pytest.raises(UserError, match="--precision bf16 with --arithmetic float32, got other"):
+        engine("--arithmetic", "float32", "--kernels", "native")
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam_share", "weight_decay"])
@@ -113,6 +115,14 @@ def test_numbers_that_an_optimiser_has_no_use_for_are_refused(name: str) -> None
         stages_of(parse(given))
     (stage,) = stages_of(parse([*given, "--optimizer", "muon"])).values()
     assert getattr(stage, name) == 0.5
+
+
+def test_the_command_of_a_stage_is_taken_whatever_its_recipe_had_for_others() -> None:
+    adams = replace(RECIPES["cpu"].stages[1], optimizer="adam")  # with momentum and decay
+    (line,) = commands([{"stage": asdict(adams), "seed": 0}])
+    (again,) = stages_of(parse(line.split()[2:])).values()
+    numbers = ("lr", "batch", "patch", "loss", "schedule", "draw", "precision", "optimizer")
+    assert [getattr(again, n) for n in numbers] == [getattr(adams, n) for n in numbers]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +209,7 @@ def test_dense_pairs_are_the_branches_to_the_border_with_half_the_convolutions(
 SMALL_RECIPE = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from train import recipes, train
 # Muon: where SOAP has no gradient yet, rounding decides its bases, and that of two differs.
 small = {"steps": 3, "batch": 2, "patch": 32, "precision": "fp64", "optimizer": "muon"}

@@ -17,7 +17,7 @@ from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.checkpoint import DEEPEST, WIDEST
 from train.forward import arithmetic_of
-from train.recipes import RECIPES, Engine, Stage
+from train.recipes import NOT_ADAMS, RECIPES, Engine, Stage
 from train.records import MOST
 from utils import command, devices
 from utils.command import UserError
@@ -190,7 +190,7 @@ def stages_of(args: argparse.Namespace) -> dict[int, Stage]:
             f"has the stages {', '.join(map(str, stages))}"
         )
     chosen = {number: replace(stages[number], **given) for number in numbers}
-    for name in ("momentum", "adam_share", "weight_decay"):
+    for name in NOT_ADAMS:
         if name in given and chosen[numbers[0]].optimizer == "adam":
             raise UserError(
                 f"expected --optimizer muon or soap with --{name}, got adam, which has no use for "
@@ -232,11 +232,14 @@ def engine_of(
             raise UserError(f"expected {reason} for --{asked[0]} {given[asked[0]]}: leave it out")
         logger.warning("training by torch: the faster kernels need %s", reason)
         engine = replace(engine, kernels="torch")
-    if "arithmetic" in given and engine.kernels == "torch":
-        raise UserError(
-            f"expected --kernels native with --arithmetic {engine.arithmetic}, got torch: leave "
-            "one out"
-        )
+    if "arithmetic" in given:
+        in_bf16 = any(stage.precision == "bf16" for stage in stages.values())
+        if engine.kernels == "torch" or not in_bf16:
+            got = "torch" if engine.kernels == "torch" else "other precisions"
+            raise UserError(
+                "expected --kernels native and --precision bf16 with --arithmetic "
+                f"{engine.arithmetic}, got {got}: leave it out"
+            )
     if engine.depthwise == "triton" and (reason := _without_triton(device, stages)):
         if "depthwise" in given:
             raise UserError(f"expected {reason} for --depthwise triton: leave it out")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+NOT_ADAMS = ("momentum", "adam_share", "weight_decay")  # numbers that Adam has no use for
 ENDLESS = ("constant", "inverse_sqrt")  # schedules in which no rate depends on how many follow
 
 
@@ -203,4 +204,9 @@ def options_of(stage: dict[str, Any], number: int) -> list[str]:
         if number in content.stages and asdict(content.stages[number]) == stage:
             return [f"--recipe {recipe}"] if recipe != "factsheet" else []
     factsheet = asdict(RECIPES["factsheet"].stages[number])
-    return [f"--{name} {value}" for name, value in stage.items() if value != factsheet[name]]
+    idle = NOT_ADAMS if stage["optimizer"] == "adam" else ()
+    return [
+        f"--{name} {value}"
+        for name, value in stage.items()
+        if value != factsheet[name] and name not in idle
+    ]
