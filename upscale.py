@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,6 +18,7 @@ if __name__ == "__main__":
 from deploy import backends
 from deploy.photos import folders, suffixes
 from deploy.photos.folders import Job, Plan
+from deploy.photos.suffixes import Header
 from deploy.pipeline import OUT_OF_MEMORY, Tally, fail, run
 from deploy.upscaler import Upscaler
 from utils import command, devices
@@ -124,7 +127,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the format of the results; auto is the input's, and png where that cannot hold it",
     )
     add("--recursive", action="store_true", help="go into sub-folders, and repeat them under -o")
-    add("--skip_existing", action="store_true", help="leave out images whose result is there")
+    add(
+        "--skip_existing",
+        action="store_true",
+        help="leave out images whose result is there, and write over no other picture",
+    )
     add(
         "--shard",
         type=_shard,
@@ -178,11 +185,13 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     """The images of this share, and how many of it are left out because their results are there."""
     for path in plan.left_out:
         logger.info("left out, for it is named like a result: %s", path)
-    if plan.left_out:
+    results = {os.path.abspath(job.target) for job in plan.jobs}
+    if others := [path for path in plan.left_out if os.path.abspath(path) not in results]:
         logger.warning(
-            "images left out, for they are named like results: %d; give another --suffix, or -o a "
-            "folder, to enlarge them",
-            len(plan.left_out),
+            "images left out, for they are named like results, though of none of these inputs: %d, "
+            "such as %s; give another --suffix, or -o a folder, to enlarge them",
+            len(others),
+            others[0],
         )
     for note in plan.notes:
         logger.warning("%s", note)
@@ -190,17 +199,24 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     jobs = plan.jobs[first - 1 :: step]
     if not skip_existing:
         return jobs, 0
-    new = [job for job in jobs if job.problem or not is_made(job)]
+    new = []
+    for job in jobs:
+        if job.problem or not (result := suffixes.peek(job.target)):  # an empty file is no result
+            new.append(job)
+        elif not is_of(result, job.source):
+            problem = f"expected its result in {job.target}, got a picture of another size"
+            problem += ": give another --suffix or -o, or move that one away"
+            new.append(replace(job, problem=problem))
     return new, len(jobs) - len(new)
 
 
-def is_made(job: Job) -> bool:
-    """Whether the result is there: a full disk or a power cut may leave it empty, and a picture of
-    another size is of another input, which had the name before this one came."""
-    source, result = suffixes.peek(job.source), suffixes.peek(job.target)
-    if not source or not result or not source.width or not result.width:
-        return result is not None  # of a size that is not known
-    sides = sorted((SCALE * source.width, SCALE * source.height))  # it may be turned
+def is_of(result: Header, source: Path) -> bool:
+    """Whether a picture may be the source's result by its size. Results may be named like those of
+    other inputs, which came before or are gone."""
+    header = suffixes.peek(source)
+    if not header or not header.width or not result.width:
+        return True  # the size is not known
+    sides = sorted((SCALE * header.width, SCALE * header.height))  # it may be turned
     return sorted((result.width, result.height)) == sides
 
 

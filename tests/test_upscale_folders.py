@@ -64,7 +64,7 @@ def test_results_of_an_earlier_run_are_no_inputs(
 ) -> None:
     Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
     assert enlarge(".") == enlarge(".", "--verbose") == 0
-    assert "left out, for they are named like results: 1; give another --suffix" in caplog.text
+    assert "though of none" not in caplog.text
     assert "left out, for it is named like a result: a_x4.png" in caplog.text
     assert names(tmp_path) == ["a.png", "a_x4.png"]
     assert enlarge(".", "-o", "out") == 0  # elsewhere they are images like others
@@ -96,10 +96,21 @@ def test_a_result_of_another_image_is_not_taken_for_this_ones(
     """Which has its name where the two are not enlarged together."""
     Image.fromarray(photo(8, 9)).save(tmp_path / "c.jpg")
     Image.fromarray(photo(9, 11)).save(tmp_path / "c.png")
-    assert enlarge("c.jpg") == enlarge("c.png", "--skip_existing") == 0
-    assert opened(tmp_path / "c_x4.png").size == (44, 36)
-    assert enlarge("c.png", "--skip_existing") == 0
+    assert enlarge("c.jpg") == 0 and enlarge("c.png", "--skip_existing") == 1
+    assert "got a picture of another size: give another --suffix" in capsys.readouterr().out
+    assert opened(tmp_path / "c_x4.png").size == (36, 32)
+    assert enlarge("c.jpg", "--skip_existing") == 0
     assert "0 of 0 images written, 1 were there" in capsys.readouterr().out
+
+
+def test_a_photo_that_is_named_like_a_result_is_not_left_out_without_a_word(
+    enlarge: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "a_x4.png", "b_x4.png"):
+        Image.fromarray(photo(8, 9)).save(tmp_path / name)
+    assert enlarge(".", "--skip_existing") == 1  # a_x4.png is no result of a.png
+    assert "though of none of these inputs: 1, such as b_x4.png; give" in caplog.text
+    assert names(tmp_path) == ["a.png", "a_x4.png", "b_x4.png"]
 
 
 def test_numbered_results_are_no_inputs_either(enlarge: Callable, tmp_path: Path) -> None:
