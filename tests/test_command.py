@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_is_wrong_usage_and_a_failing_disk_is_not(
             command.make_folder(tmp_path / name)
     with monkeypatch.context() as here:  # a superuser may write everywhere
         here.setattr(command.os, "access", lambda place, mode: place != tmp_path)
-        with pytest.raises(command.UserError, match="cannot write to .*Permission denied"):
+        with pytest.raises(command.UserError, match="cannot write to .*this user's"):
             command.make_folder(tmp_path)
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(full))

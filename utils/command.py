@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from utils.files import is_writable_as_file
@@ -87,7 +88,7 @@ def make_folder(folder: Path) -> None:
             raise
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {folder}: {os.strerror(errno.EACCES)}")
+        raise UserError(f"cannot write to {folder}: it is not this user's to write")
 
 
 class _Lines(logging.Formatter):
@@ -144,8 +145,14 @@ def _signals_as_ctrl_c() -> Iterator[None]:
     ours = [n for n in numbers if n is not None and signal.getsignal(n) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         ours = []
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for other in ours:  # they often come twice, and must not end the ending
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
     for number in ours:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, stop)
     try:
         yield
     finally:
