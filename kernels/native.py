@@ -47,7 +47,7 @@ class NativeLKDN:
     """LKDN's inference form on compiled kernels: x (B, 3, H, W) -> (B, 3, 4H, 4W), float32, CPU.
 
     Runs on as many threads as torch uses when it is made, and keeps the memory that the largest
-    image so far took. Threads that share it take turns, and a forked process may go on with it.
+    batch so far took. Threads that share it take turns, and a forked process may go on with it.
 
     Args:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale.

@@ -3,12 +3,12 @@
 
 #pragma once
 
-// Enlarge one image.
+// Enlarge one image, or several one behind the other, each by one thread with maps of its own.
 struct InferenceCall {
     const float* weights;  // lkdn_weights() floats, at a multiple of 64 bytes
     const float* lr;       // (IMAGE, height+2, width+2), zeros around it
     float* sr;             // (IMAGE, SCALE*height, SCALE*width)
-    float* maps;           // 3 * height * width * lkdn_pitch() floats
+    float* maps;           // 3 * height * width * lkdn_pitch() floats, so many for each such thread
     float* scratch;        // threads * lkdn_scratch()
     int height, width, threads;
 };

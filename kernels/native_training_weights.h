@@ -10,7 +10,6 @@
 
 namespace {
 
-
 using Block = BlockOf<Plain>;
 using Weights = WeightsOf<Plain, 9>;
 

@@ -19,6 +19,7 @@ long lkdn_weights();
 long lkdn_scratch();
 long lkdn_pitch();
 void lkdn_run(const InferenceCall* call);
+void lkdn_run_each(const InferenceCall* call, int images);
 }
 
 // Memory at a multiple of 64 bytes with nothing behind it.
@@ -57,13 +58,17 @@ int main() {
 
             Exact<float> plain(lkdn_weights());
             std::fill_n(plain.at, lkdn_weights(), 0.01f);
-            std::vector<float> image(IMAGE * (height + 2) * (width + 2), 0.5f);
-            std::vector<float> sr(pixels * SCALE * SCALE);
-            Exact<float> maps(3l * height * width * lkdn_pitch());
             Exact<float> scratch(threads * lkdn_scratch());
-            const InferenceCall call{plain.at, image.data(), sr.data(), maps.at,
-                                     scratch.at, height, width, threads};
-            lkdn_run(&call);
+            for (int images : {0, 1, 2, 5}) {  // 0: one that the threads share
+                const int all = std::max(1, images), own = std::max(1, std::min(threads, images));
+                std::vector<float> image(all * IMAGE * (height + 2) * (width + 2), 0.5f);
+                std::vector<float> sr(all * pixels * SCALE * SCALE);
+                Exact<float> maps(own * 3l * height * width * lkdn_pitch());
+                const InferenceCall call{plain.at, image.data(), sr.data(), maps.at,
+                                         scratch.at, height, width, threads};
+                if (images) lkdn_run_each(&call, images);
+                else lkdn_run(&call);
+            }
         }
         ++done;
     }
