@@ -216,16 +216,17 @@ def train_stage(
         run.world.device,
         settings(stage, run.engine),
     )
-    if state.step == stage.steps:
-        logger.info("this stage is finished already: %s", run.file)
-        own = [line for line in log.read(log_file) if line["stage"] == stage.name]
-        scored = any("val_psnr" in line for line in own if line["step"] == state.step)
-        if unscored := bool(run.samples) and not scored:  # it was killed at its very end
-            loop.validate(run, state)
-        if lead and (unscored or not curves.exists()):
-            log.plot(log_file, curves)
-        return loop.Outcome.GO_ON
+    finished = state.step == stage.steps
     try:
+        if finished:
+            logger.info("this stage is finished already: %s", run.file)
+            own = [line for line in log.read(log_file) if line["stage"] == stage.name]
+            scored = any("val_psnr" in line for line in own if line["step"] == state.step)
+            if unscored := bool(run.samples) and not scored:  # killed then, or had no --val
+                loop.validate(run, state)
+            if lead and (unscored or not curves.exists()):
+                log.plot(log_file, curves)
+            return loop.Outcome.GO_ON
         outcome = loop.train(run, state)
     except FloatingPointError as error:
         loop.log_line(run, state, {"failed": str(error)})
@@ -233,9 +234,8 @@ def train_stage(
     except Exception as error:
         if not is_exhausted(error):
             raise
-        raise MemoryError(
-            f"expected the patches to fit in memory: lower --batch, --patch or --shrink ({error})"
-        ) from error
+        advice = "free some" if finished else "lower --batch, --patch or --shrink"
+        raise MemoryError(f"expected images to fit in memory: {advice} ({error})") from error
     if lead:
         log.plot(log_file, curves)
         done = state.step == stage.steps
