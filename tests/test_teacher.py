@@ -89,7 +89,7 @@ def test_a_teacher_that_cannot_be_compiled_runs_in_torch_and_a_line_says_why(
 ) -> None:
     expected = loss_of("native", 0.25)
 
-    def fail(net: LKDN, arithmetic: str) -> None:
+    def fail(net: LKDN, arithmetic: str, whole: bool) -> None:
         raise CompileError("the disk is full")
 
     monkeypatch.setattr("train.forward.NativeLKDN", fail)
