@@ -14,7 +14,7 @@ from PIL import Image, TiffTags
 from PIL import TiffImagePlugin as tiff
 
 from deploy.photos import suffixes
-from deploy.photos.suffixes import JPEG, OPAQUE, TIFF
+from deploy.photos.suffixes import DEEP, JPEG, OPAQUE, TIFF
 from utils.files import write_bytes
 from utils.imaging.colour import SRGB, find_profile, find_space
 from utils.imaging.decode import Photo
@@ -56,7 +56,7 @@ def write(path: str | Path, photo: Photo) -> None:
         )
         photo = replace(photo, icc=None)
     pixels = photo.pixels if photo.alpha is None else np.dstack((photo.pixels, photo.alpha))
-    if pixels.dtype == np.uint16 and suffix not in (".png", *TIFF):
+    if pixels.dtype == np.uint16 and suffix not in DEEP:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     try:
         if suffix in TIFF:
@@ -87,7 +87,7 @@ def check(path: Path, photo: Photo, scale: int = 1) -> None:
 def find_losses(path: Path, photo: Photo) -> str:
     """What a result there does not hold of the photo's numbers and colours, or an empty text."""
     suffix, lost = path.suffix.lower(), False
-    deep = photo.pixels.dtype == np.uint16 and suffix not in (".png", *TIFF)
+    deep = photo.pixels.dtype == np.uint16 and suffix not in DEEP
     if photo.icc:
         lost = suffix == ".bmp" or suffix == ".webp" and photo.icc[16:20] == b"GRAY"
     elif photo.chunks and suffix != ".png" and find_space(photo.chunks) != SRGB:

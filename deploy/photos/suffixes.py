@@ -22,6 +22,7 @@ LONGEST = (
     | dict.fromkeys((".png", ".bmp", *TIFF), 2**31 - 1)
     | {".webp": 16383}
 )
+DEEP = {".png", *TIFF}  # these hold 16 bits a channel
 OPAQUE = {*JPEG, ".bmp"}  # these have no transparency
 # Images that people have and that are read only where a plugin of Pillow reads them.
 _NAMES = """
