@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train.optim import Muon
-from train.recipes import ENDLESS, NOT_ADAMS, Stage
+from train.recipes import ENDLESS, Stage, idle_numbers
 from train.records import check_state, complete_stage, is_of, share_summaries
 from train.reparam import training_form
 from train.soap import Soap
@@ -118,7 +118,7 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     then["teacher"] = _name(saved.get("teacher"))
     if stage.schedule in ENDLESS and stage.steps >= saved["step"]:
         then["steps"] = stage.steps
-    idle = NOT_ADAMS if stage.optimizer == "adam" else ()
+    idle = idle_numbers(stage.optimizer)
     differing = [
         f"{k} {printable(then.get(k))}, now {v}"
         for k, v in now.items()

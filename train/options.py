@@ -17,7 +17,7 @@ from kernels.native_training import NativeGradients
 from models.team23_LKDN import LKDN
 from train.checkpoint import DEEPEST, WIDEST
 from train.forward import arithmetic_of
-from train.recipes import NOT_ADAMS, RECIPES, Engine, Stage
+from train.recipes import RECIPES, Engine, Stage, idle_numbers
 from train.records import MOST
 from utils import command, devices
 from utils.command import UserError
@@ -190,8 +190,8 @@ def stages_of(args: argparse.Namespace) -> dict[int, Stage]:
             f"has the stages {', '.join(map(str, stages))}"
         )
     chosen = {number: replace(stages[number], **given) for number in numbers}
-    for name in NOT_ADAMS:
-        if name in given and chosen[numbers[0]].optimizer == "adam":
+    for name in idle_numbers(chosen[numbers[0]].optimizer):
+        if name in given:
             raise UserError(
                 f"expected --optimizer muon or soap with --{name}, got adam, which has no use for "
                 "it: leave one out"

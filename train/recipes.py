@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-NOT_ADAMS = ("momentum", "adam_share", "weight_decay")  # numbers that Adam has no use for
 ENDLESS = ("constant", "inverse_sqrt")  # schedules in which no rate depends on how many follow
 
 
@@ -157,6 +156,11 @@ RECIPES = {
 }
 
 
+def idle_numbers(optimizer: str) -> tuple[str, ...]:
+    """The fields of a stage that its optimiser has no use for."""
+    return ("momentum", "adam_share", "weight_decay") if optimizer == "adam" else ()
+
+
 def commands(records: list[dict[str, Any]]) -> list[str]:
     """The train.py command of each stage, without the numbers that are a recipe's; those of a
     stage's teacher before it, if no stage before has the same."""
@@ -204,7 +208,7 @@ def options_of(stage: dict[str, Any], number: int) -> list[str]:
         if number in content.stages and asdict(content.stages[number]) == stage:
             return [f"--recipe {recipe}"] if recipe != "factsheet" else []
     factsheet = asdict(RECIPES["factsheet"].stages[number])
-    idle = NOT_ADAMS if stage["optimizer"] == "adam" else ()
+    idle = idle_numbers(stage["optimizer"])
     return [
         f"--{name} {value}"
         for name, value in stage.items()
