@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_emulated(precision: str, device: torch.device) -> bool:
-    """Whether the device has no instructions for it, so that torch takes ten times as long as in
+    """Whether the device has no instructions for it, so that torch takes far longer than in
     float32: fp16 on a CPU, and bf16 on one that does not multiply it, or does not say."""
     if device.type != "cpu" or precision == "fp32":
         return False
