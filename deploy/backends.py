@@ -200,8 +200,8 @@ def _native(net: nn.Module, precision: str, device: torch.device) -> Callable[[T
     arithmetic = choose_arithmetic(precision)
     if precision == "bf16" and arithmetic == "float32":
         raise BackendError(
-            "native computes in bf16 on a CPU with AMX or on AMD's with AVX512-BF16, which this "
-            "one is not: give --precision fp32"
+            "native computes in bf16 on a CPU with AMX that the system lets programs use, or on "
+            "AMD's with AVX512-BF16, which this one is not: give --precision fp32"
         )
     devices.prepare_cpu()
     try:

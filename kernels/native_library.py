@@ -179,12 +179,25 @@ def choose_arithmetic(precision: str) -> str:
     """The fastest of ARITHMETICS that this CPU has for fp32 or bf16.
 
     Intel's CPUs multiply bf16 vectors at half the speed of float32 ones, so there only the tiles of
-    AMX are worth it; AMD's do it twice as fast.
+    AMX are worth it, where the system lends them; AMD's do it twice as fast.
     """
     if precision == "bf16":
         features = cpu_features()
-        if {"amx_tile", "amx_bf16", "avx512_bf16"} <= features:
+        if {"amx_tile", "amx_bf16", "avx512_bf16"} <= features and may_use_tiles():
             return "amx_bf16"
         if "avx512_bf16" in features and "AuthenticAMD" in features:
             return "avx512_bf16"
     return "float32"
+
+
+def may_use_tiles() -> bool:
+    """Whether the system lets this process use AMX' registers, now that it has been asked.
+
+    Linux lends them to a process that asks by arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA),
+    and some sandboxes and virtual machines do not. Source: Documentation/arch/x86/xstate.rst there.
+    """
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    number, *arguments = map(ctypes.c_long, (arch_prctl, request, tile_data))
+    return ctypes.CDLL(None).syscall(number, *arguments) == 0

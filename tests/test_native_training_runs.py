@@ -25,11 +25,22 @@ def test_the_fastest_arithmetic_of_a_cpu_is_chosen(monkeypatch: pytest.MonkeyPat
         return native_library.choose_arithmetic("bf16")
 
     tiles = ("amx_tile", "amx_bf16", "avx512_bf16")
+    monkeypatch.setattr(native_library, "may_use_tiles", lambda: True)
     assert chosen("GenuineIntel", *tiles) == "amx_bf16"
+    monkeypatch.setattr(native_library, "may_use_tiles", lambda: False)
+    assert chosen("GenuineIntel", *tiles) == "float32"  # the system keeps them
+    assert chosen("AuthenticAMD", *tiles) == "avx512_bf16"
     assert chosen("GenuineIntel", "avx512_bf16") == "float32"  # half as fast as float32 there
     assert chosen("AuthenticAMD", "avx512_bf16") == "avx512_bf16"
     assert chosen("AuthenticAMD", "avx512f") == chosen() == "float32"
     assert native_library.choose_arithmetic("fp32") == "float32"
+
+
+@pytest.mark.skipif(
+    "amx_tile" in native_library.cpu_features(), reason="needs a CPU without AMX, or unknown"
+)
+def test_no_system_lends_tiles_that_its_cpu_lacks() -> None:
+    assert not native_library.may_use_tiles()
 
 
 def test_a_run_by_two_processes_is_one_by_one(place: Path, root: Path, train: Run) -> None:
