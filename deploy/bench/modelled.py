@@ -20,8 +20,10 @@ from deploy.bench.worker import load_shipped
 from utils import command
 from utils.command import UserError
 from utils.files import write_json
-from utils.text import markdown
+from utils.record import environment
+from utils.report import kernels as tables
 
+CPU = torch.device("cpu")  # which compiles, and counts
 CAPABILITY, ARCHITECTURES = 90, (80, 86, 90)
 # An H100 SXM by its data sheet; the L2 cache as microbenchmarks read it.
 MULTIPROCESSORS, SCHEDULERS, CLOCK_HZ = 132, 4, 1.755e9
@@ -167,29 +169,27 @@ def model(size: tuple[int, int, int], precision: str) -> dict[str, Any]:
     }
 
 
-def compile_all() -> list[list[str]]:
-    """Compile for every architecture in every precision; a line of a table each."""
-    lines = [["architecture", "precision", "kernels", "registers", "stack, bytes", "products"]]
+def compile_all() -> list[dict[str, Any]]:
+    """Compile for every architecture in every precision: a row each, with the least and the most
+    registers and the largest stack of its kernels, or with the compiler's error."""
+    rows = []
     for capability, precision in product(ARCHITECTURES, backends.PRECISIONS):
-        dtype = backends.DTYPES[precision]
+        row: dict[str, Any] = {"architecture": f"sm_{capability}", "precision": precision}
+        rows.append(row)
         try:
-            made = forward_launches(load_shipped(), dtype, capability, (1, 34, 51))
+            made = forward_launches(
+                load_shipped(), backends.DTYPES[precision], capability, (1, 34, 51)
+            )
         except Exception as error:  # the compiler's
-            lines.append([f"sm_{capability}", precision, "fails", type(error).__name__, "", ""])
+            row["failed"] = type(error).__name__
             continue
         kernels = list({launch.kernel.cubin: launch.kernel for launch in made}.values())
         registers = [kernel.registers for kernel in kernels]
-        lines.append(
-            [
-                f"sm_{capability}",
-                precision,
-                str(len(kernels)),
-                f"{min(registers)} to {max(registers)}",
-                str(max(kernel.stack for kernel in kernels)),
-                f"{sum(kernel.multiplies for kernel in kernels)} on tensor cores",
-            ]
-        )
-    return lines
+        row["kernels"] = len(kernels)
+        row["registers"] = [min(registers), max(registers)]
+        row["stack_bytes"] = max(kernel.stack for kernel in kernels)
+        row["on_tensor_cores"] = sum(kernel.multiplies for kernel in kernels)
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -208,38 +208,18 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("expected Triton's compiler, got TRITON_INTERPRET=1: unset it")
         import triton
 
+        result: dict[str, Any] = {"environment": environment(CPU), "triton": triton.__version__}
         if args.compile:
-            print(f"Triton {triton.__version__}\n\n{markdown(compile_all())}")
-            return command.GOOD
-        models = [model((1, *args.size), precision) for precision in args.precisions]
-        for modelled in models:
-            print(_in_words(modelled))
+            result["compiled"] = compile_all()
+            print(tables.compiled(result))
+        else:
+            result["rows"] = [model((1, *args.size), name) for name in args.precisions]
+            print(tables.modelled(result))
         if args.output:
-            write_json(args.output, {"triton": triton.__version__, "rows": models})
+            write_json(args.output, result)
         return command.GOOD
 
     return command.run("deploy.bench.modelled", work)
-
-
-def _in_words(modelled: dict[str, Any]) -> str:
-    lines = [["kernel", "launches", "registers", "µs each", "ms", "bound by"]]
-    for row in modelled["rows"]:
-        each = 1000 * row["ms"] / row["launches"]
-        lines.append(
-            [
-                row["kernel"],
-                str(row["launches"]),
-                str(row["registers"]),
-                f"{each:.1f}",
-                f"{row['ms']:.3f}",
-                row["bound_by"],
-            ]
-        )
-    height, width = modelled["size"][1:]
-    return (
-        f"Modelled, not measured: H100, {modelled['precision']}, {height}x{width}: "
-        f"{modelled['ms']:.2f} ms, {modelled['held_mib']:.0f} MiB held\n\n{markdown(lines)}\n"
-    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from utils.command import UserError
 from utils.datasets import BENCHMARKS
 from utils.files import ROOT, read_json, write_all
 from utils.record import ENTRY, RUN, run_stem
-from utils.report import comparison, gpu, published, speed, summary
+from utils.report import comparison, gpu, kernels, published, speed, summary
 from utils.report import training_tables as tables
 from utils.report.published import Record, benchmarks, records
 from utils.schema import NAME, misfit
@@ -25,6 +25,7 @@ DOCUMENTS = (
     "model_zoo/README.md",
     "train/README.md",
     "deploy/README.md",
+    "kernels/README.md",
 )
 TABLE_1 = "Y-PSNR [dB] / SSIM, x4"
 AUTHORS_FILE = "LKDN-S_x4_fused.pth"  # their released weights, fused
@@ -77,12 +78,16 @@ def _published_name(file: Path, run: Any, training: dict[str, Any]) -> str:
     for kind, name in ((speed.BENCHMARK, "ladder"), (speed.LARGE, "large")):
         if not misfit(run, kind):
             return f"{name}_{run['environment']['device_type']}.json"
+    for kind, name in ((kernels.MODELLED, "modelled"), (kernels.COMPILED, "compiled")):
+        if not misfit(run, kind) and NAME.fullmatch(run["triton"]):
+            return f"{name}_{run['triton']}.json"
     if not misfit(run, gpu.CHECK) and NAME.fullmatch(run["part"]):
         return f"gpu_check/{run['part']}.json"
     if problem := misfit(run, RUN):
         raise UserError(
-            "expected the JSON of a run of test_demo.py, deploy.bench.large, deploy.gpu_check or "
-            f"all of deploy.bench, got {file}: {problem}"
+            "expected the JSON of a run of test_demo.py, deploy.bench.large, "
+            "deploy.bench.modelled, deploy.gpu_check or all of deploy.bench, got "
+            f"{file}: {problem}"
         )
     if not run["images"]:
         raise UserError(f"expected a run with images, got none in {file}: run test_demo.py again")
@@ -214,6 +219,11 @@ def _training(folder: Path) -> Record:
     return in_markdown(published.read_training(folder))
 
 
+def _each(table: Callable[[Record], str], found: Sequence[Record]) -> str:
+    """A table for each record."""
+    return "\n\n".join(map(table, found)) or "not measured"
+
+
 PARTS: dict[str, Callable[[Path], str]] = {
     "output": _output,
     "scores": _scores,
@@ -230,6 +240,8 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "costs": lambda folder: markdown(comparison.costs(published.runs(folder))),
     "large": lambda folder: speed.large(records(folder, "large_*.json", speed.LARGE)),
     "speed": lambda folder: speed.of_devices(benchmarks(folder), speed.sentence),
+    "modelled": lambda f: _each(kernels.modelled, records(f, "modelled_*.json", kernels.MODELLED)),
+    "compiled": lambda f: _each(kernels.compiled, records(f, "compiled_*.json", kernels.COMPILED)),
     "gpu_check": lambda folder: gpu.checks(records(folder, "gpu_check/*.json", gpu.CHECK)),
 }
 
