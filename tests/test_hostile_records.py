@@ -34,6 +34,9 @@ SMALL = {
     "throughput/cpu.json": read_json(PUBLISHED / "throughput" / "cpu.json"),
     "agreement_cpu.json": read_json(PUBLISHED / "agreement_cpu.json"),
     "large_cpu.json": read_json(PUBLISHED / "large_cpu.json"),
+    **{
+        name: read_json(PUBLISHED / name) for name in ("modelled_3.9.0.json", "compiled_3.9.0.json")
+    },
     "ladder_cpu.json": a_benchmark(),
 }
 
