@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import native_library
+from train.records import MOST_RECORDS, check_state, training_records
 from utils.weights import read_checkpoint
 
 Train = Callable[..., CompletedProcess[str]]
@@ -241,3 +242,18 @@ def test_run_whose_rate_does_not_depend_on_its_end_can_be_lengthened(
     assert_equal_runs(place / "lengthened", place / "long", logged)
     done = train("lengthened", "--schedule", "cosine", "--steps", 12, "--resume")
     assert done.returncode == 2 and "steps 9, now 12" in done.stderr
+
+
+def test_a_stage_whose_history_would_be_refused_later_does_not_begin(
+    place: Path, train: Train, uninterrupted: Path, tmp_path: Path
+) -> None:
+    saved = read_checkpoint(uninterrupted / "stage1.pt")
+    (record,) = training_records(saved, uninterrupted)
+    for kind, stages in (("long enough", MOST_RECORDS - 1), ("too long", MOST_RECORDS)):
+        begin = tmp_path / f"{kind}.pt"
+        torch.save(saved | {"before": [record] * (stages - 1)}, begin)
+        done = train(kind, "--init", begin, "--steps", 1)
+        assert (done.returncode == 0) == (kind == "long enough"), done.stderr
+    assert done.returncode == 2 and "records of training" in done.stderr, done.stderr
+    assert not (place / "too long" / "stage1.pt").exists()
+    check_state(read_checkpoint(place / "long enough" / "stage1.pt"), place)

@@ -12,7 +12,7 @@ from models.team23_LKDN import LKDB, LKDN
 from train import checkpoint
 from train.optim import make_optimizers
 from train.recipes import Engine, Stage
-from train.records import training_records, warn_of_unfinished
+from train.records import MOST_RECORDS, all_records, training_records, warn_of_unfinished
 from train.reparam import fuse, has_branches, training_form
 from train.teacher import Teacher
 from utils.command import UserError
@@ -71,6 +71,13 @@ def initial_state(
     ema = {name: p.detach().clone() for name, p in net.named_parameters()}
     optimizers = make_optimizers(net, stage, _orthogonaliser(stage, engine))
     of_teacher = {"sha256": teacher.sha256, "records": teacher.records} if teacher else None
+    if all_records({"before": before, "teacher": of_teacher}) is None:
+        # Now: what the stage saved would be refused when it goes on.
+        raise UserError(
+            f"expected at most {MOST_RECORDS} records of training with a stage, the teacher's "
+            "counted, got more: begin with weights that train/export.py -o FILE wrote, which have "
+            "none, and cannot be shipped then"
+        )
     return checkpoint.State(net, ema, optimizers, before=before, init=unknown, teacher=of_teacher)
 
 

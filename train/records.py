@@ -158,7 +158,13 @@ def check_state(saved: dict[str, Any], path: Path) -> None:
         if not isinstance(saved[key], kind) or isinstance(saved[key], bool):
             got = type(saved[key]).__name__
             raise CheckpointError(f"expected {key} of type {kind.__name__} in {path}, got {got}")
-    for record in _all_records(saved, path):
+    records = all_records(saved)
+    if records is None:
+        raise CheckpointError(
+            f"expected at most {MOST_RECORDS} records of training in {path}, got more: it is "
+            "damaged"
+        )
+    for record in records:
         if misfit := _misfit(record):
             raise CheckpointError(
                 f"expected a record of training in {path}, got one with another {misfit}: it is "
@@ -166,10 +172,14 @@ def check_state(saved: dict[str, Any], path: Path) -> None:
             )
 
 
-def _all_records(saved: dict[str, Any], path: Path) -> list[Any]:
-    """The records of all stages behind a state, and of each teacher's once, whatever they hold."""
+def all_records(saved: dict[str, Any]) -> list[Any] | None:
+    """The records of all stages behind a state, its own and each teacher's once, whatever they
+    hold; None where there are more than a state may have."""
     found: list[Any] = []
     known: dict[int, int] = {}  # the records behind a teacher, those of its own teachers counted
+
+    def is_over(count: int) -> bool:
+        return len(found) > MOST_RECORDS or count > MOST_PATHS
 
     def gather(records: list[Any]) -> int:
         count = 0
@@ -181,15 +191,11 @@ def _all_records(saved: dict[str, Any], path: Path) -> list[Any]:
             if len(found) <= MOST_RECORDS and isinstance(behind, list) and id(teacher) not in known:
                 known[id(teacher)] = gather(behind)
             count += 1 + known.get(id(teacher), 0)
-            if len(found) > MOST_RECORDS or count > MOST_PATHS:
-                raise CheckpointError(
-                    f"expected at most {MOST_RECORDS} records of training in {path}, got more: it "
-                    "is damaged"
-                )
+            if is_over(count):
+                break
         return count
 
-    gather([*(saved.get("before") or []), saved])
-    return found
+    return None if is_over(gather([*(saved.get("before") or []), saved])) else found
 
 
 def _misfit(record: Any) -> str:
