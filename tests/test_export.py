@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
 from train import checkpoint
+from train.commands import commands
 from train.export import export
 from train.optim import make_optimizers
 from train.packing import Pack, held_out_images, pack
-from train.recipes import RECIPES, STAGES, Stage, commands
+from train.recipes import RECIPES, STAGES, Stage
 from train.records import note_data, training_records
 from train.reparam import fuse, training_form
 from utils.datasets import find
@@ -208,8 +209,8 @@ def test_a_run_that_saw_a_held_out_image_is_refused(
 
 
 def test_commands_of_stages_and_recipes() -> None:
-    def trained(stage: Stage, seed: int = 0) -> dict[str, object]:
-        return {"stage": asdict(stage), "seed": seed}
+    def trained(stage: Stage, seed: int = 0) -> dict[str, Any]:
+        return {"stage": asdict(stage), "seed": seed, "step": stage.steps}
 
     start = "python train/train.py --stage {} --data DIR --val VAL --out {}"
     first, second = start.format(1, "RUN"), start.format(2, "RUN")
@@ -244,6 +245,11 @@ def test_commands_of_stages_and_recipes() -> None:
     assert commands([begun, {**begun, "data": "other"}])[1] == (
         f"{start.format(1, 'RUN2')} --steps 5 --init RUN/stage1.pt"
     )
+    # Used early, once by its own next stage and once as a teacher, and again at its end.
+    early, later = {**begun, "step": 2}, {**pupil, "teacher": {"records": [{**begun, "step": 4}]}}
+    assert commands([early, later])[0] == f"{first} --steps 5  # used after 2 and 4 steps"
+    later["teacher"]["records"] = [begun]
+    assert commands([early, later])[0] == f"{first} --steps 5  # used after 2 and 5 steps"
 
 
 def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path, python: Callable) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from models.team23_LKDN import LKDN
+from train.commands import commands
 from train.forward import make_forward
 from train.options import HELP, engine_of, parse, stages_of
-from train.recipes import RECIPES, STAGES, Engine, Stage, commands
+from train.recipes import RECIPES, STAGES, Engine, Stage
 from train.reparam import training_form
 from utils.command import UserError
 from utils.weights import read_checkpoint
@@ -119,7 +120,7 @@ def test_numbers_that_an_optimiser_has_no_use_for_are_refused(name: str) -> None
 
 def test_the_command_of_a_stage_is_taken_whatever_its_recipe_had_for_others() -> None:
     adams = replace(RECIPES["cpu"].stages[1], optimizer="adam")  # with momentum and decay
-    (line,) = commands([{"stage": asdict(adams), "seed": 0}])
+    (line,) = commands([{"stage": asdict(adams), "seed": 0, "step": adams.steps}])
     (again,) = stages_of(parse(line.split()[2:])).values()
     numbers = ("lr", "batch", "patch", "loss", "schedule", "draw", "precision", "optimizer")
     assert [getattr(again, n) for n in numbers] == [getattr(adams, n) for n in numbers]

@@ -24,8 +24,8 @@ from kernels.fold import reduced
 from models.team23_LKDN import LKDN
 from train import log
 from train.checkpoint import load_form
+from train.commands import commands
 from train.packing import digests, held_out_images
-from train.recipes import commands
 from train.records import training_records, warn_of_unfinished, with_teachers, without_digests
 from train.reparam import fuse
 from utils import command

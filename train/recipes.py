@@ -1,9 +1,8 @@
-"""Recipes, as records of numbers: the two stages of the LKDN factsheet (NTIRE 2023), and ours; and
-the commands that repeat what was trained."""
+"""Recipes, as records of numbers: the two stages of the LKDN factsheet (NTIRE 2023), and ours."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 ENDLESS = ("constant", "inverse_sqrt")  # schedules in which no rate depends on how many follow
 
@@ -159,58 +158,3 @@ RECIPES = {
 def idle_numbers(optimizer: str) -> tuple[str, ...]:
     """The fields of a stage that its optimiser has no use for."""
     return ("momentum", "adam_share", "weight_decay") if optimizer == "adam" else ()
-
-
-def commands(records: list[dict[str, Any]]) -> list[str]:
-    """The train.py command of each stage, without the numbers that are a recipe's; those of a
-    stage's teacher before it, if no stage before has the same."""
-    lines: list[str] = []
-    _list_commands(records, lines, {})
-    return lines
-
-
-def _list_commands(
-    records: list[dict[str, Any]], lines: list[str], runs: dict[tuple[str, ...], str]
-) -> str:
-    """Add the commands of a chain of stages to `lines`; the last one's checkpoint. `runs` has each
-    stage's checkpoint by its folder and number, and by its data and options."""
-    run, before, file = "", 0, ""
-    for trained in records:
-        stage = trained["stage"]
-        number = int(stage["name"].removeprefix("stage"))
-        options = options_of(stage, number)
-        if trained["seed"]:
-            options.append(f"--seed {trained['seed']}")
-        if teacher := trained.get("teacher"):
-            taught_by = _list_commands(teacher["records"], lines, runs) or "TEACHER"
-            options.append(f"--teacher {taught_by}")
-        same = (file, str(number), trained.get("data", ""), *options)
-        if same in runs:  # the same run, maybe earlier or later
-            file = runs[same]
-        else:
-            # The stage that follows by itself in a folder; else a run of its own.
-            if number <= before or not run or (run, str(number)) in runs:
-                if file:
-                    options.append(f"--init {file}")
-                count = len({key[0] for key in runs if len(key) == 2})
-                run = f"RUN{count + 1}" if count else "RUN"
-            start = f"python train/train.py --stage {number} --data DIR --val VAL --out {run}"
-            lines.append(" ".join((start, *options)))
-            file = runs[run, str(number)] = runs[same] = f"{run}/{stage['name']}.pt"
-        run, before = file.split("/")[0], number
-    return file
-
-
-def options_of(stage: dict[str, Any], number: int) -> list[str]:
-    """What to give train.py for this stage: the recipe that it is, or its numbers, where they are
-    not the factsheet's. Other recipes may change, and the command is to stay true."""
-    for recipe, content in RECIPES.items():
-        if number in content.stages and asdict(content.stages[number]) == stage:
-            return [f"--recipe {recipe}"] if recipe != "factsheet" else []
-    factsheet = asdict(RECIPES["factsheet"].stages[number])
-    idle = idle_numbers(stage["optimizer"])
-    return [
-        f"--{name} {value}"
-        for name, value in stage.items()
-        if value != factsheet[name] and name not in idle
-    ]

@@ -15,8 +15,8 @@ if __name__ == "__main__":
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from train import log
+from train.commands import commands
 from train.export import last_stage
-from train.recipes import commands
 from train.records import training_records, without_digests
 from utils import command
 from utils.files import write_bytes, write_json
