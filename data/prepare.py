@@ -14,7 +14,16 @@ if __name__ == "__main__":
 
 from train.packing import pack
 from utils import command
-from utils.datasets import BENCHMARKS, SCALE, DatasetError, Pair, find, held_out, pairs_of
+from utils.datasets import (
+    BENCHMARKS,
+    SCALE,
+    SPELLINGS,
+    DatasetError,
+    Pair,
+    find,
+    held_out,
+    pairs_of,
+)
 from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
@@ -23,7 +32,6 @@ from utils.layouts import HR_END, read, words_of
 from utils.lock import locked
 
 # What folders of the benchmark sets are called in lower case, but for words of HR and LR.
-SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
 
 
 def main(argv: list[str] | None = None) -> int:

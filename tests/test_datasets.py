@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from skimage import data as photos
 
-from utils.datasets import DatasetError, find, is_there
+from utils.datasets import BENCHMARKS, CHALLENGE, DatasetError, find, held_out, is_there
 from utils.imaging.images import read_rgb
 
 # (set, an HR file, its LR file), as the organisers' template reads them, as DIV2K's archives
@@ -61,6 +61,31 @@ def test_layout_is_found(tmp_path: Path, name: str, hr: str | None, lr: str | No
     (pair,) = found.pairs
     assert (pair.hr, pair.lr) == (hr_path, lr_path)
     assert pair.name == (Path(hr).stem if hr else Path(lr or "").stem.removesuffix("x4"))
+
+
+@pytest.mark.parametrize(("name", "hr", "lr"), LAYOUTS)
+def test_what_is_found_as_a_set_to_measure_is_held_out_from_training(
+    name: str, hr: str | None, lr: str | None
+) -> None:
+    for file in filter(None, (hr, lr)):
+        is_known = name in (*BENCHMARKS, *CHALLENGE)
+        assert bool(held_out(Path(file).parent.parts)) == is_known, file
+
+
+@pytest.mark.parametrize(
+    ("folders", "is_held_out"),
+    [
+        *[(f, True) for f in ("DIV2K_valid/HR", "DIV2K/valid/HR", "DIV2K_val_HR", "Set5_HR")],
+        *[(f, True) for f in ("BSD100", "BSDS100/HR", "set14", "div2k_valid_hr", "val", "val1")],
+        *[(f, True) for f in ("DIV2K_valid_HR_sub", "Urban100/image_SRF_4", "my-test")],
+        *[(f, False) for f in ("DIV2K_train_HR", "LSDIR/train/HR", "contest", "test charts", "")],
+        *[(f, False) for f in ("valley", "interval", "Set50", "DIV2K_train_HR_sub", "Flickr2K")],
+    ],
+)
+def test_validation_test_and_benchmark_sets_are_known_by_their_folders(
+    folders: str, is_held_out: bool
+) -> None:
+    assert bool(held_out(Path(folders).parts)) == is_held_out
 
 
 def test_lr_images_that_belong_to_no_hr_image_are_an_error_that_names_them(tmp_path: Path) -> None:

@@ -16,7 +16,11 @@ from utils.template import MODES
 
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 CHALLENGE = tuple(MODES)
-HELD_OUT = re.compile(r"_(valid|test)_[HL]R|^val1$")  # DIV2K_valid_HR, .., LSDIR's validation
+SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
+# What the name of a validation or test set ends with, without words for HR, LR and scales; LSDIR's
+# validation is val1. And such a name within a longer one.
+HELD_OUT_END = re.compile(r"(?:.*[_\-. ])?(?:valid|validation|val1?|test)", re.I)
+HELD_OUT = re.compile(r"_(valid|test)_[HL]R", re.I)
 DEMO_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
@@ -125,8 +129,16 @@ def benchmarks_in(data_dir: str | Path) -> list[str]:
 
 
 def held_out(folders: Sequence[str]) -> str | None:
-    """The first of an image's folders that is a validation, test or benchmark set's."""
-    return next((f for f in folders if HELD_OUT.search(f) or f in BENCHMARKS), None)
+    """The first of an image's folders that is a validation, test or benchmark set's, in all
+    layouts in which `find` would find it."""
+    return next(filter(_is_held_out, folders), None)
+
+
+def _is_held_out(folder: str) -> bool:
+    name = words_of(folder).rest.removesuffix("/sub")
+    return bool(
+        name.lower() in SPELLINGS or HELD_OUT_END.fullmatch(name) or HELD_OUT.search(folder)
+    )
 
 
 def _demo() -> ImageSet:
