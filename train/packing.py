@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from utils.datasets import SCALE, DatasetError, held_out
 from utils.files import remove_leftovers, whole_file, write_bytes
 from utils.imaging.images import BAD_IMAGE, ImageError, find_images, mod_crop, read_rgb
 from utils.layouts import read
+from utils.memory import is_exhausted
 from utils.pairing import pair
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     LR images are found by the table in utils/layouts.py; where there is none, LR is made from the
     whole HR image by the MATLAB-equal bicubic. Folders of validation or test images
     (DIV2K_valid_HR, ..) and of the benchmark sets are left out, with a warning: they are not for
-    training. An image that cannot be used is skipped, with its reason.
+    training. An image that cannot be used is skipped, with its reason; one that the system did not
+    let be read is tried again whenever the pack is opened.
 
     Args:
         folders: trees of HR images, with or without LR images; or alone the .json of a pack,
@@ -60,6 +62,10 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     index_path, pixels_path = stem.with_suffix(".json"), stem.with_suffix(".bin")
     try:
         pack = open_pack(index_path)
+        unread = [pair for pair in pairs if str(pair[0]) in pack.unread]
+        if not all(isinstance(_load(pair), Skipped) for pair in unread):
+            logger.warning("what could not be read before can be now: the pack is made anew")
+            pack = _write(pairs, pixels_path, index_path)
     except FileNotFoundError:
         pack = _write(pairs, pixels_path, index_path)
     except ImageError as error:
@@ -119,7 +125,8 @@ def _find_pairs(folders: Sequence[Path], first: int | None) -> list[tuple[Path, 
 def held_out_images(folder: Path) -> list[Path]:
     """The images below `folder` of validation, test and benchmark sets, HR and LR, by the names
     of their folders."""
-    return [path for path in find_images(folder) if held_out(path.parent.parts)]
+    inside = len(folder.parts)
+    return [path for path in find_images(folder) if held_out(path.parent.parts[inside:])]
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
@@ -143,19 +150,28 @@ def _digest_of_file(path: Path) -> str | None:
 
 def _stamp(pair: tuple[Path, Path | None]) -> list[list[str | int]]:
     """What tells one state of the files from another without reading them."""
-    files = [path for path in pair if path]
-    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return [[str(path.resolve()), *_state_of(path)] for path in pair if path]
+
+
+def _state_of(path: Path) -> list[int]:
+    """Size and time; nothing of a link to nowhere, which is skipped like any bad image."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_path: Path) -> Pack:
     """Write pixels, then the index: a pack with an index is whole. It is opened as any other."""
-    images, skipped, offset, total = [], [], 0, hashlib.sha256()
+    images, offset, total = [], 0, hashlib.sha256()
+    skipped: dict[str, Skipped] = {}
     for path in (pixels_path, index_path, index_path.with_suffix(".verified")):
         remove_leftovers(path, age_s=3600)
     with whole_file(pixels_path) as file:
         for path, loaded in tqdm(_load_all(pairs), "pack", len(pairs), unit="image"):
-            if isinstance(loaded, str):
-                skipped.append(loaded)
+            if isinstance(loaded, Skipped):
+                skipped[str(path)] = loaded
                 continue
             lr, hr = loaded
             for part in (lr, hr):
@@ -169,13 +185,22 @@ def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_p
     index = {
         "fingerprint": total.hexdigest(),
         "images": [asdict(image) for image in images],
-        "skipped": skipped,
+        "skipped": [skip.reason for skip in skipped.values()],
+        "unread": [path for path, skip in skipped.items() if skip.may_pass],
     }
     write_bytes(index_path, json.dumps(index).encode())
     return open_pack(index_path)
 
 
-Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]] | str
+@dataclass(frozen=True)
+class Skipped:
+    """Why an image is not used, and whether that is the system's doing and may pass."""
+
+    reason: str
+    may_pass: bool = False
+
+
+Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]] | Skipped
 
 
 def _load_all(pairs: Sequence[tuple[Path, Path | None]]) -> Iterator[tuple[Path, Loaded]]:
@@ -194,9 +219,14 @@ def _load(pair: tuple[Path, Path | None]) -> Loaded:
         hr = mod_crop(read_rgb(hr_path), SCALE, hr_path)
         lr = read_rgb(lr_path) if lr_path else downscale(hr, SCALE)
     except UNUSABLE as error:
-        return _reason(error, hr_path)
+        cause = error.__cause__ or error
+        # What a decoder finds broken is an OSError without a number.
+        of_system = isinstance(cause, OSError) and cause.errno is not None
+        return Skipped(_reason(error, hr_path), of_system or is_exhausted(cause))
     if (expected := (hr.shape[0] // SCALE, hr.shape[1] // SCALE, 3)) != lr.shape:
-        return f"expected {expected} pixels in {lr_path}, got {lr.shape}: not the LR of {hr_path}"
+        return Skipped(
+            f"expected {expected} pixels in {lr_path}, got {lr.shape}: not the LR of {hr_path}"
+        )
     return lr, hr
 
 

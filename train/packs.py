@@ -42,12 +42,14 @@ class Pack:
     pixels: (N, 3) uint8, every image's rows one after another, memory-mapped.
     fingerprint: sha256 over all images, LR and HR; equal data have equal fingerprints.
     skipped: files that could not be used, each with its reason.
+    unread: those of them that the system did not let be read, and may later.
     """
 
     pixels: Tensor
     images: tuple[PackedImage, ...]
     fingerprint: str
     skipped: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
 
 def open_pack(index_path: Path) -> Pack:
@@ -62,7 +64,7 @@ def open_pack(index_path: Path) -> Pack:
     if not index_path.exists():
         raise FileNotFoundError(f"expected a pack, found no file {index_path}")
     pixels_path, mark = index_path.with_suffix(".bin"), index_path.with_suffix(".verified")
-    images, fingerprint, skipped = _read_index(index_path)
+    images, fingerprint, skipped, unread = _read_index(index_path)
     size = 3 * sum(i.height * i.width * (1 + SCALE**2) for i in images)
     if not pixels_path.is_file() or pixels_path.stat().st_size != size:
         raise ImageError(
@@ -82,7 +84,7 @@ def open_pack(index_path: Path) -> Pack:
             )
         with suppress(OSError):  # in a folder that cannot be written it is verified each time
             write_json(mark, now)
-    return Pack(torch.from_numpy(pixels), images, fingerprint, skipped)
+    return Pack(torch.from_numpy(pixels), images, fingerprint, skipped, unread)
 
 
 def describe(pixels: NDArray[np.uint8]) -> Iterator[bytes | memoryview]:
@@ -99,13 +101,16 @@ def digest_of(pixels: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-def _read_index(path: Path) -> tuple[tuple[PackedImage, ...], str, tuple[str, ...]]:
-    """Images, fingerprint and what was skipped, or ImageError."""
+def _read_index(
+    path: Path,
+) -> tuple[tuple[PackedImage, ...], str, tuple[str, ...], tuple[str, ...]]:
+    """Images, fingerprint, and what was skipped and what unread, or ImageError."""
     try:
         index = read_json(path)
         images = tuple(PackedImage(**image) for image in index["images"])
         fingerprint, skipped = index["fingerprint"], tuple(index["skipped"])
-        texts = [fingerprint, *skipped, *(t for i in images for t in (i.name, i.sha256))]
+        unread = tuple(index.get("unread", ()))  # older packs have none
+        texts = [fingerprint, *skipped, *unread, *(t for i in images for t in (i.name, i.sha256))]
         numbers = [number for image in images for number in astuple(image)[1:5]]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError
@@ -115,7 +120,7 @@ def _read_index(path: Path) -> tuple[tuple[PackedImage, ...], str, tuple[str, ..
         raise ImageError(
             f"expected the index of a pack, got something else in {path}: pack the images again"
         ) from error
-    return images, fingerprint, skipped
+    return images, fingerprint, skipped, unread
 
 
 def _state_of(path: Path) -> list[int]:
