@@ -71,6 +71,7 @@ def test_a_run_is_shipped_with_its_record(
     monkeypatch.setattr(documents, "regenerate", lambda: regenerated.append(True))
     with (tmp_path / "run" / "log.jsonl").open("a") as log:  # of the stage after it
         log.write('{"stage": "stage2", "step": 1, "val_psnr": 40.0, "val_psnr_y": 41.0}\n')
+        log.write('{"stage": "stage1", "step": 4, "val_psnr": 50.0, "val_psnr_y": 51.0}\n')
 
     export(tmp_path / "run", ship=True)
 
@@ -250,6 +251,29 @@ def test_commands_of_stages_and_recipes() -> None:
     assert commands([early, later])[0] == f"{first} --steps 5  # used after 2 and 4 steps"
     later["teacher"]["records"] = [begun]
     assert commands([early, later])[0] == f"{first} --steps 5  # used after 2 and 5 steps"
+
+
+def test_the_command_of_a_stage_has_its_foreign_weights_and_its_share_of_the_images() -> None:
+    def begun(sha256: str, first: int | None) -> dict[str, Any]:
+        record = {"stage": asdict(STAGES[1]), "seed": 0, "step": STAGES[1].steps}
+        init = {"name": "released.pth", "sha256": sha256}
+        return {**record, "init": init, "data_summary": {"first": first}}
+
+    line = "python train/train.py --stage 1 --data DIR --val VAL --out RUN"
+    assert commands([begun("a", None)]) == [f"{line} --init released.pth"]
+    assert commands([begun("a", 20)]) == [f"{line} --first 20 --init released.pth"]
+    taught = {**begun("b", None), "teacher": {"records": [begun("a", None)]}}
+    assert len(commands([taught])) == 2  # two files of one name
+
+
+def test_no_training_state_is_written_over(tmp_path: Path) -> None:
+    a_run(tmp_path / "run")
+    state = (tmp_path / "run" / "stage1.pt").read_bytes()
+    (tmp_path / "link.pth").symlink_to(tmp_path / "run" / "stage1.pt")
+    for target in (tmp_path / "run" / "stage1.pt", tmp_path / "stage2.pt", tmp_path / "link.pth"):
+        with pytest.raises(CheckpointError, match="training state, which would be lost"):
+            export(tmp_path / "run", target)
+    assert (tmp_path / "run" / "stage1.pt").read_bytes() == state
 
 
 def test_foreign_weights_are_fused_but_never_shipped(tmp_path: Path, python: Callable) -> None:

@@ -61,6 +61,17 @@ def test_a_trial_says_what_its_run_was_and_scored(uninterrupted: Path, tmp_path:
         trial.trial(tmp_path, "none", "")
 
 
+def test_a_trial_has_no_scores_of_steps_after_its_checkpoint(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    """A killed run's log may be ahead of it."""
+    shutil.copytree(uninterrupted, run := tmp_path / "run")
+    known = trial.trial(run, "known", "")
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"stage": "stage1", "step": 13, "val_psnr": 50.0, "val_psnr_y": 51.0}\n')
+    assert trial.trial(run, "known", "") == known and known["validation"]
+
+
 def test_a_diverged_run_is_a_trial_until_it_goes_on(
     uninterrupted: Path, tmp_path: Path, train: Run
 ) -> None:

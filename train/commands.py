@@ -49,7 +49,11 @@ def _find_commands(records: list[dict[str, Any]], found: list[_Command]) -> str:
         if teacher := trained.get("teacher"):
             taught_by = _find_commands(teacher["records"], found) or "TEACHER"
             options.append(f"--teacher {taught_by}")
+        if first := (trained.get("data_summary") or {}).get("first"):
+            options.append(f"--first {first}")
         key = (file, str(number), trained.get("data", ""), *options)
+        if foreign := trained.get("init"):
+            file, key = foreign["name"], (foreign["sha256"], *key)
         own = next((other for other in found if other.key == key), None)
         if own is None:  # else the same run, maybe earlier or later
             # The stage that follows by itself in a folder; else a run of its own.

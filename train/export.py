@@ -111,6 +111,11 @@ def export(
         raise CheckpointError(
             f"expected --ship to write into model_zoo/, got {target} without it: give -o FILE"
         )
+    if target.name in ("stage1.pt", "stage2.pt") or target.exists() and target.samefile(file):
+        raise CheckpointError(
+            f"expected another name than that of a training state, which would be lost, got "
+            f"{target}: give another -o FILE"
+        )
     if not is_writable_as_file(target):
         raise CheckpointError(
             f"expected to write a file, got a folder or a device: {target}: give -o FILE"
@@ -123,6 +128,7 @@ def export(
                 f"record: {file}; leave out --ship to only fuse them"
             )
         compared = check_data(records, held_out, file)
+    if records:
         warn_of_unfinished(records[-1], file)
     form_name = records[-1]["stage"]["form"] if records else "training"
     form = load_form(state_dict_of(saved, file), file, form_name).double()
@@ -182,10 +188,16 @@ def _training_record(
     file: Path, records: list[dict[str, Any]], weights: bytes, difference: float, compared: int
 ) -> dict[str, Any]:
     """What is published of the training of shipped weights."""
-    last = records[-1]["stage"]["name"]
+    last, step = records[-1]["stage"]["name"], records[-1]["step"]
     lines = log.read(file.parent / "log.jsonl")
     keys = ("stage", "step", "val_psnr", "val_psnr_y")
-    scored = [line for line in lines if "val_psnr" in line and line["stage"] <= last]
+    # The log may be ahead of its checkpoint, or of a copy of an earlier one.
+    scored = [
+        line
+        for line in lines
+        if "val_psnr" in line
+        and (line["stage"] < last or line["stage"] == last and line["step"] <= step)
+    ]
     return {
         "training_of": ENTRY,
         "sha256": hashlib.sha256(weights).hexdigest(),

@@ -75,7 +75,12 @@ def trial(source: Path, name: str, note: str) -> dict[str, Any]:
     if not records:
         raise CheckpointError(f"expected a checkpoint of train/train.py, got {file}")
     own = without_digests(records[-1])
-    lines = [line for line in log.read(run / "log.jsonl") if line["stage"] == own["stage"]["name"]]
+    lines = [
+        line
+        for line in log.read(run / "log.jsonl")
+        # The log may be ahead of its checkpoint, or of a copy of an earlier one.
+        if line["stage"] == own["stage"]["name"] and line["step"] <= own["step"]
+    ]
     return {
         "trial": name,
         "note": note,
