@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import logging
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,8 +158,7 @@ def _plain(
     Float32 is float32: by default cuDNN multiplies in TF32, which is off by 6e-3, and would be
     further from the network than all that `auto` accepts.
     """
-    compilers = ("g++", "clang++", "c++", "cl")
-    if compiled and device.type == "cpu" and not any(map(shutil.which, compilers)):
+    if compiled and not devices.can_compile(device):
         raise BackendError("torch.compile needs a C++ compiler on a CPU, got none: install g++")
     dtype = DTYPES[precision]
     if dtype != torch.float32:

@@ -1,6 +1,7 @@
 """Recipes: right gradients the way each of them computes, stages one after another, in slices."""
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -107,6 +108,23 @@ def test_what_is_left_out_of_an_engine_leaves_the_rest() -> None:
         engine("--arithmetic", "float32")
     with pytest.raises(UserError, match="--precision bf16 with --arithmetic float32, got other"):
         engine("--arithmetic", "float32", "--kernels", "native")
+
+
+def test_compiling_without_a_compiler_is_refused_or_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch.compile itself would end in a traceback at the first step."""
+
+    def compiled(*options: str, device: str = "cpu") -> str:
+        args = parse(["--data", "d", "--out", "o", *options])
+        return engine_of(args, torch.device(device), stages_of(args)).compile
+
+    monkeypatch.setenv("CXX", "/nowhere/c++ -pipe")
+    with pytest.raises(UserError, match="expected a C\\+\\+ compiler for --compile on, got none"):
+        compiled("--compile", "on")
+    assert compiled("--recipe", "fast") == "off" and "it needs a C++ compiler" in caplog.text
+    monkeypatch.setenv("CXX", f"{sys.executable} -pipe")
+    assert compiled("--compile", "on") == "on"
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam_share", "weight_decay"])

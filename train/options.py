@@ -240,6 +240,11 @@ def engine_of(
                 "expected --kernels native and --precision bf16 with --arithmetic "
                 f"{engine.arithmetic}, got {got}: leave it out"
             )
+    if engine.compile == "on" and not devices.can_compile(device):
+        if "compile" in given:
+            raise UserError("expected a C++ compiler for --compile on, got none: leave it out")
+        logger.warning("training without torch.compile: it needs a C++ compiler on a CPU")
+        engine = replace(engine, compile="off")
     if engine.depthwise == "triton" and (reason := _without_triton(device, stages)):
         if "depthwise" in given:
             raise UserError(f"expected {reason} for --depthwise triton: leave it out")

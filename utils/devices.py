@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import os
 import platform
 import shutil
 import time
@@ -14,6 +15,7 @@ import torch
 from utils.command import UserError
 from utils.shared import Context, shared
 
+COMPILERS = ("g++", "clang++", "c++", "cl")  # of C++, which torch.compile looks for
 NAMES = ("auto", "cpu", "cuda", "mps")
 
 Result = TypeVar("Result")
@@ -139,3 +141,9 @@ def prepare_cpu(keep_memory: bool = True) -> None:
         keeping = ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20))
         for parameter, value in keeping if keep_memory else ((-3, 64 << 10),):
             mallopt(parameter, value)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it needs: on a CPU a C++ compiler, CXX' if that is set."""
+    own = os.environ.get("CXX", "").split()[:1]
+    return device.type != "cpu" or any(map(shutil.which, own or COMPILERS))
