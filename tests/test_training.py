@@ -69,6 +69,13 @@ def test_validation_scores_the_fused_average(
     assert last["val_psnr_y"] == pytest.approx(expected.psnr_y, abs=1e-2)
 
 
+def test_images_that_are_scored_and_trained_on_are_told(place: Path, train: Run) -> None:
+    done = train("seen", "--val", "images", "held out", "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert "4 of the 4 images of --val images are trained on, such as 0" in done.stderr
+    assert "--val held out" not in done.stderr
+
+
 def test_processes_together_train_as_one_and_as_a_plain_loop(
     place: Path, root: Path, python: Run, source: Sampler, logged: Logged, random_weights: Path
 ) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from train.detail import measure_detail
 from train.first_state import initial_state
 from train.options import engine_of, parse, stages_of
 from train.packing import pack
-from train.packs import Pack
+from train.packs import Pack, digest_of
 from train.patches import on_device, sampler
 from train.recipes import Engine, Stage
 from train.records import note_data
@@ -130,6 +131,7 @@ def train_stages(
     data = pack(args.data, args.packed, args.first)
     if world.size > 1 and world.rank == 0:
         dist.barrier()
+    warn_of_seen(samples, data)
     by_detail = any(stage.draw == "detail" for stage in stages.values())
     detail = measure_detail(data) if by_detail else None
     pairs = on_device(data, world.device) if engine.crops == "device" else data
@@ -192,6 +194,22 @@ def validation_samples(folders: list[str]) -> dict[str, list[evaluate.Sample]]:
                 f"{', '.join(blind[:3])}"
             )
     return samples
+
+
+def warn_of_seen(samples: Mapping[str, Sequence[evaluate.Sample]], data: Pack) -> None:
+    """Say which images to score are trained on: what they score tells nothing of others."""
+    trained = {image.sha256 for image in data.images}
+    for name, own in samples.items():
+        hrs = ((sample.name, sample.hr) for sample in own)
+        if seen := [title for title, hr in hrs if hr is not None and digest_of(hr) in trained]:
+            logger.warning(
+                "%d of the %d images of --val %s are trained on, such as %s: their scores tell "
+                "nothing of other images",
+                len(seen),
+                len(own),
+                name,
+                seen[0],
+            )
 
 
 def train_stage(
