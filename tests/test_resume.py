@@ -244,6 +244,19 @@ def test_run_whose_rate_does_not_depend_on_its_end_can_be_lengthened(
     assert done.returncode == 2 and "steps 9, now 12" in done.stderr
 
 
+def test_a_second_stage_says_that_the_first_went_on_since(place: Path, train: Train) -> None:
+    held = ("--schedule", "constant", "--warmup", 0)
+    stages = [("--stage", 1, "--steps", 2, *held), ("--stage", 2, "--steps", 1, *held)]
+    for stage in stages:
+        assert train("went on", *stage).returncode == 0
+    again = train("went on", *stages[1], "--resume")
+    assert again.returncode == 0 and "began with" not in again.stderr
+    assert train("went on", "--stage", 1, "--steps", 3, *held, "--resume").returncode == 0
+    again = train("went on", *stages[1], "--resume")
+    assert again.returncode == 0
+    assert "stage2 began with stage 1 after 2 steps, which has 3 now" in again.stderr
+
+
 def test_a_stage_whose_history_would_be_refused_later_does_not_begin(
     place: Path, train: Train, uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ from utils.files import ROOT, remove_leftovers
 from utils.imaging.images import ImageError
 from utils.lock import locked
 from utils.memory import is_exhausted
+from utils.weights import read_checkpoint
 
 logger = logging.getLogger("train")
 
@@ -212,6 +213,23 @@ def warn_of_seen(samples: Mapping[str, Sequence[evaluate.Sample]], data: Pack) -
             )
 
 
+def warn_of_longer_start(first: Path, state: checkpoint.State) -> None:
+    """Say that stage 1 went on after stage 2 began with it."""
+    if not state.before or not first.exists():
+        return
+    began, now = state.before[-1], read_checkpoint(first)
+    of_it = all(began[key] == now.get(key) for key in ("seed", "data"))
+    step = now.get("step")
+    if of_it and began["stage"]["name"] == "stage1" and step != began["step"]:
+        logger.warning(
+            "stage2 began with stage 1 after %d steps, which has %s now: --stage 2 --init %s with "
+            "another --out goes on from there",
+            began["step"],
+            step,
+            first,
+        )
+
+
 def train_stage(
     run: loop.Run, state: checkpoint.State, args: argparse.Namespace, data: Pack
 ) -> loop.Outcome:
@@ -221,6 +239,8 @@ def train_stage(
     if run.file.exists():
         checkpoint.resume(run.file, state, stage, run.seed, run.fingerprint)
         logger.info("continuing at step %d of %d", state.step, stage.steps)
+        if stage.name == "stage2" and not args.init:
+            warn_of_longer_start(args.out / "stage1.pt", state)
     if lead:
         for file in (run.file, curves, log_file):
             remove_leftovers(file)
