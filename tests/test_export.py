@@ -25,6 +25,7 @@ from train.packing import Pack, held_out_images, pack
 from train.recipes import RECIPES, STAGES, Stage
 from train.records import note_data, training_records
 from train.reparam import fuse, training_form
+from train.teacher import read_teacher
 from utils.datasets import find
 from utils.files import ROOT, sha256
 from utils.imaging.images import read_rgb, to_tensor
@@ -264,6 +265,29 @@ def test_the_command_of_a_stage_has_its_foreign_weights_and_its_share_of_the_ima
     assert commands([begun("a", 20)]) == [f"{line} --first 20 --init released.pth"]
     taught = {**begun("b", None), "teacher": {"records": [begun("a", None)]}}
     assert len(commands([taught])) == 2  # two files of one name
+
+
+def test_weights_saved_with_a_wrapper_train_teach_and_are_exported(
+    place: Path, train: Callable, tmp_path: Path
+) -> None:
+    """By torch.compile around DistributedDataParallel, say."""
+    torch.manual_seed(3)
+    form = training_form(LKDN())
+    wrapped, bare = tmp_path / "wrapped.pth", tmp_path / "bare.pth"
+    state = {f"_orig_mod.module.{name}": value for name, value in form.state_dict().items()}
+    torch.save({"params_ema": state}, wrapped)
+    torch.save(form.state_dict(), bare)
+    assert read_teacher(wrapped).sha256 == read_teacher(bare).sha256
+    export(wrapped, tmp_path / "plain.pth")
+    plain = LKDN()
+    load_weights(plain, tmp_path / "plain.pth")
+    x = torch.rand(1, 3, 5, 7)
+    with torch.no_grad():
+        assert (plain(x) - form(x)).abs().max() < 1e-5
+    done = train("wrapped", "--init", wrapped, "--steps", 1, "--lr", 0)
+    assert done.returncode == 0, done.stderr
+    saved = torch.load(place / "wrapped" / "stage1.pt", weights_only=True)["params"]
+    assert all(torch.equal(saved[name], value) for name, value in form.state_dict().items())
 
 
 def test_no_training_state_is_written_over(tmp_path: Path) -> None:

@@ -17,7 +17,14 @@ from train.reparam import training_form
 from train.soap import Soap
 from utils.files import write_bytes
 from utils.text import printable
-from utils.weights import DTYPES, CheckpointError, load_state, read_checkpoint, state_dict_of
+from utils.weights import (
+    DTYPES,
+    CheckpointError,
+    load_state,
+    read_checkpoint,
+    state_dict_of,
+    without_prefix,
+)
 
 WIDEST, DEEPEST = 128, 32  # channels, blocks: a state of SOAP is read up to 1 GiB
 # What each optimiser gathers of a parameter, and in what shapes.
@@ -71,6 +78,12 @@ def save(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) ->
         buffer,
     )
     write_bytes(path, buffer.getvalue())
+
+
+def weights_of(saved: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+    """LKDN's state dict in a checkpoint, without a prefix of all its names that a wrapper left.
+    Raises CheckpointError."""
+    return dict(without_prefix(state_dict_of(saved, file), ("fea_conv.pw.weight",), file))
 
 
 def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "training") -> LKDN:

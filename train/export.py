@@ -23,7 +23,7 @@ if __name__ == "__main__":
 from kernels.fold import reduced
 from models.team23_LKDN import LKDN
 from train import log
-from train.checkpoint import load_form
+from train.checkpoint import load_form, weights_of
 from train.commands import commands
 from train.packing import digests, held_out_images
 from train.records import training_records, warn_of_unfinished, with_teachers, without_digests
@@ -33,7 +33,7 @@ from utils.files import ROOT, as_json, is_writable_as_file, sha256, write_all, w
 from utils.imaging.images import find_images
 from utils.record import ENTRY, PUBLISHED
 from utils.report import documents
-from utils.weights import SHIPPED, CheckpointError, read_checkpoint, state_dict_of
+from utils.weights import SHIPPED, CheckpointError, read_checkpoint
 
 TRAINING_RECORD = PUBLISHED / f"{ENTRY}_training.json"
 # Both forms computed in float64 differ by rounding alone: some 1e-14 at values near 1.
@@ -131,7 +131,7 @@ def export(
     if records:
         warn_of_unfinished(records[-1], file)
     form_name = records[-1]["stage"]["form"] if records else "training"
-    form = load_form(state_dict_of(saved, file), file, form_name).double()
+    form = load_form(weights_of(saved, file), file, form_name).double()
     plain = fuse(form)
     difference = largest_difference(form, plain)
     if not difference <= TOLERANCE:

@@ -17,7 +17,7 @@ from train.reparam import fuse, has_branches, training_form
 from train.teacher import Teacher
 from utils.command import UserError
 from utils.files import sha256
-from utils.weights import load_state, read_checkpoint, state_dict_of
+from utils.weights import load_state, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def initial_state(
                 "train stage 1 with the same --out first, or give --init FILE"
             )
         saved = read_checkpoint(init)
-        weights = state_dict_of(saved, init)
+        weights = checkpoint.weights_of(saved, init)
         if stage.form == "inference" and has_branches(weights):
             branches = training_form(net)
             load_state(branches, weights, init)

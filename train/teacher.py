@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from models.team23_LKDN import LKDN
-from train.checkpoint import load_form
+from train.checkpoint import load_form, weights_of
 from train.records import training_records
 from train.reparam import fuse, has_branches, upscale_factor
 from utils.datasets import SCALE
-from utils.weights import CheckpointError, read_checkpoint, state_dict_of
+from utils.weights import CheckpointError, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_teacher(path: Path) -> Teacher:
         utils.weights.CheckpointError: it is no LKDN's, or damaged.
     """
     saved = read_checkpoint(path)
-    records, state = training_records(saved, path.parent), state_dict_of(saved, path)
+    records, state = training_records(saved, path.parent), weights_of(saved, path)
     form_name = "training" if has_branches(state) else "inference"
     net = fuse(load_form(state, path, form_name)).eval()
     if (scale := upscale_factor(net)) != SCALE:

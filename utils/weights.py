@@ -189,7 +189,7 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
     """Load a state dict strictly, but for a prefix of all its names that a wrapper left; `path`
     names it in errors. Raises CheckpointError."""
     expected = net.state_dict()
-    state = _without_prefix(state, expected, path)
+    state = without_prefix(state, expected, path)
     foreign = [
         f"{printable(key)} {value.dtype}"
         for key, value in state.items()
@@ -217,7 +217,7 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], path: str | Path) ->
     net.load_state_dict(state)
 
 
-def _without_prefix(
+def without_prefix(
     state: Mapping[str, Tensor], expected: Collection[str], path: str | Path
 ) -> Mapping[str, Tensor]:
     """The same tensors, without what stands before all of their names if none is expected."""
@@ -225,7 +225,7 @@ def _without_prefix(
         if not any(name in expected for name in state) and all(n.startswith(prefix) for n in state):
             logger.info("%s: took %s off all names", path, prefix)
             stripped = {name.removeprefix(prefix): value for name, value in state.items()}
-            return _without_prefix(stripped, expected, path)
+            return without_prefix(stripped, expected, path)
     return state
 
 
