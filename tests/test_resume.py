@@ -250,11 +250,27 @@ def test_a_second_stage_says_that_the_first_went_on_since(place: Path, train: Tr
     for stage in stages:
         assert train("went on", *stage).returncode == 0
     again = train("went on", *stages[1], "--resume")
-    assert again.returncode == 0 and "began with" not in again.stderr
+    assert again.returncode == 0 and "began with" not in again.stderr, again.stderr
     assert train("went on", "--stage", 1, "--steps", 3, *held, "--resume").returncode == 0
     again = train("went on", *stages[1], "--resume")
     assert again.returncode == 0
-    assert "stage2 began with stage 1 after 2 steps, which has 3 now" in again.stderr
+    assert "stage2.pt goes on from what it began with, which is not what went on" in again.stderr
+
+
+def test_a_run_that_goes_on_says_that_init_is_another_than_it_began_with(
+    place: Path, train: Train, uninterrupted: Path, random_weights: Path
+) -> None:
+    plain = ("--form", "inference", "--steps", 1)
+    ours, others = uninterrupted / "stage1.pt", random_weights
+    for name, mine, other in (("of ours", ours, others), ("of others", others, ours)):
+        assert train(name, *plain, "--init", mine).returncode == 0
+        for given, told in ((mine, False), (other, True)):
+            again = train(name, *plain, "--init", given, "--resume")
+            assert again.returncode == 0, again.stderr
+            assert ("goes on from what it began with" in again.stderr) == told, again.stderr
+    (place / "damaged.pt").write_text("no weights")
+    again = train("of ours", *plain, "--init", place / "damaged.pt", "--resume")
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_stage_whose_history_would_be_refused_later_does_not_begin(

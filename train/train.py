@@ -31,11 +31,11 @@ from train.teacher import read_teacher
 from utils import command, devices, evaluate
 from utils.command import UserError
 from utils.datasets import SCALE, find
-from utils.files import ROOT, remove_leftovers
+from utils.files import ROOT, remove_leftovers, sha256
 from utils.imaging.images import ImageError
 from utils.lock import locked
 from utils.memory import is_exhausted
-from utils.weights import read_checkpoint
+from utils.weights import CheckpointError, read_checkpoint
 
 logger = logging.getLogger("train")
 
@@ -213,20 +213,35 @@ def warn_of_seen(samples: Mapping[str, Sequence[evaluate.Sample]], data: Pack) -
             )
 
 
-def warn_of_longer_start(first: Path, state: checkpoint.State) -> None:
-    """Say that stage 1 went on after stage 2 began with it."""
-    if not state.before or not first.exists():
+def warn_of_other_start(args: argparse.Namespace, run: loop.Run, state: checkpoint.State) -> None:
+    """Say that what a stage that goes on would begin with today is not what it began with: another
+    --init, or a first stage that went on since."""
+    own = args.init if run.stage.name == f"stage{args.stage or 1}" else None
+    first = args.out / "stage1.pt" if run.stage.name == "stage2" else None
+    start = own or first
+    if not start or not start.exists():
         return
-    began, now = state.before[-1], read_checkpoint(first)
-    of_it = all(began[key] == now.get(key) for key in ("seed", "data"))
-    step = now.get("step")
-    if of_it and began["stage"]["name"] == "stage1" and step != began["step"]:
+    try:
+        saved = read_checkpoint(start)
+    except CheckpointError as error:  # it is not needed any more
+        logger.info("%s", error)
+        return
+    began = state.before[-1] if state.before else {}
+    stage = saved["stage"] if isinstance(saved.get("stage"), dict) else {}
+    known = {key: began.get(key) == saved.get(key) for key in ("seed", "data", "step")}
+    known["stage"] = began.get("stage", {}).get("name") == stage.get("name")
+    step_alone = not known["step"] and sum(known.values()) == len(known) - 1
+    if own and not began:
+        other = not state.init or state.init["sha256"] != sha256(start)
+    else:
+        # Without --init the first stage here need not be the one that this one began with.
+        other = step_alone or bool(own) and not all(known.values())
+    if other:
         logger.warning(
-            "stage2 began with stage 1 after %d steps, which has %s now: --stage 2 --init %s with "
-            "another --out goes on from there",
-            began["step"],
-            step,
-            first,
+            "%s goes on from what it began with, which is not what %s is now: give another --out, "
+            "with --stage and --init, to begin with that",
+            run.file,
+            start,
         )
 
 
@@ -239,8 +254,7 @@ def train_stage(
     if run.file.exists():
         checkpoint.resume(run.file, state, stage, run.seed, run.fingerprint)
         logger.info("continuing at step %d of %d", state.step, stage.steps)
-        if stage.name == "stage2" and not args.init:
-            warn_of_longer_start(args.out / "stage1.pt", state)
+        warn_of_other_start(args, run, state)
     if lead:
         for file in (run.file, curves, log_file):
             remove_leftovers(file)
