@@ -31,8 +31,6 @@ from utils.imaging.images import ImageError, find_images
 from utils.layouts import HR_END, read, words_of
 from utils.lock import locked
 
-# What folders of the benchmark sets are called in lower case, but for words of HR and LR.
-
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""

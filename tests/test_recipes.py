@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Literal
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from models.team23_LKDN import LKDN
-from train.commands import commands
 from train.forward import make_forward
 from train.options import HELP, engine_of, parse, stages_of
 from train.recipes import RECIPES, STAGES, Engine, Stage
@@ -134,14 +133,6 @@ def test_numbers_that_an_optimiser_has_no_use_for_are_refused(name: str) -> None
         stages_of(parse(given))
     (stage,) = stages_of(parse([*given, "--optimizer", "muon"])).values()
     assert getattr(stage, name) == 0.5
-
-
-def test_the_command_of_a_stage_is_taken_whatever_its_recipe_had_for_others() -> None:
-    adams = replace(RECIPES["cpu"].stages[1], optimizer="adam")  # with momentum and decay
-    (line,) = commands([{"stage": asdict(adams), "seed": 0, "step": adams.steps}])
-    (again,) = stages_of(parse(line.split()[2:])).values()
-    numbers = ("lr", "batch", "patch", "loss", "schedule", "draw", "precision", "optimizer")
-    assert [getattr(again, n) for n in numbers] == [getattr(adams, n) for n in numbers]
 
 
 @pytest.fixture(scope="module")

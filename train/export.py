@@ -42,6 +42,7 @@ TOLERANCE = 1e-10
 REDUCED = 1e-5
 SHAPES = {name: value.shape for name, value in LKDN().state_dict().items()}
 SIZES = ((1, 1), (5, 3), (48, 64))  # 1 pixel and narrow: all border, where a wrong fuse shows
+STATES = ("stage2.pt", "stage1.pt")  # training states in the folder of a run, the last first
 
 logger = logging.getLogger("export")
 
@@ -111,7 +112,7 @@ def export(
         raise CheckpointError(
             f"expected --ship to write into model_zoo/, got {target} without it: give -o FILE"
         )
-    if target.name in ("stage1.pt", "stage2.pt") or target.exists() and target.samefile(file):
+    if target.name in STATES or target.exists() and target.samefile(file):
         raise CheckpointError(
             f"expected another name than that of a training state, which would be lost, got "
             f"{target}: give another -o FILE"
@@ -195,8 +196,7 @@ def _training_record(
     scored = [
         line
         for line in lines
-        if "val_psnr" in line
-        and (line["stage"] < last or line["stage"] == last and line["step"] <= step)
+        if "val_psnr" in line and (line["stage"], line["step"]) <= (last, step)
     ]
     return {
         "training_of": ENTRY,
@@ -257,7 +257,7 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
 
 def last_stage(run: Path) -> Path:
     """The checkpoint of the last stage in the folder of a run, or CheckpointError."""
-    files = [run / name for name in ("stage2.pt", "stage1.pt")]
+    files = [run / name for name in STATES]
     if file := next((file for file in files if file.exists()), None):
         return file
     raise CheckpointError(f"expected {' or '.join(map(str, files))}, found neither")

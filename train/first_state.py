@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from train.reparam import fuse, has_branches, training_form
 from train.teacher import Teacher
 from utils.command import UserError
 from utils.files import sha256
-from utils.weights import load_state, read_checkpoint
+from utils.weights import CheckpointError, load_state, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,7 @@ def initial_state(
         net = training_form(net)
     before: list[dict[str, Any]] = []
     unknown = None
-    init = args.init if number == (args.stage or 1) else None
-    if init is None and number == 2:
-        init = args.out / "stage1.pt"
+    init = start_of(args, number)
     if init and not (args.out / f"{stage.name}.pt").exists():
         if not init.exists():
             raise UserError(
@@ -79,6 +78,45 @@ def initial_state(
             "none, and cannot be shipped then"
         )
     return checkpoint.State(net, ema, optimizers, before=before, init=unknown, teacher=of_teacher)
+
+
+def start_of(args: argparse.Namespace, number: int) -> Path | None:
+    """The file whose weights a stage starts from; None where they are random."""
+    if args.init and number == (args.stage or 1):
+        return args.init
+    return args.out / "stage1.pt" if number == 2 else None
+
+
+def warn_of_other_start(args: argparse.Namespace, file: Path, state: checkpoint.State) -> None:
+    """Say that what the stage in `file`, which goes on, would start from today is not what it
+    started from: another --init, or a first stage that went on since."""
+    start = start_of(args, int(file.stem.removeprefix("stage")))
+    if not start or not start.exists():
+        return
+    try:
+        saved = read_checkpoint(start)
+    except CheckpointError as error:  # it is not needed any more
+        logger.info("%s", error)
+        return
+    began = state.before[-1] if state.before else None
+    given = start == args.init
+    if began:
+        stage = saved["stage"] if isinstance(saved.get("stage"), dict) else {}
+        same_run = began["stage"]["name"] == stage.get("name") and all(
+            began[key] == saved.get(key) for key in ("seed", "data")
+        )
+        same_step = began["step"] == saved.get("step")
+        # Without --init the first stage here need not be the one that this one began with.
+        other = not (same_run and same_step) if given else same_run and not same_step
+    else:
+        other = given and (not state.init or state.init["sha256"] != sha256(start))
+    if other:
+        logger.warning(
+            "%s goes on from what it began with, which is not what %s is now: give another --out, "
+            "with --stage and --init, to begin with that",
+            file,
+            start,
+        )
 
 
 def _orthogonaliser(stage: Stage, engine: Engine) -> NativeOrthogonaliser | None:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from train import checkpoint, log, loop
 from train.detail import measure_detail
-from train.first_state import initial_state
+from train.first_state import initial_state, warn_of_other_start
 from train.options import engine_of, parse, stages_of
 from train.packing import pack
 from train.packs import Pack, digest_of
@@ -31,11 +31,10 @@ from train.teacher import read_teacher
 from utils import command, devices, evaluate
 from utils.command import UserError
 from utils.datasets import SCALE, find
-from utils.files import ROOT, remove_leftovers, sha256
+from utils.files import ROOT, remove_leftovers
 from utils.imaging.images import ImageError
 from utils.lock import locked
 from utils.memory import is_exhausted
-from utils.weights import CheckpointError, read_checkpoint
 
 logger = logging.getLogger("train")
 
@@ -213,38 +212,6 @@ def warn_of_seen(samples: Mapping[str, Sequence[evaluate.Sample]], data: Pack) -
             )
 
 
-def warn_of_other_start(args: argparse.Namespace, run: loop.Run, state: checkpoint.State) -> None:
-    """Say that what a stage that goes on would begin with today is not what it began with: another
-    --init, or a first stage that went on since."""
-    own = args.init if run.stage.name == f"stage{args.stage or 1}" else None
-    first = args.out / "stage1.pt" if run.stage.name == "stage2" else None
-    start = own or first
-    if not start or not start.exists():
-        return
-    try:
-        saved = read_checkpoint(start)
-    except CheckpointError as error:  # it is not needed any more
-        logger.info("%s", error)
-        return
-    began = state.before[-1] if state.before else {}
-    stage = saved["stage"] if isinstance(saved.get("stage"), dict) else {}
-    known = {key: began.get(key) == saved.get(key) for key in ("seed", "data", "step")}
-    known["stage"] = began.get("stage", {}).get("name") == stage.get("name")
-    step_alone = not known["step"] and sum(known.values()) == len(known) - 1
-    if own and not began:
-        other = not state.init or state.init["sha256"] != sha256(start)
-    else:
-        # Without --init the first stage here need not be the one that this one began with.
-        other = step_alone or bool(own) and not all(known.values())
-    if other:
-        logger.warning(
-            "%s goes on from what it began with, which is not what %s is now: give another --out, "
-            "with --stage and --init, to begin with that",
-            run.file,
-            start,
-        )
-
-
 def train_stage(
     run: loop.Run, state: checkpoint.State, args: argparse.Namespace, data: Pack
 ) -> loop.Outcome:
@@ -254,7 +221,7 @@ def train_stage(
     if run.file.exists():
         checkpoint.resume(run.file, state, stage, run.seed, run.fingerprint)
         logger.info("continuing at step %d of %d", state.step, stage.steps)
-        warn_of_other_start(args, run, state)
+        warn_of_other_start(args, run.file, state)
     if lead:
         for file in (run.file, curves, log_file):
             remove_leftovers(file)

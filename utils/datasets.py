@@ -16,6 +16,7 @@ from utils.template import MODES
 
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 CHALLENGE = tuple(MODES)
+# What folders of the benchmark sets are called in lower case, but for words of HR and LR.
 SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
 # What the name of a validation or test set ends with, without words for HR, LR and scales; LSDIR's
 # validation is val1. And such a name within a longer one.
