@@ -78,6 +78,7 @@ extern "C" {
 long lkdn_weights() { return sizeof(Weights) / sizeof(float); }
 long lkdn_scratch() { return SCRATCH; }
 long lkdn_pitch() { return PITCH; }
+long lkdn_half() { return HALF; }
 
 // An image by all threads, each of them a part of every pass.
 void lkdn_run(const InferenceCall* call) {

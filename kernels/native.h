@@ -1,7 +1,7 @@
 // The network's dimensions, and layers on rows of pixels, channels last, in registers of whatever
 // width this CPU has: the parts that native.cpp and native_training.cpp are built of. Pixels are a
-// constant number of floats apart, a multiple of 16. CHANNELS, BLOCKS, IMAGE (channels of the image)
-// and SCALE are defined by whoever compiles.
+// constant number of floats apart, a multiple of a register's. CHANNELS, BLOCKS, IMAGE (channels of
+// the image) and SCALE are defined by whoever compiles.
 
 #pragma once
 
@@ -16,11 +16,7 @@ constexpr int up16(int n) { return (n + 15) / 16 * 16; }
 
 constexpr int C = CHANNELS, D = C / 2;    // channels, distilled channels
 constexpr int PITCH = up16(C);            // floats of a pixel's features
-constexpr int HALF = up16(D);             // .. of its last distilled part
 constexpr int WIDE = up16(C + D);         // columns of a 1x1 that refines and distils at once
-constexpr int FIRST_PART = C / 16 * 16;   // .. of which those from here on are kept as the part,
-constexpr int PART = WIDE - FIRST_PART;   // so many,
-constexpr int OFFSET = C - FIRST_PART;    // with the distilled channels from here on
 constexpr int OUTS = IMAGE * SCALE * SCALE, OUT = up16(OUTS);  // values of a pixel's SR
 constexpr float ZEROS[std::max(PITCH, OUT)] = {};  // the bias of a 1x1 that has none
 
@@ -33,6 +29,16 @@ constexpr int LANES = 4, SUMS = 24, WIDEST = 4;
 #else
 constexpr int LANES = 4, SUMS = 12, WIDEST = 2;
 #endif
+
+#if defined(BF16)
+constexpr int UNIT = 16;  // columns that a matrix has a multiple of
+#else
+constexpr int UNIT = LANES;
+#endif
+constexpr int HALF = (D + UNIT - 1) / UNIT * UNIT;  // floats of a pixel's last distilled part
+constexpr int FIRST_PART = C / UNIT * UNIT;  // columns from here on are kept as the distilled part,
+constexpr int PART = WIDE - FIRST_PART;      // so many,
+constexpr int OFFSET = C - FIRST_PART;       // with the distilled channels from here on
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

@@ -75,12 +75,12 @@ class NativeLKDN:
         )
         if not self.library.lkdn_enable():
             raise CompileError(f"expected a system that lets programs use {arithmetic}")
-        for query in ("weights", "scratch", "pitch"):
+        for query in ("weights", "scratch", "pitch", "half"):
             getattr(self.library, f"lkdn_{query}").restype = ctypes.c_long
         self.library.lkdn_run.argtypes = [ctypes.POINTER(_Call)]
         self.library.lkdn_run_each.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
         self.library.lkdn_run.restype = self.library.lkdn_run_each.restype = None
-        self.weights = _packed(weights, "bf16" in arithmetic)
+        self.weights = _packed(weights, self.library.lkdn_half(), "bf16" in arithmetic)
         assert len(self.weights) == self.library.lkdn_weights()
         self.memory = torch.empty(0)
         self.lock = threading.Lock()
@@ -153,13 +153,12 @@ def zeros(floats: int) -> Tensor:
     return whole[first : first + floats]
 
 
-def _packed(weights: dict[str, Tensor], bf16: bool) -> Tensor:
-    """All weights in the order and shapes of native.cpp's struct Weights, one float32 vector."""
+def _packed(weights: dict[str, Tensor], half: int, bf16: bool) -> Tensor:
+    """All weights in the order and shapes of native.cpp's struct Weights, one float32 vector;
+    half: the columns of the last distilled part there."""
     channels = len(weights["fea_conv.bias"])
     distilled = channels // 2
-    pitch, half, wide = (
-        round_up(count, 16) for count in (channels, distilled, channels + distilled)
-    )
+    pitch, wide = round_up(channels, 16), round_up(channels + distilled, 16)
     parts: list[Tensor] = []
 
     def add(value: Tensor, columns: int) -> None:

@@ -1,5 +1,5 @@
 // The network's weights, or their gradients, in order; every matrix (inputs, outputs), padded with
-// zeros, every array a multiple of 64 bytes.
+// zeros, every array a multiple of a register's bytes.
 
 #pragma once
 
