@@ -137,23 +137,65 @@ def test_a_history_that_grows_with_every_teacher_of_teachers_is_refused(
         checkpoint.resume(tmp_path / "stage1.pt", new_state(stage), stage, 4, "data")
 
 
-def test_digests_of_images_are_kept_once_however_often_they_were_seen(tmp_path: Path) -> None:
-    def record() -> dict[str, Any]:
-        summary = {"sha256": [f"{i:064x}" for i in range(5000)]}
-        return {"data": "data", "data_summary": summary, "teacher": None}
+def test_digests_of_images_are_kept_once_however_often_they_were_seen(
+    saved: dict[str, Any], tmp_path: Path, stage: Stage
+) -> None:
+    """.. and of 300,000 images, too, which are more than a checkpoint may hold as text."""
+    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
 
-    sizes, state = [], new_state(STAGE)
+    def record() -> dict[str, Any]:
+        summary = {"images": 300_000, "sha256": [f"{i:064x}" for i in range(300_000)]}
+        return {**own, "data_summary": summary, "teacher": None}
+
+    sizes, state = [], new_state(stage)
+    state.step = 0
     for generations in range(2):
         state.before = [record()]
         if generations:
-            teacher = {"sha256": "", "records": [record()]}
+            teacher = {"sha256": "1", "records": [record()]}
             state.before += [{**record(), "teacher": teacher}]
-            state.teacher = {"sha256": "", "records": [record(), {**record(), "teacher": teacher}]}
-        checkpoint.save(tmp_path / "stage1.pt", state, STAGE, 4, "data")
+            state.teacher = {"sha256": "2", "records": [record(), {**record(), "teacher": teacher}]}
+        checkpoint.save(tmp_path / "stage1.pt", state, stage, 4, "data")
         sizes.append((tmp_path / "stage1.pt").stat().st_size)
-        saved = read_checkpoint(tmp_path / "stage1.pt")
-        assert (saved["before"], saved["teacher"]) == (state.before, state.teacher)
-    assert sizes[1] < sizes[0] + 5000
+        again = new_state(stage)
+        again.teacher = state.teacher
+        checkpoint.resume(tmp_path / "stage1.pt", again, stage, 4, "data")
+        assert (again.before, again.teacher) == (state.before, state.teacher)
+    assert sizes[0] < 33 * 300_000 and sizes[1] < sizes[0] + 5000
+
+
+@pytest.mark.parametrize(
+    "digests",
+    [
+        torch.zeros(3, 31, dtype=torch.uint8),
+        torch.zeros(3, 32),
+        torch.zeros(32, 3, dtype=torch.uint8).t(),
+        torch.zeros((), dtype=torch.uint8),
+    ],
+    ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)}",
+)
+def test_a_table_of_digests_of_another_kind_is_refused(
+    saved: dict[str, Any], tmp_path: Path, stage: Stage, digests: torch.Tensor
+) -> None:
+    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    before = [{**own, "data_summary": {"sha256": digests}, "teacher": None}]
+    torch.save({**saved, "before": before}, tmp_path / "stage1.pt")
+    with pytest.raises(CheckpointError, match="data_summary"):
+        checkpoint.resume(tmp_path / "stage1.pt", new_state(stage), stage, 4, "data")
+
+
+def test_digests_as_older_checkpoints_have_them_are_read(
+    saved: dict[str, Any], tmp_path: Path, stage: Stage
+) -> None:
+    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    before = [{**own, "data_summary": {"sha256": ["a" * 64, "no digest"]}, "teacher": None}]
+    torch.save({**saved, "before": before}, tmp_path / "stage1.pt")
+    again = new_state(stage)
+    checkpoint.resume(tmp_path / "stage1.pt", again, stage, 4, "data")
+    assert again.before == before
+    checkpoint.save(tmp_path / "stage1.pt", again, stage, 4, "data")
+    checkpoint.resume(tmp_path / "stage1.pt", again, stage, 4, "data")
+    assert again.before == before
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.team23_LKDN import LKDN
 from train.optim import Muon
 from train.recipes import ENDLESS, Stage, idle_numbers
-from train.records import check_state, complete_stage, is_of, share_summaries
+from train.records import check_state, complete_stage, is_of, share_summaries, with_texts
 from train.reparam import training_form
 from train.soap import Soap
 from utils.files import write_bytes
@@ -153,8 +153,9 @@ def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) 
     for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
         _load_optimizer(optimizer, content, saved["step"] > 0, path)
     state.step, state.history = saved["step"], saved["history"]
-    state.before, state.init = saved.get("before") or [], saved.get("init")
-    state.teacher = saved.get("teacher")
+    of_teacher = {"teacher": saved.get("teacher")}
+    *state.before, of_teacher = with_texts([*(saved.get("before") or []), of_teacher])
+    state.teacher, state.init = of_teacher["teacher"], saved.get("init")
 
 
 def _name(teacher: dict[str, Any] | None) -> str | None:

@@ -6,6 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import torch
+from torch import Tensor
+
 from train.packs import Pack
 from train.recipes import STAGES, Stage
 from utils.datasets import SCALE
@@ -47,10 +50,12 @@ def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:
         return {
             "stage": complete_stage(record["stage"]),
             "init": record.get("init"),
+            "teacher": record.get("teacher"),
             "data_summary": summary if _has_digests(summary) else notes.get(record["data"]),
         }
 
-    return [_changed(record, complete) for record in [*(saved.get("before") or []), own]]
+    records = with_texts([*(saved.get("before") or []), own])
+    return [_changed(record, complete) for record in records]
 
 
 def _changed(
@@ -60,7 +65,8 @@ def _changed(
     teacher = record.get("teacher")
     if teacher:
         teacher = {**teacher, "records": [_changed(own, change) for own in teacher["records"]]}
-    return {**record, **change(record), "teacher": teacher}
+    changed = {**record, **change(record)}
+    return {**changed, "teacher": teacher} if teacher else changed
 
 
 def complete_stage(stage: dict[str, Any]) -> dict[str, Any]:
@@ -87,9 +93,10 @@ def with_teachers(
 
 
 def share_summaries(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same records, of which equal summaries of data, and equal teachers, are one object: a
-    checkpoint holds the digests of a thousand images once then, however often they were trained
-    on, and a teacher's history once, whatever it taught."""
+    """The same records as a checkpoint holds them. Equal summaries of data, and equal teachers, are
+    one object: the digests of a thousand images are in it once then, however often they were
+    trained on, and a teacher's history once, whatever it taught. Digests are a tensor (images, 32)
+    of bytes: of text a checkpoint may hold little, see utils.declared."""
     data: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
 
@@ -99,10 +106,42 @@ def share_summaries(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             own = {**teacher, "records": [share(behind) for behind in teacher["records"]]}
             known = teachers.setdefault(teacher["sha256"], own)
             teacher = known if known == own else own
-        summary = summary and data.setdefault(record["data"], summary)
+        if summary and record["data"] not in data:
+            data[record["data"]] = _with_tensor(summary)
+        summary = summary and data[record["data"]]
         return {**record, "data_summary": summary, "teacher": teacher}
 
     return [share(record) for record in records]
+
+
+def with_texts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A checkpoint's records with digests as text, a list for each data."""
+    lists: dict[int, list[str]] = {}
+
+    def expand(record: dict[str, Any]) -> dict[str, Any]:
+        summary = record.get("data_summary")
+        if not summary or not isinstance(table := summary.get("sha256"), Tensor):
+            return {}
+        if id(table) not in lists:
+            text = table.numpy().tobytes().hex()
+            lists[id(table)] = [text[i : i + 64] for i in range(0, len(text), 64)]
+        return {"data_summary": {**summary, "sha256": lists[id(table)]}}
+
+    return [_changed(record, expand) for record in records]
+
+
+def _with_tensor(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary with its digests as a tensor, if they are digests."""
+    digests = summary.get("sha256")
+    if not isinstance(digests, list) or not all(is_of(d, str) and len(d) == 64 for d in digests):
+        return summary
+    try:
+        values = bytearray.fromhex("".join(digests))
+    except ValueError:
+        return summary
+    if not values or len(values) != 32 * len(digests):
+        return summary
+    return {**summary, "sha256": torch.frombuffer(values, dtype=torch.uint8).view(-1, 32)}
 
 
 def without_digests(record: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +263,7 @@ def _misfit(record: Any) -> str:
         and isinstance(record["teacher"].get("records"), list),
         "data_summary": record.get("data_summary") is None
         or isinstance(record["data_summary"], dict)
-        and _is_plain(record["data_summary"]),
+        and _is_summary(record["data_summary"]),
     }
     return next((name for name, fit in fits.items() if not fit), "")
 
@@ -236,6 +275,15 @@ def is_of(value: object, kind: Any) -> bool:
     if kind is int:
         return type(value) is int and abs(value) < 1 << 63
     return type(value) is str and (kind is str or value in get_args(kind))
+
+
+def _is_summary(value: dict[str, Any]) -> bool:
+    digests = value.get("sha256")
+    if not isinstance(digests, Tensor):
+        return _is_plain(value)
+    others = {key: item for key, item in value.items() if key != "sha256"}
+    is_table = digests.dtype == torch.uint8 and digests.shape[1:] == (32,)
+    return is_table and digests.is_contiguous() and _is_plain(others)
 
 
 def _is_plain(value: object, depth: int = 6) -> bool:

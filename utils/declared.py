@@ -15,8 +15,8 @@ import torch
 
 from utils.text import printable
 
-# Bytes that describe tensors; a training state of this network has 0.1 M, and 75 of each image that
-# an earlier stage or a teacher saw: 6.6 M for DIV2K, Flickr2K and LSDIR, however often.
+# Bytes that describe tensors; a training state of this network has 0.1 M. Older states have 75 more
+# for each image that an earlier stage or a teacher saw: 6.6 M for DIV2K, Flickr2K and LSDIR.
 LARGEST_TEXT = 16 << 20
 # Instructions of torch.save's pickles; others make large things of few bytes.
 INSTRUCTIONS = b".(NKMJGXU\x8a\x88\x89)t\x85\x86\x87]ae}suhjqrcRbQ\x80"
