@@ -1,5 +1,6 @@
 """The benchmark: its command, its record, its tables, and the large image."""
 
+import contextlib
 import json
 import multiprocessing
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from deploy import backends
 from deploy.bench import __main__ as bench
 from deploy.bench import large, limits, plan
-from deploy.bench.worker import Row
+from deploy.bench.worker import Ready, Row, RunImages, Timing
 from models.team23_LKDN import LKDN
 from utils.command import UserError
 from utils.report import documents, speed
@@ -78,6 +79,102 @@ def test_every_row_is_timed_and_compared(
     assert "left out: triton bf16: triton needs a CUDA device, got cpu" in lines
 
 
+FAILING = """
+import os
+from torch.nn import Upsample
+
+class Picky(Upsample):
+    def __init__(self):
+        super().__init__(scale_factor=4)
+
+    def forward(self, x):
+        if x.shape[-1] == 20:
+            self.fail()
+        return super().forward(x)
+
+    def fail(self):
+        raise RuntimeError("want of memory\\nand more")
+
+class Mortal(Picky):
+    def fail(self):
+        os._exit(1)
+"""
+DIED = "its process died, perhaps for want of memory"
+
+
+@pytest.mark.usefixtures("forked_workers")
+def test_a_row_that_fails_at_a_size_costs_the_others_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    against = [f"{tmp_path / 'failing.py'}:{name}" for name in ("Picky", "Mortal")]
+    options = "--sizes 16x18 16x20 8x8 --rounds 1 --backends channels_last --precisions fp32"
+    output = tmp_path / "bench.json"
+    command = [*options.split(), "--device", "cpu", "-o", str(output), "--against", *against]
+    assert bench.main(command) == 0
+    result = json.loads(output.read_text())
+    assert speed.is_whole(result)
+    own = ["eager fp32, torch as it comes", "channels_last fp32"]
+    names = ("Picky eager", "Picky channels_last", "Mortal eager", "Mortal channels_last")
+    others = [f"{name} fp32" for name in names]
+    measured = [(row["label"], row["width"]) for row in result["rows"]]
+    expected = [*((label, 18) for label in (*own, *others)), *((label, 20) for label in own)]
+    assert measured == expected + [(label, 8) for label in own]
+    reasons = ["want of memory"] * 2 + [DIED] * 2
+    assert result["refused"] == dict(
+        zip((f"{label} at 16x20" for label in others), reasons, strict=True)
+    )
+    assert f"{others[0]} at 16x20: want of memory" in capsys.readouterr().out
+
+
+class ScriptedPipe:
+    """A row's process that answers up to a size and then dies."""
+
+    def __init__(self, widest: int) -> None:
+        self.widest = widest
+        self.answers: list[Any] = [Ready("ran", 0.0)]
+
+    def send(self, question: Any) -> None:
+        if not self.widest:
+            raise BrokenPipeError
+        if isinstance(question, RunImages) and question.width > self.widest:
+            self.widest = 0
+        elif isinstance(question, RunImages):
+            self.answers.append(Timing(1.0, 1.0))
+        else:
+            self.answers.append(0.0)
+
+    def recv(self) -> Any:
+        if not self.answers:
+            raise EOFError
+        return self.answers.pop(0)
+
+
+def test_figures_of_a_row_that_died_before_it_was_compared_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [Row("eager", "fp32"), Row("channels_last", "fp32")]
+    sizes = [(16, 16), (16, 32)]
+
+    def measured(*widest: int) -> dict[str, Any]:
+        pipes = dict(zip(rows, map(ScriptedPipe, widest), strict=True))
+        monkeypatch.setattr(bench, "workers", lambda *_: contextlib.nullcontext(pipes))
+        result: dict[str, Any] = {"rows": []}
+        bench.measure(result, rows, sizes, CPU, 1)
+        return result
+
+    monkeypatch.setattr(bench, "measure_ceilings", lambda _: {})
+    assert [row["width"] for row in measured(99, 99)["rows"]] == [16, 16, 32, 32]
+    result = measured(99, 20)
+    assert [(row["label"], row["width"]) for row in result["rows"]] == [
+        ("eager fp32", 16),
+        ("eager fp32", 32),
+    ]
+    assert set(result["refused"]) == {"channels_last fp32 at 16x32", "channels_last fp32"}
+    with pytest.raises(UserError, match="plain network cannot run at 16x32: its process died"):
+        measured(20, 99)
+
+
 @pytest.mark.parametrize(
     ("features", "emulated"),
     [
@@ -141,14 +238,14 @@ def test_wrong_options_are_refused(
 def test_interrupted_it_keeps_the_sizes_that_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_size = bench._one_size
+    time_size = bench._time_size
 
-    def stop(result: Any, pipes: Any, size: tuple[int, ...], *rest: Any) -> Any:
-        if size == (9, 9):
+    def stop(pipes: Any, height: int, *rest: Any) -> Any:
+        if height == 9:
             raise KeyboardInterrupt
-        return one_size(result, pipes, size, *rest)
+        return time_size(pipes, height, *rest)
 
-    monkeypatch.setattr(bench, "_one_size", stop)
+    monkeypatch.setattr(bench, "_time_size", stop)
     file = tmp_path / "bench.json"
     options = "--sizes 8x8 9x9 --rounds 1 --backends eager --precisions fp32 --device cpu"
     assert bench.main([*options.split(), "-o", str(file)]) == 1

@@ -47,6 +47,12 @@ def printable(value: object, most: int = 60) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of an error's message for a terminal; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0] if lines else type(error).__name__, most)
+
+
 # What Markdown reads as more than the character, or ends a cell of a table.
 MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "|<`[\\"})
 

@@ -6,6 +6,7 @@ times are of a forward alone, as the challenge counts.
 """
 
 import argparse
+import contextlib
 import itertools
 import logging
 import sys
@@ -134,70 +135,88 @@ def measure(
 ) -> None:
     """Time every row at every size, into result["rows"], size by size; `keep` it after each.
 
-    The ratios are to the first row, the plain network. A row that cannot run here is left out,
-    and its reason kept under `refused`.
+    The ratios are to the first row, the plain network. A row that cannot run here, or not at one of
+    the sizes, is left out from there on, and its reason kept under `refused`.
+
+    Raises:
+        UserError: the plain network cannot run.
     """
     result |= {"rounds": rounds, "ceilings": measure_ceilings(device), "refused": {}}
     result["macs_per_pixel"], result["bytes_per_pixel"] = cost(LKDN())
+
+    def refuse(row: Row, where: str, reason: str) -> None:
+        if row == rows[0]:
+            raise UserError(f"the plain network cannot run{where}: {reason}")
+        result["refused"][f"{row.label}{where}"] = reason
+        logger.info("left out: %s%s: %s", row.label, where, reason)
+
     with workers(rows, device) as pipes:
         ready: dict[Row, dict[str, Any]] = {}
-        for row, pipe in list(pipes.items()):
-            try:
-                answer = pipe.recv()
-            except EOFError:
-                answer = Refused("its process died")
+        for row, pipe in pipes.items():
+            answer = _receive(pipe)
             if isinstance(answer, Refused):
-                result["refused"][row.label] = answer.reason
-                logger.info("left out: %s: %s", row.label, answer.reason)
-                del pipes[row]
+                refuse(row, "", answer.reason)
             else:
                 ready[row] = asdict(row) | {"label": row.label} | asdict(answer)
-        if rows[0] not in pipes:
-            raise UserError(f"the plain network cannot run: {result['refused'][rows[0].label]}")
+        running = {row: pipes[row] for row in ready}
         # Over the LR pixels of all forwards, of whatever row: each round takes as long.
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        total = len(pipes) * plan.megapixels(sizes, rounds)
+        total = len(running) * plan.megapixels(sizes, rounds)
         with tqdm(total=total, desc="timing", bar_format=layout, disable=None) as bar:
-            for size in sizes:
-                for row, figures in _one_size(result, pipes, size, rounds, bar).items():
+            for height, width in sizes:
+                timings, refused = _time_size(running, height, width, rounds, bar)
+                for row, reason in refused.items():
+                    refuse(row, f" at {height}x{width}", reason)
+                    del running[row]
+                for row, figures in _figures(result, timings, height, width).items():
                     result["rows"].append(ready[row] | figures)
                 keep()
         # Last: the float64 network would count as memory.
-        ours = [row for row in pipes if not row.against]
-        for row in tqdm(ours, "accuracy", unit="row", disable=None):
+        for row in tqdm([row for row in ready if not row.against], "accuracy", disable=None):
             drift = _ask(pipes[row], MeasureDrift())
-            for figures in result["rows"]:
-                if figures["label"] == row.label:
+            own = [figures for figures in result["rows"] if figures["label"] == row.label]
+            if not isinstance(drift, Refused):
+                for figures in own:
                     figures["psnr_drift_db"] = drift
+            elif own:  # fast, but who knows what
+                refuse(row, "", drift.reason)
+                result["rows"] = [figures for figures in result["rows"] if figures not in own]
 
 
-def _one_size(
-    result: dict[str, Any],
-    pipes: dict[Row, Connection],
-    size: tuple[int, ...],
-    rounds: int,
-    bar: tqdm,
-) -> dict[Row, dict[str, Any]]:
-    """The figures of each row at one size."""
-    height, width = size
+def _time_size(
+    pipes: dict[Row, Connection], height: int, width: int, rounds: int, bar: tqdm
+) -> tuple[dict[Row, list[Timing]], dict[Row, str]]:
+    """Each row's timings at one size, and why rows have none."""
+    timings: dict[Row, list[Timing]] = {row: [] for row in pipes}
+    refused: dict[Row, str] = {}
 
-    def run(row: Row, count: int) -> Timing:
+    def run(row: Row, count: int, to: list[Timing]) -> None:
         bar.set_postfix_str(f"{height}x{width}, {row.label}")
-        timing = _ask(pipes[row], RunImages(height, width, count))
+        answer = _ask(pipes[row], RunImages(height, width, count))
         bar.update(count * height * width / 1e6)
-        return timing
+        if isinstance(answer, Refused):
+            refused[row] = answer.reason
+            del timings[row]
+        else:
+            to.append(answer)
 
     for row in pipes:
-        run(row, plan.WARM_UP)
-    timings: dict[Row, list[Timing]] = {row: [] for row in pipes}
+        run(row, plan.WARM_UP, [])
     for _ in range(rounds):
-        for row in pipes:
-            timings[row].append(run(row, plan.TURN + 1))
+        for row, own in list(timings.items()):
+            run(row, plan.TURN + 1, own)
+    return timings, refused
+
+
+def _figures(
+    result: dict[str, Any], timings: dict[Row, list[Timing]], height: int, width: int
+) -> dict[Row, dict[str, Any]]:
+    """The figures of each row at one size, of which the first is the plain network."""
     percentiles = {
         row: np.percentile([timing.ms for timing in own], [20, 50, 80]).tolist()
         for row, own in timings.items()
     }
-    plain = percentiles[next(iter(pipes))][1]
+    plain = percentiles[next(iter(timings))][1]
     measured = {}
     for row, (p20, p50, p80) in percentiles.items():
         measured[row] = {
@@ -218,15 +237,17 @@ def _one_size(
 
 
 def _ask(pipe: Connection, question: RunImages | MeasureDrift) -> Any:
-    """What a row's process answers. Raises UserError if it died."""
-    try:
+    """What a row's process answers; Refused if it died."""
+    with contextlib.suppress(OSError):  # it died, as is seen below
         pipe.send(question)
+    return _receive(pipe)
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
         return pipe.recv()
-    except (EOFError, OSError) as error:
-        raise UserError(
-            "the process of a row died, perhaps for want of memory: give smaller --sizes "
-            "or fewer --backends"
-        ) from error
+    except (EOFError, OSError):
+        return Refused("its process died, perhaps for want of memory")
 
 
 if __name__ == "__main__":

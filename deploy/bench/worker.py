@@ -23,6 +23,7 @@ from utils import devices, efficiency, evaluate
 from utils.command import UserError
 from utils.datasets import find
 from utils.files import ROOT
+from utils.text import first_line
 from utils.weights import SHIPPED, load_state, load_weights, read_checkpoint, state_dict_of
 
 PATIENCE_S = 20  # for a process to end by itself
@@ -59,7 +60,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """A worker's only message: why this row cannot run here."""
+    """A worker's only message, or its answer to a question: why this row cannot run here."""
 
     reason: str
 
@@ -89,7 +90,7 @@ class MeasureDrift:
 @contextmanager
 def workers(rows: list[Row], device: torch.device) -> Iterator[dict[Row, Connection]]:
     """A fresh process for each row, and the pipe to it: it sends Ready or Refused, then answers
-    each RunImages and MeasureDrift until the pipe is closed."""
+    each RunImages and MeasureDrift, if it can, until the pipe is closed."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     try:
@@ -125,16 +126,16 @@ def _work(row: Row, device: torch.device, pipe: Connection) -> None:
             with torch.inference_mode():
                 backend(torch.rand(1, 3, 64, 72, device=device))
         except (BackendError, RuntimeError) as error:
-            pipe.send(Refused(next(iter(str(error).splitlines()), repr(error))))
+            pipe.send(Refused(first_line(error)))
             return
         ran = f"{backend.name} {backend.precision}"
         pipe.send(Ready(ran, time.perf_counter() - began))
         x = torch.empty(0)
-        while True:
-            question = pipe.recv()
+
+        def answer(question: RunImages | MeasureDrift) -> Timing | float:
+            nonlocal x
             if isinstance(question, MeasureDrift):
-                pipe.send(_drift(backend, device))
-                continue
+                return _drift(backend, device)
             if x.shape[-2:] != (question.height, question.width):
                 generator = torch.Generator().manual_seed(0)
                 x = torch.rand(1, 3, question.height, question.width, generator=generator)
@@ -143,8 +144,15 @@ def _work(row: Row, device: torch.device, pipe: Connection) -> None:
             raise_clock(backend, x)
             ms = [milliseconds(backend, x) for _ in range(question.count)]
             peak = efficiency.peak_memory_mib(device)
-            beyond = None if peak is None or empty is None else peak - empty
-            pipe.send(Timing(ms[-1], beyond))
+            return Timing(ms[-1], None if peak is None or empty is None else peak - empty)
+
+        while True:
+            question = pipe.recv()
+            try:
+                message: Timing | float | Refused = answer(question)
+            except (BackendError, RuntimeError, MemoryError, ArithmeticError) as error:
+                message = Refused(first_line(error))
+            pipe.send(message)
     except (EOFError, BrokenPipeError):
         return
 
