@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.memory import is_exhausted
-from utils.text import printable
+from utils.text import first_line
 
 GRAPHS = 8  # image sizes of which a graph is kept
 MOST_PIXELS = 1 << 20  # of a recorded image; beyond, launches take no time beside the kernels
@@ -54,8 +54,7 @@ def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Te
             seen.clear()  # and their memory; this shape is not tried again while it is kept
             if not is_exhausted(error):
                 able = False
-                why = str(error).strip().partition("\n")[0]
-                reason = printable(f"{type(error).__name__}: {why}", 200)
+                reason = f"{type(error).__name__}: {first_line(error)}"
                 logger.warning("running without CUDA graphs, which cannot be recorded: %s", reason)
             return fast
 

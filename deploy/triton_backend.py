@@ -1,6 +1,5 @@
 """The fused Triton network as a backend: where it may run, and how its failures look."""
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -20,8 +19,9 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 def refusal(device: torch.device) -> str | None:
     """Why Triton must not be called on a device, found out without calling it."""
     if device.type != "cuda":
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        return None if interpreted else f"triton needs a CUDA device, got {device.type}"
+        if devices.is_interpreted():
+            return None
+        return f"triton needs a CUDA device, got {device.type}"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         return (
@@ -46,7 +46,7 @@ def prepare(net: nn.Module, dtype: torch.dtype, device: torch.device) -> Callabl
     run = replay_graphs(fast)
     # A kernel's fault shows here, not in somebody's image: kernel by kernel, recorded, replayed.
     check(run, net, fast.image_channels, dtype, device, times=3)
-    return lambda x: _name_want_of_memory(run, x)
+    return run
 
 
 @torch.no_grad()
@@ -75,13 +75,3 @@ def check(
                     f"expected images of {height}x{width} within {TOLERANCES[dtype]} of the plain "
                     f"network's on {device}, got {worst:.1e}"
                 )
-
-
-def _name_want_of_memory(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """run(x); tiling takes smaller tiles after torch's error, and Triton's is another."""
-    try:
-        return run(x)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" not in str(error).lower():
-            raise
-        raise torch.OutOfMemoryError(str(error)) from error

@@ -106,10 +106,11 @@ class Upscaler:
         """The image of 4 times the size, rounded to its own depth.
 
         Args:
-            image: (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16; or a batch (B, H, W, 3).
+            image: (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16; or a batch of such images,
+                (B, H, W, 3) or (B, H, W, 1).
 
         Returns:
-            (4H, 4W, 3), (4H, 4W, 1) or (B, 4H, 4W, 3) of the same dtype.
+            (4H, 4W, 3), (4H, 4W, 1), (B, 4H, 4W, 3) or (B, 4H, 4W, 1) of the same dtype.
 
         Raises:
             ValueError: another shape or dtype.
@@ -133,7 +134,10 @@ class Upscaler:
         return out if image.ndim == 4 else out[0]
 
     def restore(self, rgb: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the network makes of (H, W, 3) float32, RGB, 0..1: (4H, 4W, 3), not clamped.
+        """What the network makes of an image, not clamped: (4H, 4W, 3) or (4H, 4W, 1) float32.
+
+        Args:
+            rgb: (H, W, 3) RGB or (H, W, 1) grey, float32, 0..1.
 
         Raises:
             ValueError: another shape or dtype.
@@ -188,7 +192,8 @@ class Upscaler:
 
 
 def _check(image: NDArray, dtypes: tuple[type, ...], dimensions: tuple[int, ...]) -> None:
-    shapes = "(H, W, 3) or (H, W, 1)" + (" or (B, H, W, 3)" if 4 in dimensions else "")
+    batches = ", or a batch (B, H, W, 3) or (B, H, W, 1)" if 4 in dimensions else ""
+    shapes = f"(H, W, 3) or (H, W, 1){batches}"
     wanted = f"{' or '.join(dtype.__name__ for dtype in dtypes)} of shape {shapes}"
     if not isinstance(image, np.ndarray):
         raise ValueError(f"expected a NumPy array, {wanted}, got {type(image).__name__}")

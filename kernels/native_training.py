@@ -79,13 +79,17 @@ class NativeGradients:
             loss: of LOSSES; the absolute or the squared error of pixels in 0..1, or the patch's
                 negative PSNR in dB for each of its values.
             share: what every pixel's error counts; 1 / number of values gives their mean.
+
+        Raises:
+            ValueError: patches of another shape or dtype.
         """
         batch, channels, height, width = lr.shape
         expected = (batch, channels, self.scale * height, self.scale * width)
-        if hr.shape != expected or channels != self.channels or lr.dtype != torch.uint8:
+        bytes_alone = lr.dtype == hr.dtype == torch.uint8
+        if hr.shape != expected or channels != self.channels or not bytes_alone:
             raise ValueError(
                 f"expected uint8 patches of {self.channels} channels, hr {expected}, got "
-                f"{lr.dtype} {tuple(lr.shape)}, hr {tuple(hr.shape)}"
+                f"{lr.dtype} {tuple(lr.shape)}, hr {hr.dtype} {tuple(hr.shape)}"
             )
         values = dict(parameters)
         pointwise, depthwise = values["fea_conv.pw.weight"], values.pop("fea_conv.dw.weight")

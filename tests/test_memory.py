@@ -88,11 +88,13 @@ def test_errors_that_say_that_memory_ran_out() -> None:
             work()
         assert is_exhausted(caught.value)
     said = ("std::bad_alloc", "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bad allocation")
+    said += ("Triton Error [CUDA]: out of memory", "CUDA error: out of memory")
     assert all(is_exhausted(RuntimeError(text)) for text in said)
     assert is_exhausted(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert not is_exhausted(ValueError("no picture: out of memory.png"))
     assert not is_exhausted(OSError(errno.ENOENT, "not found", "bad_alloc.png"))
     assert not is_exhausted(RuntimeError("size mismatch"))
+    assert not is_exhausted(RuntimeError("an illegal memory access was encountered"))
 
 
 EXHAUSTED = (

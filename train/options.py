@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -274,7 +273,7 @@ def _without_native(
 
 def _without_triton(device: torch.device, stages: Mapping[int, Stage]) -> str | None:
     """What is missing for Triton's kernels, if anything."""
-    if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+    if device.type != "cuda" and not devices.is_interpreted():
         return f"CUDA, not {device},"
     if any(stage.precision == "fp64" for stage in stages.values()):
         return "a precision other than fp64"

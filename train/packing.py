@@ -22,6 +22,7 @@ from utils.imaging.images import BAD_IMAGE, ImageError, find_images, mod_crop, r
 from utils.layouts import read
 from utils.memory import is_exhausted
 from utils.pairing import pair
+from utils.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -232,5 +233,5 @@ def _load(pair: tuple[Path, Path | None]) -> Loaded:
 
 def _reason(error: Exception, path: Path) -> str:
     """Why an image cannot be used, with its name."""
-    reason = str(error).split("\n")[0] or type(error).__name__
+    reason = first_line(error, most=1000)
     return reason if isinstance(error, ImageError) else f"{path}: {reason}"

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from utils.text import printable
+from utils.text import first_line
 
 WARM_UP = 3  # calls by kernels, in which whatever is made once is made
 
@@ -44,7 +44,7 @@ def recorded(launch: Callable[[], Result], recorder: Recorder) -> Callable[[], R
                 graph, result = _record(launch)
             except RuntimeError as error:
                 recorder.able = False
-                why = printable(str(error).strip().partition("\n")[0], 200)
+                why = first_line(error)
                 logger.warning("running without CUDA graphs, which cannot be recorded: %s", why)
         if graph is None:
             return launch()

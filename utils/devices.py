@@ -14,6 +14,7 @@ import torch
 
 from utils.command import UserError
 from utils.shared import Context, shared
+from utils.text import first_line
 
 COMPILERS = ("g++", "clang++", "c++", "cl")  # of C++, which torch.compile looks for
 NAMES = ("auto", "cpu", "cuda", "mps")
@@ -60,10 +61,13 @@ def _cuda_works() -> bool:
     try:
         return bool(torch.ones(1, device="cuda") + 1 == 2)
     except RuntimeError as error:
-        logger.warning(
-            "the CUDA device does not work with this torch: %s", str(error).splitlines()[0]
-        )
+        logger.warning("the CUDA device does not work with this torch: %s", first_line(error))
         return False
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, without a GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def wait(device: torch.device) -> None:

@@ -22,7 +22,7 @@ from utils.files import sha256
 from utils.imaging.images import BAD_IMAGE, write_png
 from utils.lock import locked
 from utils.run_log import log_file
-from utils.text import in_terminal
+from utils.text import first_line, in_terminal
 
 LR_SOURCES = {
     "double": "bicubic x1/4 of HR, MATLAB imresize, one rounding at the end (im2double first)",
@@ -245,7 +245,7 @@ def memory_of(models: Sequence[Model], size: tuple[int, int], device: torch.devi
         for model in models:
             evaluate.restore(model.run, lr, device, model.data_range)
     except (*BAD_IMAGE, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise OSError(f"cannot restore {width}x{height} pixels: {reason}") from error
     if (peak := efficiency.peak_memory_mib(device)) is None:
         raise OSError("expected a system that tells the memory of a process, got none")

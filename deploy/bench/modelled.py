@@ -5,7 +5,6 @@ each launch takes as long as the busiest part of the GPU, as if all parts worked
 waited: a lower bound, good for comparing two forms of a kernel.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from itertools import product
@@ -17,7 +16,7 @@ from torch import Tensor
 from deploy import backends
 from deploy.bench.ahead import Launch, forward_launches
 from deploy.bench.worker import load_shipped
-from utils import command
+from utils import command, devices
 from utils.command import UserError
 from utils.files import write_json
 from utils.record import environment
@@ -204,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         backends.need("triton")
-        if os.environ.get("TRITON_INTERPRET") == "1":
+        if devices.is_interpreted():
             raise UserError("expected Triton's compiler, got TRITON_INTERPRET=1: unset it")
         import triton
 

@@ -152,7 +152,7 @@ def _scores(folder: Path) -> str:
     }
     table = markdown(comparison.by_set(cells, TABLE_1, [s for s in BENCHMARKS if s in ours]))
     gaps = [
-        f"{theirs[name]['ave_psnr_y'] - ours[name]['ave_psnr_y']:.2f} dB on {name}"
+        _gap(ours[name]["ave_psnr_y"], theirs[name]["ave_psnr_y"]) + f" the authors' on {name}"
         for name in BENCHMARKS
         if name in ours and name in theirs
     ]
@@ -160,10 +160,14 @@ def _scores(folder: Path) -> str:
     if not gaps or not seen:
         return table
     return (
-        f"{table}\n\nThese weights are {' and '.join(gaps)} below the authors': they have seen "
+        f"{table}\n\nThese weights are {' and '.join(gaps)}. They have seen "
         f"{seen / 1e9:.1f} billion LR pixels in training, the authors' "
         f"{AUTHORS_PIXELS / 1e9:.0f} billion."
     )
+
+
+def _gap(ours: float, theirs: float) -> str:
+    return f"{abs(ours - theirs):.2f} dB {'above' if ours > theirs else 'below'}"
 
 
 def _quality(folder: Path) -> str:
