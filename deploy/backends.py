@@ -26,8 +26,8 @@ AUTO = {
     "mps": ("eager",),
 }
 # Bytes a LR pixel that a backend takes at its peak in float32, with the result: as deploy.bench
-# measures them, rounded up; triton's is counted: its features, and the results that the graphs of
-# a whole tile, those at two edges and the corner's keep.
+# measures them, rounded up. Triton's number is counted, not measured: its features, and the results
+# that four CUDA graphs keep (a whole tile, those at two edges, the corner).
 MEMORY = {
     "eager": 6200,
     "channels_last": 6200,

@@ -87,8 +87,8 @@ def reduced(net: Net) -> Net:
 
 @torch.no_grad()
 def _rescale_blocks(net: nn.Module, normalised: float, most: float) -> dict[str, float]:
-    """Scale the layers of every block, none by more than `most`; the scale of each block's last
-    one, whose outputs' largest number comes closest below `normalised`."""
+    """Scale the layers of every block in place, each by at most `most`. Returns the scale of each
+    block's c6, with which its largest output lies just below `normalised`."""
     largest = _magnitudes(net)
     scales = {}
     for block in block_names(net.state_dict()):

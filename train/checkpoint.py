@@ -119,7 +119,7 @@ def load_form(state: Mapping[str, Tensor], file: Path, form_name: str = "trainin
 def resume(path: Path, state: State, stage: Stage, seed: int, fingerprint: str) -> None:
     """Bring `state` to where a checkpoint left off.
 
-    Where no step's rate depends on how many follow, a run may get another end.
+    With a schedule of train.recipes.ENDLESS the number of steps may be another than the saved one.
 
     Raises:
         CheckpointError: unreadable, or of a run with another stage, seed or data.

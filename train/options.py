@@ -60,7 +60,7 @@ HELP = {
     "tuned_cpu": "flush denormals, keep freed memory",
 }
 
-# What the native kernels, which fold the branches and have a layout of their own, have no way for.
+# Choices that only torch's kernels have: with any of them the native kernels are not used.
 TORCH_ONLY = {"fold": False, "channels_last": False, "compile": "on"}
 TORCH_ONLY |= dict.fromkeys(("dense", "aligned", "graphs"), True)
 

@@ -151,9 +151,9 @@ def _with_shrunk(
     batch: int,
     part: slice,
 ) -> tuple[Tensor, Tensor]:
-    """A share of AS_PACKED pairs as they are packed. The others are of squares of HR pixels at the
-    same share of their image's height and width, so near the same places, of all `sides` that it
-    has room for alike."""
+    """A share of AS_PACKED of the pairs is taken as packed. Each other pair is made of a square of
+    HR pixels at the same relative position in its image. Its side is one of `sides`: all that fit
+    into the image are equally likely."""
     packed = generator.random(batch)[part] < AS_PACKED
     share_of_sides = generator.random(batch)[part]
     within = generator.random((2, batch))[:, part]

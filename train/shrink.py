@@ -20,8 +20,8 @@ MARGIN = 2 * SCALE  # HR pixels to each side of a patch that its LR pixels are m
 
 
 def sides_of(patch: int, shrink: float) -> NDArray[np.int64]:
-    """The sides of the squares of a HR image, in pixels, that are shrunk to a patch of `patch` LR
-    pixels and what its LR pixels want around it: by 1 to `shrink`, in equal ratios."""
+    """Sides of the squares to shrink, in HR pixels. Shrunk by FACTORS factors from 1 to `shrink`,
+    in equal ratios, each becomes a HR patch of `patch` LR pixels a side with a margin around it."""
     factors = np.geomspace(1, shrink, FACTORS)
     return np.rint((SCALE * patch + 2 * MARGIN) * factors).astype(np.int64)
 
@@ -34,8 +34,9 @@ def shrink_squares(squares: Tensor, patch: int) -> tuple[Tensor, Tensor]:
         patch: side of the LR patches.
 
     Returns:
-        LR (B, 3, patch, patch) and HR (B, 3, 4 * patch, 4 * patch), uint8: what is in the middle of
-        the shrunk squares, and of those shrunk by 4, without what the squares' edges change.
+        LR (B, 3, patch, patch) and HR (B, 3, 4 * patch, 4 * patch), uint8. HR is the middle of the
+        shrunk square, LR that of the square shrunk by 4 again. The margins are cut off, for their
+        pixels depend on the square's edges.
     """
     around = MARGIN // SCALE
     rows = SCALE * (patch + 2 * around)

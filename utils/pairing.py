@@ -20,8 +20,8 @@ class Pairing:
     left: list[File] = field(default_factory=list)
 
     def missing(self) -> str:
-        """What is wrong with the first LR image that belongs to no HR image though one in its set
-        has none, or though its set has none; "" if there is no such LR image."""
+        """An error's text for the first LR image without a HR image, or "". It is an error where a
+        HR image of the same set lacks its LR image, and where the set has no HR images."""
         sets = {hr.set for hr, _ in self.pairs}
         bare = {hr.set: hr.path for hr, lr in reversed(self.pairs) if not lr}
         for lr in self.alone:

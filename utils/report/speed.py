@@ -175,11 +175,11 @@ def sentence(result: dict[str, Any]) -> str:
         return f"{machine(result['environment'])}: --backend auto was not measured."
     slow = shown[0]
     return (
-        f"{machine(result['environment'])}: {fast['width']}x"
-        f"{fast['height']} pixels take {fast['p50_ms']:.4g} ms with `--backend auto` "
-        f"({fast['ran']}) and {slow['p50_ms']:.4g} ms with {slow['label']}, "
-        f"{fast['ratio_to_eager']:.1f} times as long; {number(fast['memory_mib'], 0)} MiB instead "
-        f"of {number(slow['memory_mib'], 0)}; its PSNR drifts by {_drift(fast)} dB."
+        f"{machine(result['environment'])}: an image of {fast['width']}x{fast['height']} pixels "
+        f"takes {fast['p50_ms']:.4g} ms with `--backend auto` ({fast['ran']}). With "
+        f"{slow['label']}, it takes {slow['p50_ms']:.4g} ms, {fast['ratio_to_eager']:.1f} times as "
+        f"long. Memory is {number(fast['memory_mib'], 0)} MiB instead of "
+        f"{number(slow['memory_mib'], 0)}. PSNR changes by {_drift(fast)} dB."
     )
 
 
