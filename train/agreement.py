@@ -14,7 +14,7 @@ if __name__ == "__main__":
     # In place of train/, where `train` would be train.py.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
-from train.throughput import add_data, run_train
+from train.process import add_data, run_train
 from utils import command, devices, record
 from utils.files import write_json
 
@@ -72,7 +72,7 @@ def train(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
     numbers = f"--recipe cpu --stage 1 --steps {args.steps} --seed {args.seed} --log_every 10"
     val = ["--device", "cpu", "--val", args.val]
     try:
-        lines = run_train([*numbers.split(), *val, *options], args)
+        lines = run_train([*numbers.split(), *val, *options], args, args.output)
     except RuntimeError as error:
         return {"failed": str(error)}
     last = next(line for line in reversed(lines) if "val_psnr" in line)

@@ -26,7 +26,14 @@ from train import log
 from train.checkpoint import load_form, weights_of
 from train.commands import commands
 from train.packing import digests, held_out_images
-from train.records import training_records, warn_of_unfinished, with_teachers, without_digests
+from train.records import (
+    STATES,
+    last_stage,
+    training_records,
+    warn_of_unfinished,
+    with_teachers,
+    without_digests,
+)
 from train.reparam import fuse
 from utils import command
 from utils.files import ROOT, as_json, is_writable_as_file, sha256, write_all, write_bytes
@@ -42,7 +49,6 @@ TOLERANCE = 1e-10
 REDUCED = 1e-5
 SHAPES = {name: value.shape for name, value in LKDN().state_dict().items()}
 SIZES = ((1, 1), (5, 3), (48, 64))  # 1 pixel and narrow: all border, where a wrong fuse shows
-STATES = ("stage2.pt", "stage1.pt")  # training states in the folder of a run, the last first
 
 logger = logging.getLogger("export")
 
@@ -253,14 +259,6 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
             "is in data/, and --held_out names none"
         )
     return len(seen_by)
-
-
-def last_stage(run: Path) -> Path:
-    """The checkpoint of the last stage in the folder of a run, or CheckpointError."""
-    files = [run / name for name in STATES]
-    if file := next((file for file in files if file.exists()), None):
-        return file
-    raise CheckpointError(f"expected {' or '.join(map(str, files))}, found neither")
 
 
 @torch.inference_mode()

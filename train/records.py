@@ -29,9 +29,18 @@ FIELDS: dict[str, type] = {
     "history": list,
 }
 LATER_FIELDS: dict[str, type] = {"before": list, "init": dict, "teacher": dict}
+STATES = ("stage2.pt", "stage1.pt")  # training states in the folder of a run, the last first
 MOST = 10**15  # of a stage's numbers
 MOST_RECORDS = 200  # of stages, those of teachers counted, each teacher once,
 MOST_PATHS = 5000  # .. or as often as it taught
+
+
+def last_stage(run: Path) -> Path:
+    """The checkpoint of the last stage in the folder of a run, or CheckpointError."""
+    files = [run / name for name in STATES]
+    if file := next((file for file in files if file.exists()), None):
+        return file
+    raise CheckpointError(f"expected {' or '.join(map(str, files))}, found neither")
 
 
 def training_records(saved: dict[str, Any], run: Path) -> list[dict[str, Any]]:

@@ -8,14 +8,10 @@ it is compared with. A row that fails is recorded with its reason.
 import argparse
 import contextlib
 import logging
-import math
-import os
-import re
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +21,10 @@ if __name__ == "__main__":
     # In place of train/, where `train` would be train.py.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
-from train import log
-from train.options import add_packed
+from train.process import add_data, run_train
 from utils import command, devices, record
 from utils.command import UserError
-from utils.files import ROOT, sha256, write_json
+from utils.files import sha256, write_json
 from utils.report.training_tables import THROUGHPUT
 
 BUSY = "another process on one core"  # ends the names of rows that are measured beside one
@@ -137,14 +132,6 @@ def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
     return earlier["rungs"] if earlier and conditions(earlier) == conditions(now) else []
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """The options that say what train.py is measured on."""
-    parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py"
-    )
-    add_packed(parser)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
     parser = command.parser(__doc__)
@@ -184,7 +171,7 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
     init = ["--init", args.init] if args.init else []
     began = time.monotonic()
     try:
-        lines = run_train([*numbers.split(), *init, *options], args, args.minutes)
+        lines = run_train([*numbers.split(), *init, *options], args, args.output, args.minutes)
     except RuntimeError as error:
         return {"failed": str(error)}
     lines = [line for line in lines if "loss" in line]
@@ -195,39 +182,6 @@ def measure(options: list[str], args: argparse.Namespace) -> dict[str, Any]:
         "memory_mib": lines[-1].get("memory_mib"),
         "seconds": time.monotonic() - began,
     }
-
-
-def run_train(
-    options: Sequence[object], args: argparse.Namespace, minutes: float = math.inf
-) -> list[dict[str, Any]]:
-    """The log of a run of train.py with these options and the data of `args`.
-
-    What is compiled is kept beside `args.output`, and so is all that a failed run printed.
-
-    Raises:
-        RuntimeError: it failed, or took more than so many minutes; the message says why.
-    """
-    compiled = str(args.output.resolve().parent / ".compiled")
-    kept = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), compiled)
-    with tempfile.TemporaryDirectory() as folder:
-        data = ["--data", *args.data, "--packed", args.packed, "--out", folder]
-        line = [sys.executable, ROOT / "train" / "train.py", *data, *options]
-        try:
-            done = subprocess.run(
-                list(map(str, line)),
-                capture_output=True,
-                text=True,
-                timeout=None if minutes == math.inf else 60 * minutes,
-                env={**os.environ, **kept},
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"not done after {minutes:g} minutes") from error
-        if done.returncode:
-            whole = args.output.with_suffix(".failed.log")
-            whole.write_text(done.stderr)
-            logger.info("its whole output is in %s", whole)
-            raise RuntimeError(reason(done.stderr))
-        return log.read(Path(folder) / "log.jsonl")
 
 
 def spread(speeds: list[float], batch: int) -> dict[str, float]:
@@ -249,13 +203,6 @@ def busy_process() -> Iterator[None]:
             yield
         finally:
             other.kill()
-
-
-def reason(stderr: str) -> str:
-    """The line of an error message that names the error; torch.compile ends with advice."""
-    lines = stderr.strip().splitlines() or ["no message"]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed)\b.*:", line)]
-    return named[-1] if named else lines[-1].removeprefix("train/train.py: ")
 
 
 if __name__ == "__main__":

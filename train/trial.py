@@ -16,8 +16,7 @@ if __name__ == "__main__":
 
 from train import log
 from train.commands import commands
-from train.export import last_stage
-from train.records import training_records, without_digests
+from train.records import last_stage, training_records, without_digests
 from utils import command
 from utils.files import write_bytes, write_json
 from utils.record import PUBLISHED, read_runs
