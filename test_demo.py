@@ -3,17 +3,20 @@
 import argparse
 import logging
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 if __name__ == "__main__":
     # As Python sets it, but with -P.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent)]
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while libraries are loaded
+
+import torch
 
 from utils import command, devices, efficiency, measure, record
 from utils.command import UserError
@@ -196,7 +199,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="ID",
         help=f"{listed(MODELS)}; several take turns image by image and are compared",
     )
-    add("--data_dir", type=Path, help="where named sets lie; without it, data/")
+    add("--data_dir", type=command.path, help="where named sets lie; without it, data/")
     add(
         "--dataset",
         nargs="+",
@@ -205,7 +208,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         + ", benchmarks (all of these that are there), demo, or any folder with HR/ and maybe LR/; "
         "without it, DIV2K_valid or DIV2K_LSDIR_valid, or the demo photos if neither is in data/",
     )
-    add("--save_dir", type=Path, default=ROOT / "results", help="where results go")
+    add("--save_dir", type=command.path, default=ROOT / "results", help="where results go")
     add("--include_test", action="store_true", help="measure the test set too")
     add("--hybrid_test", action="store_true", help="measure LSDIR_DIV2K_test instead of validation")
     add("--ssim", action="store_true", help="compute SSIM, on RGB and on luma")

@@ -4,16 +4,19 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 if __name__ == "__main__":
     # As Python sets it, but with -P.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent)]
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while libraries are loaded
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from deploy import backends
 from deploy.photos import folders, suffixes
@@ -95,12 +98,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Options of one run; argparse ends the process with 2 and a message if one is wrong."""
     parser = command.parser(__doc__)
     add = parser.add_argument
-    add("inputs", type=Path, nargs="*", metavar="INPUT", help="images and folders of images")
-    add("-i", "--input", type=Path, nargs="+", action="extend", default=[], help="the same")
+    what = "images and folders of images"
+    add("inputs", type=command.path, nargs="*", metavar="INPUT", help=what)
+    add("-i", "--input", type=command.path, nargs="+", action="extend", default=[], help="the same")
     add(
         "-o",
         "--output",
-        type=Path,
+        type=command.path,
         help="the folder of the results, or a file name if there is one image; without it they go "
         "beside their inputs",
     )
@@ -123,14 +127,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--ext",
         choices=("png", "auto", "jpg", "webp", "tif", "bmp"),
-        default="png",
-        help="the format of the results; auto is the input's, and png where that cannot hold it",
+        help="the format of the results; auto is the input's, and png where that cannot hold it; "
+        "without it png, or what a file name of -o ends in",
     )
     add("--recursive", action="store_true", help="go into sub-folders, and repeat them under -o")
     add(
         "--skip_existing",
         action="store_true",
-        help="leave out images whose result is there, and write over no other picture",
+        help="leave out images whose result is there, by its name and size, and write over no "
+        "picture of another size",
     )
     add(
         "--shard",
@@ -154,14 +159,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="what runs the network; auto is the fastest that runs here and is as exact",
     )
     add("--precision", choices=backends.PRECISIONS, default="fp32", help="of weights and features")
-    add("--checkpoint", type=Path, help="weights to use instead of the shipped ones")
+    add("--checkpoint", type=command.path, help="weights to use instead of the shipped ones")
     add(
         "--self_ensemble",
         action="store_true",
         help="average over 8 flips and turns of each image, in 8 times the time",
     )
     add("--verbose", action="store_true", help="print memory, tiles, and a line an image")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # inputs may stand among the options
     args.inputs += args.input
     for name, least in (("tile", 0), ("memory", 1), ("jobs", 1)):
         value = getattr(args, name)

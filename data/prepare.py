@@ -95,7 +95,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"folders, tars or zips with {', '.join(BENCHMARKS)}, any of them",
     )
     add("--pack", action="store_true", help="then decode the training images to packed/")
-    add("--data_dir", type=Path, default=ROOT / "data", metavar="DIR", help="where all of it goes")
+    data = ROOT / "data"
+    add("--data_dir", type=command.path, default=data, metavar="DIR", help="where all of it goes")
     add("--keep", action="store_true", help="keep the downloaded archives after unpacking")
     add("--url", default=URL, help="where DIV2K's archives lie, a mirror for example")
     args = parser.parse_args(argv)

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser(__doc__, "deploy.onnx_export")
     add = parser.add_argument
     add("-o", "--output", type=command.file, default=Path("lkdn.onnx"), help="to write")
-    add("--checkpoint", type=Path, default=SHIPPED, help="weights of the inference form")
+    add("--checkpoint", type=command.path, default=SHIPPED, help="weights of the inference form")
     add("--precision", choices=sorted(TOLERANCES), default="fp32", help="of weights and features")
     add(
         "--size",

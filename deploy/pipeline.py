@@ -1,7 +1,6 @@
 """Photos through the network one by one, while threads read the next ones and write the last."""
 
 import logging
-import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -11,11 +10,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from deploy.photos import encode, folders
+from deploy.photos import encode, suffixes
 from deploy.photos.enlarge import enlarge
 from deploy.photos.folders import Job
 from deploy.upscaler import Upscaler
 from utils.datasets import SCALE
+from utils.files import find_existing, free_space
 from utils.imaging import decode
 from utils.imaging.decode import Photo
 from utils.imaging.images import BAD_IMAGE, ImageError
@@ -24,6 +24,8 @@ from utils.text import in_terminal
 
 WAITING = 128 << 20  # bytes of results that may wait for being written; a larger one is waited for
 LARGE = 64 << 20  # bytes of a result, uncompressed, from which on the disk is looked at first
+# The share of its bytes that an enlarged photo takes in a file at least.
+SMALLEST, SMALLEST_LOSSY = 1 / 8, 1 / 50
 FAILURES = (*BAD_IMAGE, ValueError, OSError)  # of one image; the others go on
 # What to do when memory runs out.
 OUT_OF_MEMORY = "free some, or let the network take less of it by --memory MIB or a smaller --tile"
@@ -84,7 +86,7 @@ def read(job: Job) -> Photo:
 def _restore(job: Job, photo: Photo, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:
     """Restore an image and hand it to the threads that write."""
     height, width = photo.pixels.shape[:2]
-    check_space(job.target.parent, SCALE**2 * photo.pixels.nbytes)
+    check_space(job.target, SCALE**2 * photo.pixels.nbytes)
     began = time.perf_counter()
     enlarged = enlarge(photo, upscaler)
     spent = time.perf_counter() - began
@@ -95,14 +97,16 @@ def _restore(job: Job, photo: Photo, upscaler: Upscaler, pool: ThreadPoolExecuto
     return Writing(job, pool.submit(encode.write, job.target, enlarged), enlarged.pixels.nbytes)
 
 
-def check_space(folder: Path, size: int) -> None:
-    """OSError unless so many bytes are free, if they are many."""
+def check_space(target: Path, size: int) -> None:
+    """OSError where a result whose pixels are so many bytes, if they are many, will not fit."""
     if size < LARGE:
         return
-    free = shutil.disk_usage(folders.find_existing(folder)).free
-    if free < size:
+    if (suffix := target.suffix.lower()) != ".bmp":
+        size = round(size * (SMALLEST_LOSSY if suffix in suffixes.LOSSY else SMALLEST))
+    free = free_space(find_existing(target.parent))
+    if free is not None and free < size:
         raise OSError(
-            f"expected {size >> 20} MiB free for the result in {folder}, got "
+            f"expected at least {size >> 20} MiB free for the result in {target.parent}, got "
             f"{free >> 20}: make room, or give another -o"
         )
 

@@ -129,6 +129,9 @@ def test_other_formats_get_a_profile_or_a_note(tmp_path: Path) -> None:
     for photo in (Photo(rgb, chunks=(P3,)), Photo(rgb, icc=colour.find_profile((P3,)))):
         assert "does not hold its colour space: give --ext png" in find_losses(bmp, photo)
     assert not find_losses(bmp, Photo(rgb, chunks=SRGB))
+    told = "does not hold its colour space, its EXIF data: give --ext png"
+    assert told in find_losses(bmp, Photo(rgb, chunks=(P3,), exif=b"some"))
+    assert not find_losses(tmp_path / "a.jpg", Photo(rgb, exif=b"some"))
     deep = Photo(rgb.astype(np.uint16) * 257)
     for suffix in ("jpg", "webp", "bmp", "png", "tiff"):
         lost = find_losses(tmp_path / f"a.{suffix}", deep)

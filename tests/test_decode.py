@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from image_files import H, W, exif, noise, png, profile, repeated, save, smooth
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from deploy.photos.enlarge import enlarge
 from utils.imaging.decode import Photo, read
@@ -267,3 +267,30 @@ def test_reading_in_threads_leaves_the_filters_of_warnings_alone(tmp_path: Path)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, [path] * 40))
     assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_bits_of_an_avif_that_are_lost_are_told(tmp_path: Path, bits: int) -> None:
+    if not features.check("avif"):
+        pytest.skip("needs a Pillow that reads AVIF")
+    pixels = smooth().astype(np.uint16 if bits > 8 else np.uint8)
+    options = [cv2.IMWRITE_AVIF_DEPTH, bits, cv2.IMWRITE_AVIF_QUALITY, 100]
+    try:
+        whole, data = cv2.imencode(".avif", pixels << (bits - 8), options)
+    except cv2.error:
+        whole = False
+    if not whole:
+        pytest.skip("needs an OpenCV that writes AVIF")
+    (tmp_path / "a.avif").write_bytes(data.tobytes())
+    photo = read(tmp_path / "a.avif")
+    assert photo.pixels.dtype == np.uint8
+    assert photo.note == (f"its {bits} bits were read as 8" if bits > 8 else "")
+
+
+def test_ratings_are_kept(tmp_path: Path) -> None:
+    tags = Image.Exif()
+    tags[0x4746], tags[0x4749] = 5, 99
+    photo = read(save(tmp_path / "a.jpg", Image.fromarray(noise(H, W, 3)), exif=tags.tobytes()))
+    kept = Image.Exif()
+    kept.load(photo.exif or b"")
+    assert (kept[0x4746], kept[0x4749]) == (5, 99)

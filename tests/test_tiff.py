@@ -267,3 +267,14 @@ def test_the_resolution_of_a_turned_tiff_is_one_in_all_places(tmp_path: Path) ->
     exif = Image.Exif()
     exif.load(photo.exif)
     assert (exif[282], exif[283]) == photo.dpi
+
+
+def test_the_one_order_and_size_that_pillow_does_not_know_is_named(tmp_path: Path) -> None:
+    for order, big in (("<", False), (">", False), ("<", True), (">", True)):
+        tifffile.imwrite(tmp_path / "a.tif", noise(H, W, 3), byteorder=order, bigtiff=big)
+        if (order, big) != (">", True):
+            np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels, noise(H, W, 3))
+            continue
+        said = "8-bit colour in 3 channels, BigTIFF with the high byte first: save it as PNG"
+        with pytest.raises(ImageError, match=said):
+            read(tmp_path / "a.tif")

@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 
 import upscale
 from models.team23_LKDN import LKDN
+from utils.files import ROOT
 
 SCRIPT = Path(upscale.__file__).resolve()
 
@@ -165,6 +168,9 @@ def test_what_a_warning_advises_can_be_done(
         (["a.png", "--shard", "3/2"], "expected I/N such as 1/4"),
         (["a.png", "--suffix", "/x4"], "expected a --suffix that may stand in a file name"),
         (["a.png", "--ext", "gif"], "invalid choice"),
+        (["a.png", "--ext", "tif", "-o", "b.tiff.png"], "ends in .tif, as --ext says, got b.tiff"),
+        ([""], "expected the name of a file or folder, got none"),
+        (["a.png", "-o", ""], "expected the name of a file or folder, got none"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_2(
@@ -185,6 +191,28 @@ def test_wrong_usage_is_one_sentence_and_exit_2(
     printed = capsys.readouterr()
     assert message in printed.err and "Traceback" not in printed.err and not printed.out
     assert names(tmp_path) == ["a.png", "b.png", "other.pth", "pipe.png"]
+
+
+def test_inputs_may_stand_among_the_options(enlarge: Callable, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(photo(8, 9)).save(tmp_path / name)
+    assert enlarge("a.png", "-o", "out", "b.png", "--ext", "jpg", "c.png") == 0
+    assert names(tmp_path / "out") == [f"{name}_x4.jpg" for name in "abc"]
+    assert enlarge("a.png", "--ext", "jpg", "-o", "a.jpeg") == 0  # the same format
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("script", ["upscale.py", "test_demo.py", "train/train.py"])
+def test_ctrl_c_while_libraries_are_loaded_shows_no_traceback(script: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-X", "importtime", ROOT / script, "--help"]
+    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        for loaded in running.stderr:
+            if "torch" in loaded:
+                break
+        running.send_signal(signal.SIGINT)
+        rest = running.stderr.read()
+    assert running.returncode == -signal.SIGINT and "Traceback" not in rest
 
 
 # Ctrl-C, or another signal, at a moment that is always the same.

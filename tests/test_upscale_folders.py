@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,10 +167,18 @@ def test_what_cannot_be_stored_is_said_before_it_is_made(
 ) -> None:
     Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
     monkeypatch.setattr(pipeline, "LARGE", 1)
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: type("usage", (), {"free": 5}))
-    assert enlarge("a.png", "-o", "new/out") == 1
-    assert "a.png: expected 0 MiB free for the result in new/out, got 0" in capsys.readouterr().out
+    pixels = 32 * 36 * 3
+    disk = type("usage", (), {"total": 9, "free": pixels // 8 - 1})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    said = "a.png: expected at least 0 MiB free for the result in new/out, got 0"
+    for ext in ("png", "tif", "bmp"):
+        assert enlarge("a.png", "-o", "new/out", "--ext", ext) == 1
+        assert said in capsys.readouterr().out
     assert names(tmp_path) == ["a.png"]
+    assert enlarge("a.png", "-o", "new/out", "--ext", "jpg") == 0  # which takes much less
+    disk.total = disk.free = 0  # as file systems say that do not know
+    assert enlarge("a.png", "-o", "new/out") == 0
+    assert names(tmp_path) == ["a.png", "new/out/a_x4.jpg", "new/out/a_x4.png"]
 
 
 def test_a_folder_that_cannot_be_read_is_a_failure(
@@ -213,7 +223,69 @@ def test_an_output_that_may_not_be_written(
     Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
     monkeypatch.setattr(folders.os, "access", lambda path, mode: False)
     assert enlarge("a.png") == 2
-    assert "expected a folder that can be written, got ." in capsys.readouterr().err
+    said = "expected a folder to write to, got .: . is not this user's to write: give another -o"
+    assert said in capsys.readouterr().err
+
+
+def test_an_output_that_leads_nowhere_is_refused_before_the_work(
+    enlarge: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A link to a drive that is not there."""
+    Image.fromarray(photo(8, 9)).save(tmp_path / "a.png")
+    (tmp_path / "large").symlink_to(tmp_path / "drive" / "large")
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "file").write_text("a file")
+    for output, why in (
+        ("large", "large is a link to nothing that is there"),
+        ("large/sub/sub", "large is a link to nothing that is there"),
+        ("round", "round is a link to nothing that is there"),
+        ("file/sub", "file is a file"),
+    ):
+        assert enlarge("a.png", "-o", output) == 2
+        assert f"to write to, got {output}: " in (said := capsys.readouterr().err)
+        assert said.count(why) == 1
+
+
+def test_results_have_names_that_differ_on_every_disk(tmp_path: Path, enlarge: Callable) -> None:
+    """Disks of Macs and memory cards know no upper case, Macs accents as two characters."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    inputs = ("in/IMG_1.JPG", "in/img_1.png", f"in/{composed}.png", f"in/{decomposed}.png")
+    for number, name in enumerate((*inputs, "other/x.png", "more/X.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photo(8, 9 + number)).save(tmp_path / name)
+    assert enlarge("in", "other", "more", "-o", "out") == 0
+    found = names(tmp_path / "out")
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in found}) == 6
+    assert {"IMG_1_JPG_x4.png", "img_1_png_x4.png"} <= set(found)
+    sizes = sorted(opened(tmp_path / "out" / name).size for name in found)
+    assert sizes == [(4 * (9 + number), 32) for number in range(6)]
+
+
+def test_formats_of_inputs_out_of_reach_cost_only_these(
+    tmp_path: Path, enlarge: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that may be listed and not entered: asking for its files raises."""
+    (tmp_path / "in" / "locked").mkdir(parents=True)
+    for name in ("in/a.jpg", "in/locked/b.jpg"):
+        Image.fromarray(photo(8, 9)).save(tmp_path / name)
+    stat = os.stat
+
+    def locked(path: object, *args: object, **rest: object) -> os.stat_result:
+        if str(path).endswith("b.jpg"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **rest)  # type: ignore[arg-type, call-overload]
+
+    monkeypatch.setattr(os, "stat", locked)
+    monkeypatch.setattr(decode.io, "FileIO", _refuse_b)
+    assert enlarge("in", "-o", "out", "--recursive", "--ext", "auto") == 1
+    assert names(tmp_path / "out") == ["a_x4.jpg"]
+
+
+class _refuse_b(io.FileIO):
+    def __init__(self, path: Path) -> None:
+        if str(path).endswith("b.jpg"):
+            raise PermissionError(13, "Permission denied", str(path))
+        super().__init__(path)
 
 
 def test_damaged_files_give_whole_results_or_one_line(

@@ -60,13 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "source",
-        type=Path,
+        type=command.path,
         metavar="RUN_OR_CHECKPOINT",
         help="folder of a run (its last stage is taken), or a training-form file",
     )
     parser.add_argument(
         "--held_out",
-        type=Path,
+        type=command.path,
         nargs="+",
         default=[],
         metavar="DIR",

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -83,8 +82,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 def add_packed(parser: argparse.ArgumentParser) -> None:
     """The option of all commands that read training images."""
     default = ROOT / "data" / "packed"
-    help_text = "where decoded images are kept"
-    parser.add_argument("--packed", type=Path, default=default, metavar="DIR", help=help_text)
+    where = "where decoded images are kept"
+    parser.add_argument("--packed", type=command.path, default=default, metavar="DIR", help=where)
 
 
 def parse(argv: list[str] | None, about: str | None = None) -> argparse.Namespace:
@@ -100,7 +99,7 @@ def parse(argv: list[str] | None, about: str | None = None) -> argparse.Namespac
     add("--stage", type=int, choices=(1, 2), help="only this stage; else all, one after another")
     add(
         "--data",
-        type=Path,
+        type=command.path,
         nargs="+",
         required=True,
         metavar="DIR",
@@ -114,16 +113,16 @@ def parse(argv: list[str] | None, about: str | None = None) -> argparse.Namespac
         metavar="DIR",
         help="folders of images to score while training; choices are made on the first",
     )
-    add("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    add("--out", type=command.path, required=True, metavar="RUN", help="folder of the run")
     add(
         "--init",
-        type=Path,
+        type=command.path,
         metavar="FILE",
         help="start from the average of this run's weights; stage 2: stage 1's in RUN",
     )
     add(
         "--teacher",
-        type=Path,
+        type=command.path,
         metavar="FILE",
         help="checkpoint of train.py whose SR takes part in the targets, see --truth",
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from train import log
 from train.options import add_packed
+from utils import command
 from utils.files import ROOT
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options that say what train.py is measured on."""
     parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="DIR", help="as for train.py"
+        "--data", type=command.path, nargs="+", required=True, metavar="DIR", help="as for train.py"
     )
     add_packed(parser)
 

@@ -8,6 +8,7 @@ it is compared with. A row that fails is recorded with its reason.
 import argparse
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -142,7 +143,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=128, help="patches a step")
     add("--patch", type=int, default=256, help="HR pixels a side")
     add("--steps", type=int, default=200, help="steps a row; the first fifth warms up")
-    add("--init", type=Path, metavar="FILE", help="weights to start from")
+    add("--init", type=command.path, metavar="FILE", help="weights to start from")
     add("--minutes", type=float, default=10, metavar="M", help="at most so long a row")
     add(
         "--rounds",
@@ -156,7 +157,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, least in (("steps", 10), ("rounds", 1)):
         if (value := getattr(args, name)) < least:
             parser.error(f"expected --{name} of at least {least}, got {value}")
-    if args.init and not args.init.is_file():
+    if args.init and not os.path.isfile(args.init):
         parser.error(f"expected weights in --init {args.init}, found no such file")
     return args
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,14 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 if __name__ == "__main__":
     # In place of train/, where `train` would be this very file.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while libraries are loaded
+
+import torch
+import torch.distributed as dist
 
 from train import checkpoint, log, loop
 from train.detail import measure_detail

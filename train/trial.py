@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "source",
-        type=Path,
+        type=command.path,
         metavar="RUN_OR_CHECKPOINT",
         help="folder of a run (its last stage is taken), or a stage's file",
     )

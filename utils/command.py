@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from utils.files import is_writable_as_file
+from utils.files import is_writable_as_file, longest_name, refusal_of
 from utils.text import in_terminal
 
 GOOD, FAILED, WRONG_USAGE = 0, 1, 2  # exit codes
@@ -56,15 +56,25 @@ def size(text: str) -> tuple[int, int]:
     return int(sides[1]), int(sides[2])
 
 
+def path(text: str) -> Path:
+    """The file or folder that an option names; nothing, as of an unset variable, names none."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a file or folder, got none")
+    return Path(text)
+
+
 def file(text: str) -> Path:
-    """The file to write that an option names: refused before the work if a folder is there, or a
-    device, in whose place the file would be."""
-    path = Path(text)
-    if not is_writable_as_file(path):
+    """The file to write that an option names: refused before the work if there can be none, or a
+    folder or device is there, in whose place the file would be."""
+    named = path(text)
+    too_long = len(os.fsencode(named.name)) > longest_name(named.parent)
+    if reason := "its name is too long" if too_long else refusal_of(named.parent):
+        raise argparse.ArgumentTypeError(f"expected a file to write, got {named}: {reason}")
+    if not is_writable_as_file(named):
         raise argparse.ArgumentTypeError(
-            f"expected a file to write, got a folder or device: {path}"
+            f"expected a file to write, got a folder or device: {named}"
         )
-    return path
+    return named
 
 
 class UserError(ValueError):
@@ -167,6 +177,8 @@ def start(main: Callable[[], int]) -> NoReturn:
     a pipe that nobody reads, the work goes on, and the exit code says whether it was done.
     """
     _open_streams()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as entry points have it meanwhile
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code: Any = main()
     except SystemExit as stopped:  # of argparse: --help, which is all of its work, or a mistake

@@ -30,7 +30,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from utils.files import write_bytes
+from utils.files import free_space, write_bytes
 from utils.imaging import images
 from utils.text import printable
 
@@ -156,7 +156,8 @@ class Entry:
 
 def require_space(folder: Path, size: float) -> None:
     """Raise DataError if there is no room for `size` bytes."""
-    if (free := shutil.disk_usage(folder).free) < size:
+    free = free_space(folder)
+    if free is not None and free < size:
         raise DataError(
             f"expected {size / 1e9:.2f} GB free for {folder}, got {free / 1e9:.2f}: "
             "make room, or give --data_dir on another disk"

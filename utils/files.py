@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,37 @@ def is_writable_as_file(path: str | Path) -> bool:
     """Whether a file may appear there: nothing is there yet, or a file. In the place of a folder
     there can be none, and root would have a device replaced."""
     return os.path.isfile(path) or not os.path.exists(path)
+
+
+def find_existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there; of a link to nothing, the link."""
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+
+
+def refusal_of(folder: Path) -> str:
+    """Why this user can write no file to a folder, or an empty text. The folder need not be there
+    yet."""
+    place = find_existing(folder)
+    if not os.path.exists(place):
+        return f"{place} is a link to nothing that is there"
+    if not os.path.isdir(place):
+        return f"{place} is a file"
+    return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} is not this user's to write"
+
+
+def longest_name(folder: Path) -> int:
+    """Bytes that a file's name may have in a folder, which need not be there yet."""
+    try:
+        return os.pathconf(find_existing(folder), "PC_NAME_MAX") or 255
+    except (AttributeError, OSError, ValueError):  # a system that does not tell
+        return 255
+
+
+def free_space(folder: Path) -> int | None:
+    """Bytes that are free on a folder's disk, or None where the system does not tell: file systems
+    of programs may say that they have none at all."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--sizes", nargs="+", type=command.size, metavar="HxW", default=SIZES, help="LR sizes")
     add("--minutes", type=float, default=9, metavar="M", help="at most so long a part")
     output = ROOT / "results" / "gpu_check"
-    add("-o", "--output", type=Path, default=output, metavar="DIR", help="where the JSONs go")
+    where = "where the JSONs go"
+    add("-o", "--output", type=command.path, default=output, metavar="DIR", help=where)
     add("--inside", action="store_true", help=argparse.SUPPRESS)  # a part's own process
     args = parser.parse_args(argv)
     work = _run_inside if args.inside else _run_all

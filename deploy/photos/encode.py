@@ -85,7 +85,8 @@ def check(path: Path, photo: Photo, scale: int = 1) -> None:
 
 
 def find_losses(path: Path, photo: Photo) -> str:
-    """What a result there does not hold of the photo's numbers and colours, or an empty text."""
+    """What a result there does not hold of the photo's numbers, colours and EXIF, or an empty
+    text."""
     suffix, lost = path.suffix.lower(), False
     deep = photo.pixels.dtype == np.uint16 and suffix not in DEEP
     if photo.icc:
@@ -93,7 +94,8 @@ def find_losses(path: Path, photo: Photo) -> str:
     elif photo.chunks and suffix != ".png" and find_space(photo.chunks) != SRGB:
         lost = suffix == ".bmp" or find_profile(photo.chunks) is None
     kept_out = ["its colour space"] * lost + ["more than 8 of its 16 bits"] * deep
-    return f"{suffix} does not hold {' and '.join(kept_out)}: {AS_PNG}" if kept_out else ""
+    kept_out += ["its EXIF data"] * (suffix == ".bmp" and bool(photo.exif))
+    return f"{suffix} does not hold {', '.join(kept_out)}: {AS_PNG}" if kept_out else ""
 
 
 def _pillow(pixels: NDArray[np.uint8], photo: Photo, suffix: str) -> bytes:

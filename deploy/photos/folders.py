@@ -1,7 +1,7 @@
 """What a run over files and folders is: which images, under which names, which share of them."""
 
-import contextlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pathlib import Path
 from deploy.photos import suffixes
 from utils.command import UserError
 from utils.datasets import SCALE
-from utils.files import is_writable_as_file
+from utils.files import is_writable_as_file, longest_name, refusal_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def plan(
     inputs: Sequence[Path],
     output: Path | None = None,
     suffix: str = "x4",
-    ext: str = "png",
+    ext: str | None = None,
     recursive: bool = False,
 ) -> Plan:
     """Find the images and name what becomes of them, in the order of their paths.
@@ -50,11 +50,13 @@ def plan(
         output: a folder, in which the sub-folders of the inputs are repeated; or, for one image
             file, a file with the suffix of an image; by default beside each input.
         suffix: what is added to each name, behind an underscore; may be empty.
-        ext: the format of the results, as a suffix without its dot; auto is the input's.
+        ext: the format of the results, as a suffix without its dot; auto is the input's. Without
+            it png, or what the file `output` has.
         recursive: go into sub-folders.
 
     Raises:
-        UserError: an input that is not there, no images, or an output that cannot be written.
+        UserError: an input that is not there, no images, an output that cannot be written, or that
+            is of another format than `ext`.
     """
     if not inputs:
         raise UserError("expected an image or a folder of images, got none: name one")
@@ -89,9 +91,13 @@ def plan(
             )
         if not is_writable_as_file(output):
             raise UserError(f"expected a file or a folder for -o, got something else: {output}")
+        if ext not in (None, "auto") and kind not in suffixes.alike(f".{ext}"):
+            raise UserError(
+                f"expected an -o that ends in .{ext}, as --ext says, got {output}: leave one out"
+            )
         targets = [output]
     else:
-        endings = {source: f".{ext}" for source in found}
+        endings = {source: f".{ext or 'png'}" for source in found}
         if ext == "auto":
             endings, converted = _own_formats(found)
             notes += converted
@@ -110,9 +116,7 @@ def _find_problem(target: Path, inputs: set[tuple[int, int]]) -> str:
     """Why a result cannot be written under its name, or an empty text."""
     if _identity(target) in inputs:
         return "the result would overwrite an input: give another --suffix or -o"
-    longest, length = 255, len(os.fsencode(target.name))
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # a system that does not tell
-        longest = os.pathconf(find_existing(target.parent), "PC_NAME_MAX")
+    length, longest = len(os.fsencode(target.name)), longest_name(target.parent)
     if length > longest:
         return (
             f"expected at most {longest} bytes for the result's name, got {length}: give a shorter "
@@ -217,7 +221,10 @@ def _targets(found: dict[Path, Path], suffix: str, endings: dict[Path, str]) -> 
 
 
 def _key(path: Path) -> Path:
-    return Path(os.path.realpath(path.parent), path.name)
+    """The same for names that are one on some disk: many know no upper case, or accents as macOS
+    has them."""
+    name = unicodedata.normalize("NFC", path.name).casefold()
+    return Path(os.path.realpath(path.parent), name)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -229,14 +236,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def find_existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
-
-
 def _check_writable(folder: Path) -> None:
-    place = find_existing(folder)
-    if not os.path.isdir(place):
-        raise UserError(f"expected a folder to write to, got {folder}, but {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"expected a folder that can be written, got {folder}: give another -o")
+    if reason := refusal_of(folder):
+        raise UserError(f"expected a folder to write to, got {folder}: {reason}: give another -o")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ LONGEST = (
 )
 DEEP = {".png", *TIFF}  # these hold 16 bits a channel
 OPAQUE = {*JPEG, ".bmp"}  # these have no transparency
+LOSSY = {*JPEG, ".webp"}
 # Images that people have and that are read only where a plugin of Pillow reads them.
 _NAMES = """
     avif avifs heic heif hif jxl jp2 j2k jpf jpx jxr tga psd psb xcf exr hdr pcx ico cur icns sgi
@@ -32,6 +34,11 @@ _NAMES = """
 """
 OTHERS = {f".{name}" for name in _NAMES.split()}
 BY_PLUGIN = {"HEIC": {".heic", ".heif", ".hif"}, "JPEG XL": {".jxl"}}
+
+
+def alike(suffix: str) -> set[str]:
+    """The suffixes of files of the same format."""
+    return next((group for group in (JPEG, TIFF) if suffix in group), {suffix})
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def readable() -> frozenset[str]:
 
 def peek(path: Path) -> Header | None:
     """A picture's header, or None where there is none to be read; no pixel is decoded."""
-    if not path.is_file():  # a pipe, which nobody may ever fill
+    if not os.path.isfile(path):  # a pipe, which nobody may ever fill, or out of reach
         return None
     for read in (_read_header, _read_tiff):
         try:

@@ -30,18 +30,18 @@ def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     parser = command.parser(__doc__, "deploy.submission")
     add = parser.add_argument
-    add("--root", type=Path, default=ROOT, metavar="DIR", help="the repository")
+    add("--root", type=command.path, default=ROOT, metavar="DIR", help="the repository")
     add(
         "-o",
         "--output",
-        type=Path,
+        type=command.path,
         default=Path("results/submission"),
         metavar="DIR",
         help="where the package goes",
     )
     add(
         "--results",
-        type=Path,
+        type=command.path,
         metavar="SAVE_DIR",
         help="the --save_dir of a run of test_demo.py whose SR images are sent",
     )

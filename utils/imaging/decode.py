@@ -1,8 +1,8 @@
 """The one reader of image files, for all commands: any picture a person has, with its depth,
 transparency, orientation and colour profile.
 
-Not carried over: XMP, IPTC, the camera maker's own EXIF notes, and all frames but the
-first.
+Not carried over: XMP, IPTC, texts of PNGs, the camera maker's own EXIF notes, and all frames but
+the first.
 """
 
 import importlib
@@ -183,6 +183,8 @@ def _decode(
             deep = re.fullmatch(r"(RGB|RGBA|LA);16B", rawmode)
             pixels, note = (_deep_png(file, deep[1]), "") if deep else to_pixels(im, rawmode)
         notes.append(note)
+        if (bits := _told_bits(im, file)) > 8 * pixels.itemsize:
+            notes.append(f"its {bits} bits were read as {8 * pixels.itemsize}")
         if layout and layout.further(im.mode):
             notes.append(f"{layout.further(im.mode)} further channels are left out")
         if (key := im.info.get("transparency")) is not None and pixels.shape[2] in (1, 3):
@@ -231,6 +233,17 @@ def _note_frames(im: ImageFile.ImageFile, layout: tiff.Layout | None) -> str:
             return "" if previews else "its HDR gain map is left out"
     more = " or more" if layout and frames == tiff.MOST_PAGES else ""
     return f"first of {frames} frames{more}" if frames > 1 else ""
+
+
+def _told_bits(im: ImageFile.ImageFile, file: BinaryIO) -> int:
+    """Bits of a value of HEIC or AVIF, of which Pillow keeps 8; 8 of all else."""
+    if im.format != "AVIF":
+        bits = im.info.get("bit_depth") if im.format == "HEIF" else 8
+        return bits if isinstance(bits, int) else 8
+    file.seek(0)
+    record = file.read(4104).partition(b"av1C")[2]  # AV1CodecConfigurationRecord
+    high, twelve = (bool(record[2] & bit) for bit in (0x40, 0x20)) if len(record) > 2 else (0, 0)
+    return 8 + 2 * high + 2 * (high and twelve)
 
 
 def _rawmode(im: ImageFile.ImageFile) -> str:

@@ -8,8 +8,10 @@ from utils.imaging.colour import ADOBE_RGB, make_profile
 
 EXIF_ROOM = 65533  # bytes, all that JPEG has
 # EXIF tags that tell of the picture and not of how the file holds it: description, make, model,
-# software, date, artist, computer, copyright, and Windows' title, comment, author, keywords.
-ABOUT = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, *range(0x9C9B, 0x9CA0)}
+# software, date, artist, computer, two ratings, copyright, and Windows' title, comment, author,
+# keywords and subject.
+ABOUT = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298}
+ABOUT |= {*range(0x9C9B, 0x9CA0)}
 EXIF_IFD, GPS_IFD, INTEROP_IFD, ORIENTATION = 0x8769, 0x8825, 0xA005, 0x0112
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 COLOUR_SPACE = 0xA001

@@ -171,6 +171,8 @@ def describe(layout: Layout) -> str:
     kind = {2: " signed", 3: " float"}.get(layout.get(SAMPLE_FORMAT, 1), "")
     colours = COLOURS.get(layout.get(PHOTOMETRIC), f"photometric {layout.get(PHOTOMETRIC)}")
     text = f"a TIFF of {layout.bits}-bit{kind} {colours} in {layout.samples} channels"
+    if layout.big and layout.order == ">":
+        text += ", BigTIFF with the high byte first"  # which Pillow does not know
     if (compression := layout.get(COMPRESSION, NONE)) not in KNOWN:
         text += f", compressed as {OTHERS.get(compression, compression)}"
     return text

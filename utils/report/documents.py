@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--publish",
         nargs="*",
-        type=Path,
+        type=command.path,
         metavar="FILE",
         required=True,
         help="runs to copy to results/published/; none: only make the tables",

@@ -34,9 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     parser = command.parser(__doc__, "utils.report.page")
     add = parser.add_argument
-    add("save_dir", type=Path, help="that of test_demo.py")
+    add("save_dir", type=command.path, help="that of test_demo.py")
     add("-o", "--output", type=command.file, metavar="FILE", help="else SAVE_DIR/report.html")
-    add("--data_dir", type=Path, default=ROOT / "data", help="where the images of the sets lie")
+    where = "where the images of the sets lie"
+    add("--data_dir", type=command.path, default=ROOT / "data", help=where)
     args = parser.parse_args(argv)
     output = args.output or args.save_dir / "report.html"
     return command.run("utils.report.page", lambda: write(args.save_dir, output, args.data_dir))

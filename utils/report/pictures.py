@@ -154,8 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("name", help="the image's name in its set")
     add("--dataset", default="demo", help="the set, as for test_demo.py")
-    add("--data_dir", type=Path, default=ROOT / "data")
-    add("--save_dir", type=Path, default=ROOT / "results", help="that of test_demo.py")
+    add("--data_dir", type=command.path, default=ROOT / "data")
+    add("--save_dir", type=command.path, default=ROOT / "results", help="that of test_demo.py")
     add("--model", default=ENTRY, help="name of the results")
     add(
         "--crop",
