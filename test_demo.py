@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
@@ -93,7 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
     logging.getLogger("utils.measure").setLevel(logging.INFO)
     devices.prepare_cpu(keep_memory=not args.memory_of)
-    interrupted = f"interrupted; finished images are in {args.save_dir}"
+    interrupted = "interrupted"
+    if not args.memory_of:
+        interrupted += f"; what was finished is in {args.save_dir}"
     return command.run("test_demo.py", lambda: judge(args), interrupted=interrupted)
 
 
@@ -146,15 +149,25 @@ def measure_sets(
     runs: list[dict[str, Any]] = []
     counts: dict[str, dict[str, int]] = {}
     failures: list[str] = []
+
+    def counted(model: Model, run: dict[str, Any]) -> dict[str, Any]:
+        if model.name not in counts:
+            # After the first pass: it might warm the device up for the cold first image.
+            counts[model.name] = asdict(efficiency.count(model.net))
+        return run | counts[model.name]
+
+    def keep(measured: list[dict[str, Any]]) -> None:
+        """Record what the first pass gave: what follows takes time, in which much may end it."""
+        for model, run in zip(models, measured, strict=True):
+            if run["images"]:
+                record.recorded(counted(model, run), options.save_dir, [])
+
     for image_set in sets:
-        measured = measure.measure_set(models, image_set, device, options)
+        measured = measure.measure_set(models, image_set, device, options, keep)
         for choice, model, run in zip(choices, models, measured, strict=True):
             if device.type != "cuda" and run["images"]:
                 run |= measure.memory_alone(run, again(choice, model, device))
-            if model.name not in counts:
-                # After the timing: it would warm the device up for the cold first image.
-                counts[model.name] = asdict(efficiency.count(model.net))
-            runs.append(run | counts[model.name])
+            runs.append(counted(model, run))
             failures += [f"{model.name}, {f}" if len(models) > 1 else f for f in run["failed"]]
             if run["images"]:
                 print(summary.text(runs[-1], record.recorded(runs[-1], options.save_dir, failures)))
@@ -260,10 +273,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def find_sets(args: argparse.Namespace) -> list[ImageSet]:
     """The sets that were asked for, or the default one, saying which."""
-    if args.data_dir and not args.data_dir.is_dir():
+    if args.data_dir and not os.path.isdir(args.data_dir):
         raise UserError(f"expected a folder, found none: --data_dir {args.data_dir}")
     data_dir = args.data_dir or ROOT / "data"
-    there = next((name for name in DEFAULTS if is_there(name, data_dir)), None)
+    there = None
+    if args.include_test or not args.dataset:  # a folder that is not asked for may be unreadable
+        there = next((name for name in DEFAULTS if is_there(name, data_dir)), None)
     challenge = there or DEFAULTS[0]
     names = list(dict.fromkeys(args.dataset or [challenge] * (not args.hybrid_test)))
     names += [challenge.replace("valid", "test")] * args.include_test

@@ -162,3 +162,30 @@ def test_equal_names_of_two_formats_stay_apart(tmp_path: Path, save: Callable[..
         save(tmp_path / "set" / "HR" / name, np.zeros((8, 8, 3), np.uint8))
     pairs = find(str(tmp_path / "set"), tmp_path).pairs
     assert [pair.name for pair in pairs] == ["a_jpg", "a_png", "b"]
+
+
+def test_no_two_images_of_a_set_have_one_name(tmp_path: Path, save: Callable[..., Path]) -> None:
+    """Also where a disk knows no upper case, or a third image has the name that two would get."""
+    for name in ("a.png", "a.jpg", "a_png.png", "B.png", "b.PNG"):
+        save(tmp_path / "set" / name, np.zeros((8, 8, 3), np.uint8))
+    pairs = find(str(tmp_path / "set"), tmp_path).pairs
+    names = {pair.hr.name: pair.name for pair in pairs if pair.hr}
+    assert names["a_png.png"] == "a_png" and names["a.jpg"] == "a_jpg"
+    assert names["a.png"] == "a_png_2"
+    assert len({name.lower() for name in names.values()}) == 5
+
+
+def test_a_dot_means_the_working_directory(
+    tmp_path: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("data", "here", "data/sub", "here/sub"):
+        save(tmp_path / place / f"{place[:4]}.png", np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.chdir(tmp_path / "here")
+    for name, label, image in (
+        (".", "here", "here"),
+        ("./sub", "sub", "here"),
+        ("../data", "data", "data"),
+        ("sub", "sub", "data"),
+    ):
+        found = find(name, tmp_path / "data")
+        assert (found.name, [pair.name for pair in found.pairs]) == (label, [image])

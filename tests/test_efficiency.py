@@ -84,6 +84,24 @@ def test_lkdn_equals_the_factsheet() -> None:
     assert counts.flops_fvcore == counts.flops + 5 * 5 * 42 * 16**2  # 5 layer norms, 5 a value
 
 
+def test_counting_takes_no_memory_unless_shapes_depend_on_numbers() -> None:
+    class Numbers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(x.device.type)
+            return self.conv(x if x.sum() > 0 else -x)
+
+    ran: list[str] = []
+    net = Numbers()
+    assert count(net, (3, 4, 4)).flops == 3 * 5 * 16 and set(ran) == {"meta", "cpu"}
+    assert net.conv.weight.device.type == "cpu"
+    counts = count(LKDN(), (3, 2**16, 2**16))  # 720 GB a layer
+    assert (counts.flops, counts.flops_fvcore) == (8289189888 * 2**16, None)
+
+
 def test_fvcore_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fvcore.nn", None)
     counts = count(nn.Conv2d(3, 5, 1), (3, 4, 4))

@@ -16,6 +16,7 @@ from judging import SCRIPT, STEM, judge, strict
 
 from models.team23_LKDN import LKDN
 from utils.bicubic import downscale
+from utils.files import sha256
 from utils.imaging.images import mod_crop, read_rgb, to_tensor, to_uint8, write_png
 from utils.lock import locked
 from utils.metrics import psnr
@@ -48,10 +49,15 @@ def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Pa
     for name in ("cut", "empty", "tiny", "wide"):  # wide is too small for SSIM's window
         assert f"  {name}: expected" in done.stderr
     assert "  gone: " in done.stderr
-    assert "(1 of 6 images)" in done.stdout
+    assert "(2 of 6 images)" in done.stdout
     run = strict(tmp_path / "out" / f"{STEM}_my set_cpu_eager_fp32.json")
-    assert [image["name"] for image in run["images"]] == ["odd"]
+    assert [image["name"] for image in run["images"]] == ["odd", "wide"]
     assert len(run["failed"]) == 5
+    odd, wide = run["images"]
+    assert wide["ssim"] is None and wide["psnr"] > 0 and odd["ssim"] == run["ave_ssim"]
+    for image in (odd, wide):
+        file = tmp_path / "out" / STEM / "my set" / f"{image['name']}.png"
+        assert image["png_sha256"] == sha256(file)
     assert run["environment"]["device_type"] == "cpu"
     assert (run["num_parameters"], run["flops"], run["activations"], run["num_conv"]) == (
         129177,
@@ -72,7 +78,7 @@ def test_broken_images_do_not_stop_the_others(tmp_path: Path, random_weights: Pa
     # Another thread count may round a sum elsewhere: one level, on a pixel or two.
     assert np.abs(written.astype(int) - expected).max() <= 1
     assert run["images"][0]["psnr"] == pytest.approx(psnr(written, hr), abs=1e-9)
-    assert run["ave_psnr"] == run["images"][0]["psnr"]
+    assert run["ave_psnr"] == pytest.approx((odd["psnr"] + wide["psnr"]) / 2)
     assert f"{run['ave_psnr']:.2f} dB" in done.stdout
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
@@ -213,6 +219,52 @@ def test_shipped_weights_beat_bicubic_on_the_demo_photos(tmp_path: Path) -> None
     assert run["ave_psnr"] - run["ave_psnr_bicubic"] >= 1.2
     assert "astronaut: 512x512" in done.stderr
     assert "29.01" not in done.stdout and "Measured on demo" in done.stdout
+
+
+def test_what_cannot_be_written_costs_no_figure(tmp_path: Path, random_weights: Path) -> None:
+    """An image whose place is taken, and a log's."""
+    for name in ("a", "b"):
+        write_png(tmp_path / "set" / f"{name}.png", photo(24, 28))
+    (tmp_path / "out" / STEM / "set" / "a.png").mkdir(parents=True)
+    (tmp_path / "out" / f"{STEM}_set_cpu_eager_fp32.log").mkdir()
+    options = ("--dataset", "set", "--checkpoint", random_weights, "--save_dir", "out")
+    done = judge(tmp_path, *options, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    assert "2 failed:" in done.stderr and "a.png" in done.stderr and ".log: " in done.stderr
+    assert f"{STEM} on set (2 images)" in done.stdout
+    run = strict(tmp_path / "out" / f"{STEM}_set_cpu_eager_fp32.json")
+    a, b = run["images"]
+    assert a["psnr"] == b["psnr"] == run["ave_psnr"] and run["memory_mib"] > 0
+    assert "png_sha256" not in a and "png_sha256" in b
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_interrupted_further_pass_keeps_what_the_first_gave(
+    tmp_path: Path, random_weights: Path
+) -> None:
+    write_png(tmp_path / "set" / "a.png", photo(24, 28))
+    options = f"--dataset set --checkpoint {random_weights} --save_dir out --repeat 10000000"
+    record = tmp_path / "out" / f"{STEM}_set_cpu_eager_fp32.json"
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *options.split()],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        while not (tmp_path / "out" / "results.txt").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "interrupted; what was finished is in out" in errors
+    run = strict(record)
+    assert run["ave_psnr"] == run["images"][0]["psnr"] > 0 and run["ave_runtime_ms"] > 0
+    assert (run["repeat"], run["median_runtime_ms"], run["memory_mib"]) == (1, None, None)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

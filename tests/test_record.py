@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,77 @@ def test_other_sets_stand_below_and_gaps_stay_empty() -> None:
 def test_results_of_several_devices_stand_side_by_side() -> None:
     results = template.results([a_run(device="cpu"), a_run(device="cuda")])
     assert set(results) == {"23_LKDN_cpu_eager_fp32", "23_LKDN_cuda_eager_fp32"}
+
+
+def test_a_folder_of_a_modes_name_is_none_of_the_challenges() -> None:
+    folder = {**a_run("valid"), "ave_psnr": 20.0}
+    (entry,) = template.results([a_run("DIV2K_valid"), folder]).values()
+    assert (entry["valid_ave_psnr"], entry["folder_valid_ave_psnr"]) == (30.0, 20.0)
+    first, second = template.table([folder, a_run("DIV2K_valid")]).split("\n\n")
+    assert "Val PSNR" in first and "folder_valid PSNR" in second
+
+
+def test_an_image_without_ssim_is_a_gap() -> None:
+    run = {**a_run(), "ave_ssim": 0.5}
+    del run["images"][0]["ssim"]
+    assert template.results([run])["23_LKDN"]["Set5_ssim"] == [None]
+
+
+def test_results_that_no_run_here_wrote_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The organisers' own, where --save_dir is their folder."""
+    for name in ("results.json", "results.txt"):
+        (tmp_path / name).write_text(f"their {name}")
+    record.write_run(tmp_path, a_run())
+    record.write_run(tmp_path, a_run("Set14"))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("results.json", "results.txt", "results_before1.json", "results_before1.txt"),
+        *("23_LKDN_Set5_cpu_eager_fp32.json", "23_LKDN_Set14_cpu_eager_fp32.json"),
+    }
+    assert (tmp_path / "results_before1.json").read_text() == "their results.json"
+    assert set(json.loads((tmp_path / "results.json").read_text())) == {"23_LKDN"}
+    assert [message.partition(" was there")[2] for message in caplog.messages] == [
+        f" and is now {tmp_path}/results_before1.{suffix}" for suffix in ("json", "txt")
+    ]
+
+
+def test_a_run_of_other_weights_is_replaced_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record.write_run(tmp_path, a_run())
+    record.write_run(tmp_path, a_run())
+    assert not caplog.messages
+    record.write_run(tmp_path, {**a_run(), "checkpoint": {"name": "w.pth", "sha256": "1" * 64}})
+    (said,) = caplog.messages
+    assert "23_LKDN_Set5_cpu_eager_fp32.json is replaced: it was of other weights" in said
+
+
+def test_the_mean_of_equal_images_is_infinite_not_missing() -> None:
+    run = {**a_run(), "ave_psnr": None}
+    assert summary.row(run)[1] == "infinite"
+    image = {**run["images"][0], "psnr": None, "psnr_bicubic": None}
+    assert summary.row({**run, "images": [image]})[1] == "not measured"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_the_commit_of_another_repository_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where code.zip is unpacked over a clone of the organisers' template."""
+
+    def git(*arguments: object) -> None:
+        who = ("-c", "user.name=A", "-c", "user.email=a@b.c")
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "theirs")
+    (tmp_path / "team23_LKDN").mkdir()
+    monkeypatch.setattr(record, "ROOT", tmp_path.resolve())
+    assert len(record.environment(torch.device("cpu"))["commit"]) == 40
+    monkeypatch.setattr(record, "ROOT", tmp_path.resolve() / "team23_LKDN")
+    environment = record.environment(torch.device("cpu"))
+    assert (environment["commit"], environment["dirty"]) == (None, None)
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:

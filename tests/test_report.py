@@ -269,7 +269,7 @@ def test_what_is_missing_is_said(copy: Path, work: Path, run: dict[str, Any]) ->
     [
         (["empty"], 2, "expected runs of test_demo.py in empty, found none"),
         (["no such folder"], 2, "found none"),
-        (["out", "-o", "file/report.html"], 1, "cannot write file/report.html"),
+        (["out", "-o", "file/report.html"], 2, "got file/report.html: file is a file"),
         (["out", "-o", "empty"], 2, "expected a file to write, got a folder or device: empty"),
     ],
 )

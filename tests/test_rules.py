@@ -14,6 +14,7 @@ from repository_copy import copied
 
 from deploy.submission import rules
 from deploy.submission.__main__ import main, read_entry
+from utils.files import sha256
 
 CHECKPOINT = "model_zoo/team23_LKDN.pth"
 RECORD = "results/published/23_LKDN_training.json"
@@ -173,6 +174,35 @@ def test_results_of_other_weights_are_refused(copy: Path, tmp_path: Path) -> Non
     entry = read_entry(copy, tmp_path)
     (said,) = rules.MODEL_RULES["results of the weights that are sent"](entry)
     assert "those of others on demo" in said
+
+
+def test_images_that_no_run_wrote_are_refused(
+    copy: Path, tmp_path: Path, noise: Callable[..., Any], save: Callable[..., Path]
+) -> None:
+    file = "23_LKDN_demo_cpu_eager_fp32.json"
+    run = json.loads((copy / "results/published" / file).read_text())
+    run["checkpoint"]["sha256"] = sha256(read_entry(copy).checkpoint)
+    run["dataset"], run["images"] = "DIV2K_valid", run["images"][:2]
+    names = [image["name"] for image in run["images"]]
+
+    def said() -> list[str]:
+        (tmp_path / file).write_text(json.dumps(run))
+        return list(rules.MODEL_RULES["results of the weights that are sent"](entry))
+
+    entry = read_entry(copy, tmp_path)
+    for seed, image in enumerate(run["images"]):
+        path = save(tmp_path / "23_LKDN/DIV2K_valid" / f"{image['name']}.png", noise(8, 9 + seed))
+        image["png_sha256"] = sha256(path)
+    assert said() == []
+    stale = save(tmp_path / "23_LKDN/DIV2K_valid/stale.png", noise(8, 8))
+    (reason,) = said()
+    assert "wrote, got others stale.png: remove them" in reason
+    stale.unlink()
+    run["images"][0]["png_sha256"] = "0" * 64
+    (reason,) = said()
+    assert f"got others {names[0]}.png" in reason
+    path.unlink()
+    assert any(f"got none of {names[1]}:" in reason for reason in said())
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")

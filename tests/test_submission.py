@@ -17,7 +17,7 @@ from deploy.submission.__main__ import main, read_entry
 from deploy.submission.package import result_files, write_zip
 from deploy.submission.team import TEAM
 from utils.command import UserError
-from utils.files import ROOT
+from utils.files import ROOT, read_json, sha256, write_json
 
 Image = NDArray[np.uint8]
 # Of a clone of the organisers' repository.
@@ -82,8 +82,14 @@ def restored(
 ) -> Path:
     """A --save_dir as test_demo.py leaves it."""
     folder = tmp_path_factory.mktemp("restored")
-    for name in ("DIV2K_valid/0801", "DIV2K_valid/0802", "demo/rocket"):
-        save(folder / "23_LKDN" / f"{name}.png", noise(8, 8))
+    run = read_json(ROOT / "results" / "published" / "23_LKDN_demo_cpu_eager_fp32.json")
+    for dataset, names in (("DIV2K_valid", ("0801", "0802")), ("demo", ("rocket",))):
+        images = []
+        for name in names:
+            file = save(folder / "23_LKDN" / dataset / f"{name}.png", noise(8, 8))
+            images.append({**run["images"][0], "name": name, "png_sha256": sha256(file)})
+        file = folder / f"23_LKDN_{dataset}_cpu_eager_fp32.json"
+        write_json(file, {**run, "dataset": dataset, "images": images})
     (folder / "results.json").write_text("{}\n")
     (folder / "results.txt").write_text("Model\n")
     return folder

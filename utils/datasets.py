@@ -1,6 +1,9 @@
 """Where the LR and HR images of a test set lie, in the layouts in which people have them."""
 
+import itertools
+import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -64,12 +67,13 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         return _demo()
     known = name in BENCHMARKS + CHALLENGE
     bases = [Path(data_dir)] if known else [Path(data_dir), Path.cwd()]
+    bases = bases[-1:] if name.startswith(".") else bases  # as in a shell: from here
     for base in bases:
         here = base / name
-        folders = [folder for folder in dict.fromkeys(_folders_of(here)) if folder.is_dir()]
+        folders = [folder for folder in dict.fromkeys(_folders_of(here)) if os.path.isdir(folder)]
         files = [path for folder in folders for path in find_images(folder, recursive=False)]
         if pairs := pairs_of(files, here.parent):
-            label = name if known else Path(name).resolve().name
+            label = name if known else here.resolve().name
             return ImageSet(label, tuple(pairs))
     raise AbsentError(
         f"expected images of {name} in folders such as {bases[0] / name / 'HR'}, found none: "
@@ -179,7 +183,7 @@ def _with_parts(folder: Path, depth: int = 2) -> Iterator[Path]:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
+        return sorted(path for path in folder.iterdir() if os.path.isdir(path))
     except OSError:
         return []
 
@@ -187,9 +191,19 @@ def _subfolders(folder: Path) -> list[Path]:
 def _unique(pairs: Iterable[Pair]) -> Iterator[Pair]:
     """The same pairs; a.png and a.jpg go by a_png and a_jpg, or one would overwrite the other."""
     pairs = list(pairs)
-    times = Counter(one.name for one in pairs)
+    times = Counter(_key(one.name) for one in pairs)
+    taken = {name for name, count in times.items() if count == 1}
     for one in pairs:
         path = one.hr or one.lr
-        if times[one.name] > 1 and path:
-            one = replace(one, name=path.name.replace(".", "_"))
+        if times[_key(one.name)] > 1 and path:
+            name = path.name.replace(".", "_")
+            numbered = (f"{name}_{number}" for number in itertools.count(2))
+            name = next(n for n in itertools.chain([name], numbered) if _key(n) not in taken)
+            taken.add(_key(name))
+            one = replace(one, name=name)
         yield one
+
+
+def _key(name: str) -> str:
+    """The same for names that are one on a disk that knows no upper case."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,11 +1,12 @@
 """What a network costs: parameters, FLOPs, activations, convolutions, memory, runtime."""
 
 import contextlib
+import copy
 import math
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ class Counts:
 
     flops: 2023's, by hooks, see COUNTER; activations: elements of all outputs of 2D convolutions;
     num_conv: calls of them. flops_fvcore: 2024's to 2026's, fvcore's total, in which also
-    functional products, normalisation and interpolation are; None where fvcore is not installed or
-    cannot trace the network.
+    functional products, normalisation and interpolation are; None where fvcore is not installed,
+    cannot trace the network, or has too little memory for it.
     """
 
     num_parameters: int
@@ -48,11 +49,24 @@ def count(net: nn.Module, size: tuple[int, int, int] = (3, 256, 256)) -> Counts:
     reads, and never if only its weights are used.
 
     Args:
-        net: on any device, in eval(); it is run on it twice.
+        net: on any device, in eval(). For the hooks a copy without numbers runs, which takes no
+            memory; or, where its shapes depend on numbers, the network itself, as for fvcore.
         size: channels, height, width of the input.
     """
+    try:
+        counts = _count(copy.deepcopy(net).to("meta"), size)
+    except Exception:  # whatever a network raises that wants numbers
+        counts = _count(net, size)
+    return replace(counts, flops_fvcore=_fvcore_flops(net, size))
+
+
+def _input_of(net: nn.Module, size: tuple[int, int, int]) -> Tensor:
     parameter = next(net.parameters())
-    x = torch.rand(1, *size, dtype=parameter.dtype, device=parameter.device)
+    return torch.rand(1, *size, dtype=parameter.dtype, device=parameter.device)
+
+
+def _count(net: nn.Module, size: tuple[int, int, int]) -> Counts:
+    """All but fvcore's."""
     flops = activations = num_conv = 0
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -65,17 +79,12 @@ def count(net: nn.Module, size: tuple[int, int, int] = (3, 256, 256)) -> Counts:
     counted = (*CONVS, *RELUS, nn.Linear, nn.BatchNorm2d)
     handles = [m.register_forward_hook(hook) for m in net.modules() if isinstance(m, counted)]
     try:
-        net(x)
+        net(_input_of(net, size))
     finally:
         for handle in handles:
             handle.remove()
-    return Counts(
-        num_parameters=sum(p.numel() for p in net.parameters()),
-        flops=flops,
-        activations=activations,
-        num_conv=num_conv,
-        flops_fvcore=_fvcore_flops(net, x),
-    )
+    parameters = sum(p.numel() for p in net.parameters())
+    return Counts(parameters, flops, activations, num_conv)
 
 
 def _flops(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
@@ -93,7 +102,7 @@ def _flops(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int
     return output.numel()
 
 
-def _fvcore_flops(net: nn.Module, x: Tensor) -> int | None:
+def _fvcore_flops(net: nn.Module, size: tuple[int, int, int]) -> int | None:
     with warnings.catch_warnings():  # fvcore stands on torch.jit, which torch deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
         # Imported late: nothing else uses it, and training machines may not have it.
@@ -101,11 +110,11 @@ def _fvcore_flops(net: nn.Module, x: Tensor) -> int | None:
             from fvcore.nn import FlopCountAnalysis
         except ImportError:
             return None
-        analysis = FlopCountAnalysis(net, x)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         try:
+            analysis = FlopCountAnalysis(net, _input_of(net, size))
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             return int(analysis.total())
-        except RuntimeError:  # not every network can be traced
+        except (RuntimeError, MemoryError):  # not every network can be traced, or fits
             return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ from utils import efficiency, evaluate, record
 from utils.bicubic import Convention
 from utils.datasets import BENCHMARKS, SCALE, ImageSet, Pair
 from utils.files import sha256
-from utils.imaging.images import BAD_IMAGE, write_png
+from utils.imaging.images import BAD_IMAGE, ImageError, write_png
 from utils.lock import locked
 from utils.run_log import log_file
 from utils.text import first_line, in_terminal
@@ -94,13 +95,20 @@ def runs_locked(
 
 
 def measure_set(
-    models: Sequence[Model], image_set: ImageSet, device: torch.device, options: Options
+    models: Sequence[Model],
+    image_set: ImageSet,
+    device: torch.device,
+    options: Options,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda runs: None,
 ) -> list[dict[str, Any]]:
     """Restore, time and score a set; for each network the run's record but for its counters.
 
     Several networks take turns image by image, so that what disturbs the machine disturbs all.
     Memory is measured on CUDA alone; on a CPU, where it would be that of all that the process did
     before, see `memory_alone`.
+
+    Args:
+        keep: gets what the records would be after the first pass, before any other.
     """
     tallies = [_Tally(model) for model in models]
     runs = [_conditions(model, image_set, device, options) for model in models]
@@ -117,9 +125,11 @@ def measure_set(
         )
         for pair in image_set.pairs:
             _first_pass(tallies, pair, image_set, device, options, bar)
-        bar.total = bar.n + sum(len(t.again) for t in tallies) * (options.repeat - 1)
         for tally in tallies:
             tally.passes.append([image["runtime_ms"] for image in tally.images])
+        first = replace(options, repeat=1)
+        keep([r | _results(t, image_set, first) for t, r in zip(tallies, runs, strict=True)])
+        bar.total = bar.n + sum(len(t.again) for t in tallies) * (options.repeat - 1)
         for _ in range(options.repeat - 1):
             for tally, times in zip(tallies, _times(tallies, device, bar), strict=True):
                 tally.passes.append(times)
@@ -129,7 +139,7 @@ def measure_set(
                 plain = _Tally(replace(tally.model, run=tally.model.net), again=tally.again)
                 run["plain"] = asdict(efficiency.runtime(_times([plain], device, bar)))
                 tally.failed += plain.failed
-    return [run | _results(tally, options) for tally, run in zip(tallies, runs, strict=True)]
+    return [r | _results(t, image_set, options) for t, r in zip(tallies, runs, strict=True)]
 
 
 def _conditions(
@@ -178,18 +188,38 @@ def _first_pass(
                 tally.memory_mib = max(tally.memory_mib or 0, peak)
             if model.file is None:
                 sample = replace(sample, hr=None)  # what has no weights is not scored
-            image = evaluate.measured(sample, sr, runtime_ms, options.ssim, y_ssim)
-            if options.images and model.file:
-                folder = options.save_dir / model.name / image_set.name
-                write_png(folder / f"{pair.name}.png", sr)
+            image, problem = _scored(sample, sr, runtime_ms, options.ssim, y_ssim)
         except FAILURES as error:
             _fail(tally, f"{pair.name}: {error}", image_set)
-        else:
-            tally.images.append(image)
-            if options.repeat > 1 or model.run is not model.net:
-                tally.again.append(sample.lr)
-            logger.info("%s", _image_line(model, image), extra={"model": model.name})
+            bar.update()
+            continue
+        tally.images.append(image)
+        if options.repeat > 1 or model.run is not model.net:
+            tally.again.append(sample.lr)
+        logger.info("%s", _image_line(model, image), extra={"model": model.name})
+        if options.images and model.file:
+            file = options.save_dir / model.name / image_set.name / f"{pair.name}.png"
+            try:
+                write_png(file, sr)
+                image["png_sha256"] = sha256(file)
+            except OSError as error:
+                problem = problem or str(error)
+        if problem:
+            _fail(tally, f"{pair.name}: {problem}", image_set)
         bar.update()
+
+
+def _scored(
+    sample: evaluate.Sample, sr: NDArray[np.uint8], runtime_ms: float, ssim: bool, y_ssim: bool
+) -> tuple[dict[str, Any], str]:
+    """An image's part of the record, and why it has no SSIM although that was asked for."""
+    try:
+        return evaluate.measured(sample, sr, runtime_ms, ssim, y_ssim), ""
+    except ImageError as error:
+        if not (ssim or y_ssim):
+            raise
+        # It may be too small for SSIM's window alone.
+        return evaluate.measured(sample, sr, runtime_ms, False, False), str(error)
 
 
 def _fail(tally: _Tally, failure: str, image_set: ImageSet) -> None:
@@ -217,7 +247,7 @@ def _times(tallies: list[_Tally], device: torch.device, bar: tqdm) -> list[list[
     return times
 
 
-def _results(tally: _Tally, options: Options) -> dict[str, Any]:
+def _results(tally: _Tally, image_set: ImageSet, options: Options) -> dict[str, Any]:
     times = efficiency.runtime(tally.passes)
     averages = ("psnr", "psnr_y", "ssim", "ssim_y", "psnr_bicubic", "psnr_y_bicubic")
     return {
@@ -228,8 +258,9 @@ def _results(tally: _Tally, options: Options) -> dict[str, Any]:
         "p80_runtime_ms": times.p80,
         "repeat": options.repeat,
         "memory_mib": tally.memory_mib,
+        "images_in_set": len(image_set.pairs),
         "images": tally.images,
-        "failed": tally.failed,
+        "failed": list(tally.failed),
     }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import platform
@@ -24,7 +25,7 @@ ENTRY = "23_LKDN"  # what the shipped weights are called in results
 # What other commands write, and write_run of all runs.
 OTHERS = (
     *("results.json", "ladder_*.json", "large_*.json", "agreement_*.json", "*_training.json"),
-    *("modelled_*.json", "compiled_*.json"),
+    *("modelled_*.json", "compiled_*.json", "results_before*.json"),
 )
 
 ENVIRONMENT: dict[str, Kind] = {
@@ -58,8 +59,10 @@ RUN: dict[str, Kind] = {
             "size": [range(1, 10**6), range(1, 10**6)],
             **dict.fromkeys(("psnr", "psnr_bicubic", "runtime_ms"), FIGURE),
             "ssim?": FIGURE,
+            "png_sha256?": str,
         }
     ],
+    "images_in_set?": COUNT,
     "failed?": [str],
 }
 
@@ -94,6 +97,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _commit() -> tuple[str | None, bool | None]:
     """Commit of the repository and whether tracked files differ from it; None outside git."""
+    top = _output(["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"])
+    if not top or Path(top).resolve() != ROOT:  # a copy of the files in another repository
+        return None, None
     head = _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
     if not head:
         return None, None
@@ -138,10 +144,14 @@ def run_stem(run: dict[str, Any]) -> str:
 def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
     """Record a run in `save_dir` and bring the template's results.json and .txt up to date.
 
-    Replaces an earlier run of the same name and touches no other. Several processes may do this
-    in one folder at once.
+    Replaces an earlier run of the same name, with a warning if that was of other weights, and
+    touches no other. Results of the organisers' template that are there are kept under another
+    name. Several processes may do this in one folder at once.
     """
     path = save_dir / f"{run_stem(run)}.json"
+    if not _run_files(save_dir):
+        _set_aside(save_dir)
+    _warn_of_replaced(path, run)
     write_json(path, run)
     seen = None
     while seen != (now := _states(save_dir)):  # again if another process wrote a run meanwhile
@@ -150,6 +160,30 @@ def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
         write_json(save_dir / "results.json", template.results(runs))
         write_bytes(save_dir / "results.txt", encoded(template.table(runs)))
     return path
+
+
+def _set_aside(save_dir: Path) -> None:
+    """Keep results that no run here has written."""
+    for name in ("results.json", "results.txt"):
+        file = save_dir / name
+        if file.is_file():
+            numbers = itertools.count(1)
+            places = (file.with_name(f"{file.stem}_before{i}{file.suffix}") for i in numbers)
+            place = next(place for place in places if not place.exists())
+            file.rename(place)
+            logger.warning("%s was there and is now %s", file, place)
+
+
+def _warn_of_replaced(path: Path, run: dict[str, Any]) -> None:
+    try:
+        earlier = read_json(path)["checkpoint"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if earlier != run["checkpoint"]["sha256"]:
+        logger.warning(
+            "%s is replaced: it was of other weights; give another --save_dir to keep such runs",
+            path,
+        )
 
 
 def _states(save_dir: Path) -> list[tuple[str, int, int]]:

@@ -46,12 +46,18 @@ def _variant(run: dict[str, Any]) -> str:
     return f"{run['environment']['device_type']}_{run['backend']}_{run['precision']}"
 
 
+def _mode(run: dict[str, Any]) -> str:
+    """The template's word for a run's set; a folder of such a name is none of the challenge's."""
+    name = run["dataset"]
+    return MODES.get(name, f"folder_{name}" if name in MODES.values() else name)
+
+
 def _measured(run: dict[str, Any]) -> dict[str, Any]:
-    mode = MODES.get(run["dataset"], run["dataset"])
+    mode = _mode(run)
     scores = ["psnr"] if run["ave_ssim"] is None else ["psnr", "ssim"]
     return {
         f"{mode}_runtime": [image["runtime_ms"] for image in run["images"]],
-        **{f"{mode}_{score}": [image[score] for image in run["images"]] for score in scores},
+        **{f"{mode}_{score}": [image.get(score) for image in run["images"]] for score in scores},
         f"{mode}_memory": run["memory_mib"],
         f"{mode}_ave_runtime": run["ave_runtime_ms"],
         **{f"{mode}_ave_{score}": run[f"ave_{score}"] for score in scores},
@@ -77,7 +83,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     """
     runs = [in_terminal(run) for run in runs]
     entries = results(runs)
-    modes = [MODES.get(run["dataset"], run["dataset"]) for run in sorted(runs, key=_place)]
+    modes = [_mode(run) for run in sorted(runs, key=_place)]
     groups = [[mode] for mode in dict.fromkeys(modes) if mode not in ("valid", "test")]
     titles = TITLES if len(set(modes)) > 1 else TITLES | {"hybrid_test": "Val"}
     if "test" in modes:

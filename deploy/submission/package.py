@@ -9,7 +9,6 @@ from deploy.submission.rules import Entry
 from deploy.submission.team import TEAM, email
 from deploy.submission.typeset import pdf
 from utils.command import UserError
-from utils.datasets import CHALLENGE
 from utils.files import whole_file, write_bytes
 from utils.text import encoded
 
@@ -87,13 +86,10 @@ def result_files(entry: Entry) -> Files:
     run's folder."""
     if entry.results is None:
         return {}
-    by_set: dict[str, list[Path]] = {}
-    for path in (entry.results / entry.name).glob("*/*.png"):
-        by_set.setdefault(path.parent.name, []).append(path)
-    if challenge := {name: by_set[name] for name in CHALLENGE if name in by_set}:
-        by_set = challenge
     files = {
-        f"{entry.name}/{name}/{path.name}": path for name, paths in by_set.items() for path in paths
+        f"{entry.name}/{name}/{path.name}": path
+        for name, paths in entry.images_sent().items()
+        for path in paths
     }
     tables = {name: entry.results / name for name in ("results.json", "results.txt")}
     files = files and files | {name: path for name, path in tables.items() if path.is_file()}

@@ -14,7 +14,7 @@ from torch import nn
 
 from deploy.submission.team import Team
 from utils import efficiency
-from utils.datasets import SCALE, held_out
+from utils.datasets import CHALLENGE, SCALE, held_out
 from utils.files import read_json, sha256
 from utils.imaging.images import EXTENSIONS
 from utils.record import read_runs
@@ -104,6 +104,14 @@ class Entry:
         if problem := misfit(training, TRAINING):
             raise ValueError(f"{problem}: {file}")
         return training
+
+    def images_sent(self) -> dict[str, list[Path]]:
+        """SR images in `results` by set: the challenge's sets, or else all."""
+        by_set: dict[str, list[Path]] = {}
+        for path in sorted((self.results / self.name).glob("*/*.png") if self.results else ()):
+            by_set.setdefault(path.parent.name, []).append(path)
+        challenge = {name: by_set[name] for name in CHALLENGE if name in by_set}
+        return challenge or by_set
 
     def runs(self, folder: Path | None = None) -> list[dict[str, Any]]:
         """Of this entry, published or in `folder`."""
@@ -270,12 +278,26 @@ def _runs_after_clone(entry: Entry) -> Iterator[str]:
 
 def _results(entry: Entry) -> Iterator[str]:
     digest = sha256(entry.checkpoint)
-    for run in entry.runs(entry.results) if entry.results else ():
+    runs = entry.runs(entry.results) if entry.results else []
+    for run in runs:
         if run["checkpoint"]["sha256"] != digest:
             yield (
                 f"expected results of the weights sent, got those of others on "
                 f"{run['dataset']} in {entry.results}: run test_demo.py again"
             )
+    for name, files in entry.images_sent().items():
+        written: dict[str, set[str | None]] = {}  # digests; backends write images of one name
+        for image in (i for run in runs if run["dataset"] == name for i in run["images"]):
+            written.setdefault(image["name"], set()).add(image.get("png_sha256"))
+        other = [file.name for file in files if sha256(file) not in written.get(file.stem, ())]
+        missing = sorted(written.keys() - {file.stem for file in files})
+        for what, found in (("others", other), ("none of", missing)):
+            if found:
+                yield (
+                    f"expected the images of {name} that the runs in {entry.results} wrote, got "
+                    f"{what} {', '.join(found[:3])}{', ..' * (len(found) > 3)}: remove them, and "
+                    "run test_demo.py again without --no_images"
+                )
 
 
 Rule = Callable[[Entry], Iterator[str]]

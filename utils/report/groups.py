@@ -52,8 +52,7 @@ def _rank(image: dict[str, Any]) -> tuple[bool, float, str]:
     return psnr_of(image) == "not measured", psnr, image["name"]
 
 
-def psnr_of(image: dict[str, Any]) -> str:
-    """An image's PSNR in words."""
-    if image["psnr"] is None and image["psnr_bicubic"] is not None:  # JSON has no infinity
-        return "infinite"
-    return number(image["psnr"], 2)
+def psnr_of(image: dict[str, Any], key: str = "psnr") -> str:
+    """An image's PSNR, or bicubic's by `psnr_bicubic`, in words."""
+    scored = image["psnr"] is not None or image["psnr_bicubic"] is not None
+    return number(image[key], 2, "infinite" if scored else "not measured")  # JSON has no infinity

@@ -23,7 +23,7 @@ from utils.imaging.images import BAD_IMAGE
 from utils.record import PUBLISHED
 from utils.report import groups, markup, pictures, published, speed, summary, training_tables
 from utils.report.groups import Group, psnr_of
-from utils.text import in_terminal, number, revision
+from utils.text import in_terminal, revision
 
 PICTURE_BYTES = 20_000_000  # of all pictures; figures and charts take less than 5 MB more
 SMALLEST_SHARE = 60_000  # bytes of an image's pictures; where there is less, fewer images appear
@@ -136,7 +136,7 @@ def _label(run: dict[str, Any]) -> str:
 
 def _scores(group: Group, image: dict[str, Any]) -> dict[str, str]:
     """An image's PSNR by bicubic and in each run of its set."""
-    scores = {"bicubic": number(image["psnr_bicubic"], 2)}
+    scores = {"bicubic": psnr_of(image, "psnr_bicubic")}
     for run in group.runs:
         own = (psnr_of(other) for other in run["images"] if other["name"] == image["name"])
         scores[_label(run)] = next(own, "")

@@ -26,8 +26,9 @@ def text(run: dict[str, Any], path: Path | str) -> str:
     """What the judge reads: the template's figures, then a row of the factsheet's Table 2."""
     run = in_terminal(run)
     environment = run["environment"]
-    n, failed = len(run["images"]), len(run.get("failed", []))
-    count = f"{n} of {n + failed}" if failed else str(n)
+    n = len(run["images"])
+    total = run.get("images_in_set", n + len(run.get("failed", [])))
+    count = str(n) if n == total else f"{n} of {total}"
     cuda = environment["device_type"] == "cuda"
     lines = [
         "",
@@ -112,7 +113,7 @@ def row(run: dict[str, Any]) -> tuple[str, ...]:
     variant = "" if is_plain(run) else f", {run['backend']} {run['precision']}"
     return (
         f"{run['model']}, {run['dataset']}, {run['environment']['device_type']}{variant}",
-        number(run["ave_psnr"], 2),
+        average_psnr(run),
         number(run["ave_runtime_ms"], 2),
         f"{run['num_parameters'] / 1e6:.3f}",
         f"{run['flops'] / 1e9:.2f}",
@@ -120,6 +121,12 @@ def row(run: dict[str, Any]) -> tuple[str, ...]:
         number(run["memory_mib"], 2),
         str(run["num_conv"]),
     )
+
+
+def average_psnr(run: dict[str, Any]) -> str:
+    """A set's PSNR in words; JSON has null for the infinite one of equal images."""
+    scored = any(image["psnr"] is not None for image in run["images"])
+    return number(run["ave_psnr"], 2, "infinite" if scored else "not measured")
 
 
 def _fvcore_g(run: dict[str, Any]) -> str:
