@@ -118,7 +118,7 @@ def row(run: dict[str, Any]) -> tuple[str, ...]:
         f"{run['num_parameters'] / 1e6:.3f}",
         f"{run['flops'] / 1e9:.2f}",
         f"{run['activations'] / 1e6:.2f}",
-        number(run["memory_mib"], 2),
+        _memory(run),
         str(run["num_conv"]),
     )
 
@@ -127,6 +127,12 @@ def average_psnr(run: dict[str, Any]) -> str:
     """A set's PSNR in words; JSON has null for the infinite one of equal images."""
     scored = any(image["psnr"] is not None for image in run["images"])
     return number(run["ave_psnr"], 2, "infinite" if scored else "not measured")
+
+
+def _memory(run: dict[str, Any]) -> str:
+    """What runs of before measured on a CPU was all that the process had done: another figure."""
+    is_alone = run["environment"]["device_type"] == "cuda" or "memory_of" in run
+    return number(run["memory_mib"] if is_alone else None, 2)
 
 
 def _fvcore_g(run: dict[str, Any]) -> str:
