@@ -8,7 +8,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from deploy.gpu_check import parts
 from train import throughput, trial
+from utils.command import UserError
 from utils.imaging.images import read_rgb
 from utils.report import curves, documents
 from utils.weights import CheckpointError
@@ -90,7 +92,7 @@ def test_a_diverged_run_is_a_trial_until_it_goes_on(
 def test_throughput_records_speed_and_failures(
     place: Path, root: Path, python: Run, tmp_path: Path
 ) -> None:
-    def measure(name: str, patch: int, *rows: int) -> tuple[int, dict]:
+    def measure(name: str, patch: int, *rows: int | str) -> tuple[int, dict]:
         file = tmp_path / f"{name}.json"
         options = f"--data images --packed packed --batch 2 --patch {patch} --steps 10 --device cpu"
         script = root / "train/throughput.py"
@@ -98,7 +100,7 @@ def test_throughput_records_speed_and_failures(
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, json.loads(file.read_text())
 
-    assert measure("a", 32, 3)[0] == 0
+    assert measure("a", 32, "+ denormals flushed, freed memory kept")[0] == 0
     code, measured = measure("a", 32, 1)  # in several calls, and in the table's order
     assert code == 0
     first, second = measured["rungs"]
@@ -129,6 +131,17 @@ def test_a_round_that_fails_late_costs_no_earlier_one(
     assert throughput.measure_all(throughput.parse([*map(str, options)])) == 1
     (row,) = json.loads(file.read_text())["rungs"]
     assert row["steps_per_s"] == 3 and "failed" not in row and not results
+
+
+def test_rows_of_throughput_go_by_number_or_name() -> None:
+    names = list(throughput.ROWS["cuda"])
+    assert set(parts.TRAINING_ROWS) <= set(names)
+    assert [throughput.row_of(asked, names) for asked in ("0", "7", "+ bf16")] == [
+        *(names[0], "+ CUDA graphs", "+ bf16")
+    ]
+    for wrong in (str(len(names)), "-1", "+ bf17", ""):
+        with pytest.raises(UserError, match=r"of 0 \(branches run as they are, NCHW\), 1 "):
+            throughput.row_of(wrong, names)
 
 
 def test_throughput_takes_no_rows_from_a_file_of_something_else_nor_no_rounds(

@@ -80,8 +80,7 @@ def measure_all(args: argparse.Namespace) -> int:
     """
     device = devices.select_device(args.device)
     rows = ROWS["cuda" if device.type == "cuda" else "cpu"]
-    if wrong := [number for number in args.rows or [] if not 0 <= number < len(rows)]:
-        raise UserError(f"expected --rows from 0 to {len(rows) - 1}, got {wrong}")
+    names = [row_of(asked, list(rows)) for asked in args.rows or rows]
     measured: dict[str, Any] = {
         "throughput_of": "train/train.py",
         "batch": args.batch,
@@ -93,8 +92,7 @@ def measure_all(args: argparse.Namespace) -> int:
         "rungs": [],
     }
     measured["rungs"] = earlier_rows(args.output, measured)
-    numbers = args.rows or range(len(rows))
-    chosen = [(name, row.split()) for i, (name, row) in enumerate(rows.items()) if i in numbers]
+    chosen = [(name, row.split()) for name, row in rows.items() if name in names]
     speeds: dict[str, list[float]] = {}
     failed_late = False
     for name, options in chosen * args.rounds:
@@ -117,6 +115,16 @@ def measure_all(args: argparse.Namespace) -> int:
         write_json(args.output, measured)  # after each: time may run out
     failed = any("failed" in row for row in measured["rungs"])
     return command.FAILED if failed or failed_late else command.GOOD
+
+
+def row_of(asked: str, names: list[str]) -> str:
+    """The name of a row that was asked for by number or name. Raises UserError if there is none."""
+    if asked in names:
+        return asked
+    if asked.isdecimal() and int(asked) < len(names):
+        return names[int(asked)]
+    listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
+    raise UserError(f"expected --rows of {listed}, got {asked}")
 
 
 def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +160,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="measure the rows in turn so often, on a machine whose speed changes",
     )
-    add("--rows", type=int, nargs="+", metavar="N", help="only these, from 0; else all")
+    add(
+        "--rows", nargs="+", metavar="ROW", help="only these, by number from 0 or by name; else all"
+    )
     args = parser.parse_args(argv)
     for name, least in (("steps", 10), ("rounds", 1)):
         if (value := getattr(args, name)) < least:

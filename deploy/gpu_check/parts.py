@@ -30,6 +30,12 @@ Size = tuple[int, int]
 AWKWARD = ((1, 1, 1), (1, 7, 13), (2, 16, 16), (1, 65, 127))
 TIMED = 30  # forwards
 TRAINING_TESTS = ("test_recipes.py", "test_optim.py", "test_recording.py")
+# Of train/throughput.py, what matters most first: time may run out.
+TRAINING_ROWS = (
+    *("+ CUDA graphs", "CUDA graphs and dense pairs", "CUDA graphs and channels of zeros"),
+    *("+ branches folded at each step", "+ channels_last", "channels_last and dense pairs"),
+    *("+ Triton depthwise", "+ torch.compile", "torch.compile and dense pairs"),
+)
 
 
 def agreement(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
@@ -200,24 +206,24 @@ def tests(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measur
 
 def training(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measure]]:
     """Steps a second of training on made-up images, a row of train/throughput.py each."""
-    rows = (7, 12, 13, 2, 4, 10, 5, 6, 11) if device.type == "cuda" else (3,)
+    rows = TRAINING_ROWS if device.type == "cuda" else ("+ denormals flushed, freed memory kept",)
     steps, batch, patch = (100, 128, 256) if device.type == "cuda" else (10, 2, 32)
 
-    def measure(row: int) -> dict:
+    def measure(row: str) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             rng = np.random.default_rng(0)
             for i in range(8):
                 image = rng.integers(0, 256, (2 * patch, 2 * patch, 3), dtype=np.uint8)
                 write_png(Path(folder, "images", f"{i}.png"), image)
             file = Path(folder, "throughput.json")
-            options = f"--steps {steps} --batch {batch} --patch {patch} --minutes 4 --rows {row}"
+            options = f"--steps {steps} --batch {batch} --patch {patch} --minutes 4"
             line: list[Any] = [sys.executable, "train/throughput.py", "--device", device.type]
             line += ["--data", f"{folder}/images", "--packed", f"{folder}/packed", "-o", file]
-            _run([*line, *options.split()])
+            _run([*line, *options.split(), "--rows", row])
             return dict(read_json(file)["rungs"][0])
 
     for row in rows:
-        yield f"row {row}", partial(measure, row)
+        yield row, partial(measure, row)
 
 
 Part = Callable[[torch.device, list[Size]], Iterator[tuple[str, Measure]]]
