@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from kernels.fold import block_names, folded
+from kernels.fold import block_names, folded, scale_of
 
 OPSET = 20  # the first with Gelu
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -54,7 +54,7 @@ def build(
     fused = _op(graph, "Gelu", _op(graph, "Add", running, bias))
     fused = _op(graph, "Add", _blueprint(graph, fused, weights, "c2"), shallow)
     y = _cast(graph, _conv(graph, fused, weights, "upsampler.0"), SINGLE)
-    scale = round((len(weights["upsampler.0.bias"]) / images) ** 0.5)
+    scale = scale_of(len(weights["upsampler.0.bias"]), images)
     _op(graph, "DepthToSpace", y, name="sr", blocksize=scale, mode="CRD")
 
     size: list[Any] = ["batch", images, "height", "width"]

@@ -20,6 +20,12 @@ def block_names(weights: Mapping[str, Tensor]) -> list[str]:
     return [f"B{i}" for i in range(1, 1 + sum(key.endswith(".c6.bias") for key in weights))]
 
 
+def scale_of(outputs: int, channels: int) -> int:
+    """By how much a network enlarges that has so many outputs before the shuffle, for an image of
+    so many channels."""
+    return math.isqrt(outputs // channels)
+
+
 def round_up(number: int, multiple: int) -> int:
     """The least multiple that is at least `number`."""
     return -(-number // multiple) * multiple

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.fold import block_names, folded, round_up
+from kernels.fold import block_names, folded, round_up, scale_of
 from kernels.native_library import ARITHMETICS, CompileError, load_library
 
 # What makes six factors of three taps, for F(4, 3): Lavin and Gray, "Fast Algorithms for
@@ -64,7 +64,7 @@ class NativeLKDN:
         self.whole = whole
         self.threads = torch.get_num_threads()
         self.channels = weights["fea_conv.weight"].shape[1]
-        self.scale = round((len(weights["upsampler.0.bias"]) / self.channels) ** 0.5)
+        self.scale = scale_of(len(weights["upsampler.0.bias"]), self.channels)
         self.library = load_library(
             "native.cpp",
             CHANNELS=len(weights["fea_conv.bias"]),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from kernels.fold import scale_of
 from kernels.native import zeros
 from kernels.native_library import ARITHMETICS, CompileError, load_library
 
@@ -48,7 +49,7 @@ class NativeGradients:
         assert all(norm.eps == self.eps for norm in norms)
         channels, inputs = shapes["fea_conv.pw.weight"][:2]
         self.channels = inputs // self.copies
-        self.scale = round((shapes["upsampler.0.weight"][0] / self.channels) ** 0.5)
+        self.scale = scale_of(shapes["upsampler.0.weight"][0], self.channels)
         self.library = load_library(
             "native_training.cpp",
             CHANNELS=channels,

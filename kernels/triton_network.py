@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import triton_layers
-from kernels.fold import block_names, folded
+from kernels.fold import block_names, folded, scale_of
 from kernels.triton_weights import choose_blocks, pack
 
 MOST_NUMBERS = 2**31  # the kernels count in int32
@@ -45,7 +45,7 @@ class FusedLKDN(nn.Module):
         self.channels = len(weights["fea_conv.bias"])
         self.blocks = choose_blocks(self.channels, dtype, capability)
         self.image_channels = weights["fea_conv.weight"].shape[1]
-        self.scale = round((len(weights["upsampler.0.bias"]) / self.image_channels) ** 0.5)
+        self.scale = scale_of(len(weights["upsampler.0.bias"]), self.image_channels)
         self.eps = [float(weights[f"{block}.eps"]) for block in self.names]
         self.layers = {
             name: {key: value.to(device).contiguous() for key, value in layer.items()}
