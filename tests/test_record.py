@@ -239,6 +239,23 @@ def test_the_mean_of_equal_images_is_infinite_not_missing() -> None:
     assert summary.row({**run, "images": [image]})[1] == "not measured"
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("fpu avx avx2 fma", "Some CPU (AVX2), "),
+        ("avx2 avx512f avx512_bf16", "Some CPU (AVX512-BF16), "),
+        ("avx2 avx512f avx512_bf16 amx_tile amx_bf16", "Some CPU (AMX), "),
+        ("fpu sse", "Some CPU, "),
+    ],
+)
+def test_a_cpu_is_named_with_what_decides_its_speed(
+    flags: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name\t: Some CPU\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(record, "Path", lambda path: tmp_path / Path(path).name)
+    assert record._cpu_name().startswith(name) and record._cpu_name().endswith(" cores")
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_the_commit_of_another_repository_is_not_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -188,7 +188,7 @@ def _first_pass(
                 tally.memory_mib = max(tally.memory_mib or 0, peak)
             if model.file is None:
                 sample = replace(sample, hr=None)  # what has no weights is not scored
-            image, problem = _scored(sample, sr, runtime_ms, options.ssim, y_ssim)
+            image, problems = _scored(sample, sr, runtime_ms, options.ssim, y_ssim)
         except FAILURES as error:
             _fail(tally, f"{pair.name}: {error}", image_set)
             bar.update()
@@ -203,23 +203,23 @@ def _first_pass(
                 write_png(file, sr)
                 image["png_sha256"] = sha256(file)
             except OSError as error:
-                problem = problem or str(error)
-        if problem:
+                problems.append(str(error))
+        for problem in problems:
             _fail(tally, f"{pair.name}: {problem}", image_set)
         bar.update()
 
 
 def _scored(
     sample: evaluate.Sample, sr: NDArray[np.uint8], runtime_ms: float, ssim: bool, y_ssim: bool
-) -> tuple[dict[str, Any], str]:
-    """An image's part of the record, and why it has no SSIM although that was asked for."""
+) -> tuple[dict[str, Any], list[str]]:
+    """An image's part of the record, and why it has no SSIM if that was asked for."""
     try:
-        return evaluate.measured(sample, sr, runtime_ms, ssim, y_ssim), ""
+        return evaluate.measured(sample, sr, runtime_ms, ssim, y_ssim), []
     except ImageError as error:
         if not (ssim or y_ssim):
             raise
         # It may be too small for SSIM's window alone.
-        return evaluate.measured(sample, sr, runtime_ms, False, False), str(error)
+        return evaluate.measured(sample, sr, runtime_ms, False, False), [str(error)]
 
 
 def _fail(tally: _Tally, failure: str, image_set: ImageSet) -> None:
