@@ -166,8 +166,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="average over 8 flips and turns of each image, in 8 times the time",
     )
     add("--verbose", action="store_true", help="print memory, tiles, and a line an image")
-    args = parser.parse_intermixed_args(argv)  # inputs may stand among the options
-    args.inputs += args.input
+    given = sys.argv[1:] if argv is None else argv
+    end = given.index("--") if "--" in given else len(given)
+    args = parser.parse_intermixed_args(given[:end])  # inputs may stand among the options
+    args.inputs += [*args.input, *map(Path, given[end + 1 :])]
     for name, least in (("tile", 0), ("memory", 1), ("jobs", 1)):
         value = getattr(args, name)
         if value is not None and value < least:

@@ -165,8 +165,8 @@ def test_equal_names_of_two_formats_stay_apart(tmp_path: Path, save: Callable[..
 
 
 def test_no_two_images_of_a_set_have_one_name(tmp_path: Path, save: Callable[..., Path]) -> None:
-    """Also where a disk knows no upper case, or a third image has the name that two would get."""
-    for name in ("a.png", "a.jpg", "a_png.png", "B.png", "b.PNG"):
+    """Also on a disk that knows no upper case, or where a third image has the name of two."""
+    for name in ("a.png", "a.jpg", "a_png.png", "B.png", "b.jpg"):
         save(tmp_path / "set" / name, np.zeros((8, 8, 3), np.uint8))
     pairs = find(str(tmp_path / "set"), tmp_path).pairs
     names = {pair.hr.name: pair.name for pair in pairs if pair.hr}

@@ -16,6 +16,7 @@ from utils import record, template
 from utils.command import UserError
 from utils.files import ROOT, write_json
 from utils.report import documents, summary
+from utils.text import machine
 
 
 def a_run(dataset: str = "Set5", model: str = "23_LKDN", device: str = "cpu") -> dict[str, Any]:
@@ -240,20 +241,24 @@ def test_the_mean_of_equal_images_is_infinite_not_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "name"),
+    ("flags", "widest"),
     [
-        ("fpu avx avx2 fma", "Some CPU (AVX2), "),
-        ("avx2 avx512f avx512_bf16", "Some CPU (AVX512-BF16), "),
-        ("avx2 avx512f avx512_bf16 amx_tile amx_bf16", "Some CPU (AMX), "),
-        ("fpu sse", "Some CPU, "),
+        ("fpu avx avx2 fma", "AVX2"),
+        ("avx2 avx512f avx512_bf16", "AVX512-BF16"),
+        ("avx2 avx512f avx512_bf16 amx_tile amx_bf16", "AMX"),
+        ("fpu sse", None),
     ],
 )
-def test_a_cpu_is_named_with_what_decides_its_speed(
-    flags: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_record_tells_what_decides_a_cpus_speed(
+    flags: str, widest: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"model name\t: Some CPU\nflags\t\t: {flags}\n")
     monkeypatch.setattr(record, "Path", lambda path: tmp_path / Path(path).name)
-    assert record._cpu_name().startswith(name) and record._cpu_name().endswith(" cores")
+    told = record.environment(torch.device("cpu"))
+    assert told["device"].startswith("Some CPU, ") and told["instructions"] == widest
+    assert machine({**told, "threads": 2}) == told["device"] + f", {widest}" * bool(widest) + (
+        ", 2 threads"
+    )
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deploy import backends, triton_backend
 from deploy.backends import BackendError
 from models.team23_LKDN import LKDN
+from utils import devices
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -138,3 +139,34 @@ def test_kernels_that_compute_something_else_are_refused(net: LKDN) -> None:
         for wrong in (off_by(1.1 * most, from_call=3), off_by(float("nan"))):
             with pytest.raises(ArithmeticError, match="of the plain network's on cpu, got"):
                 triton_backend.check(wrong, net, 3, dtype, CPU, times=3)
+
+
+def test_half_precision_takes_less_memory() -> None:
+    full, half = (backends.Backend("triton", p, torch.relu).memory for p in ("fp32", "fp16"))
+    assert half < full == backends.MEMORY["triton"]
+
+
+@pytest.mark.parametrize("name", ["eager", "channels_last", "auto"])
+def test_float32_is_not_tf32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x
+
+    monkeypatch.setitem(backends.AUTO, "cpu", ("channels_last", "eager"))
+    before = torch.backends.cudnn.allow_tf32
+    backends.make(name, Net())(torch.rand(1, 3, 4, 4))
+    assert set(seen) == {False} and torch.backends.cudnn.allow_tf32 == before
+
+
+def test_threads_that_end_in_any_order_leave_tf32_as_it_was() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    first, second = devices.without_tf32(), devices.without_tf32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32 == before

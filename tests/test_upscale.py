@@ -194,18 +194,27 @@ def test_wrong_usage_is_one_sentence_and_exit_2(
 
 
 def test_inputs_may_stand_among_the_options(enlarge: Callable, tmp_path: Path) -> None:
-    for name in ("a.png", "b.png", "c.png"):
+    for name in ("a.png", "b.png", "c.png", "-d.png"):
         Image.fromarray(photo(8, 9)).save(tmp_path / name)
     assert enlarge("a.png", "-o", "out", "b.png", "--ext", "jpg", "c.png") == 0
     assert names(tmp_path / "out") == [f"{name}_x4.jpg" for name in "abc"]
     assert enlarge("a.png", "--ext", "jpg", "-o", "a.jpeg") == 0  # the same format
+    for given in (["--", "-d.png"], ["-o", "x", "a.png", "--", "b.png", "-d.png"]):
+        parsed = upscale.parse(given)
+        assert [str(path) for path in parsed.inputs] == [name for name in given if "png" in name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("script", ["upscale.py", "test_demo.py", "train/train.py"])
 def test_ctrl_c_while_libraries_are_loaded_shows_no_traceback(script: str, tmp_path: Path) -> None:
     line = [sys.executable, "-X", "importtime", ROOT / script, "--help"]
-    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        line,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background, too
+    ) as running:
         assert running.stderr
         for loaded in running.stderr:
             if "torch" in loaded:

@@ -249,7 +249,7 @@ def test_an_output_that_leads_nowhere_is_refused_before_the_work(
 def test_results_have_names_that_differ_on_every_disk(tmp_path: Path, enlarge: Callable) -> None:
     """Disks of Macs and memory cards know no upper case, Macs accents as two characters."""
     composed, decomposed = "caf\u00e9", "cafe\u0301"
-    inputs = ("in/IMG_1.JPG", "in/img_1.png", f"in/{composed}.png", f"in/{decomposed}.png")
+    inputs = ("in/IMG_1.JPG", "in/img_1.png", f"in/{composed}.png", f"in/{decomposed}.jpg")
     for number, name in enumerate((*inputs, "other/x.png", "more/X.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(photo(8, 9 + number)).save(tmp_path / name)
@@ -257,6 +257,12 @@ def test_results_have_names_that_differ_on_every_disk(tmp_path: Path, enlarge: C
     found = names(tmp_path / "out")
     assert len({unicodedata.normalize("NFC", name).casefold() for name in found}) == 6
     assert {"IMG_1_JPG_x4.png", "img_1_png_x4.png"} <= set(found)
+    for case, where in (("Trip", "one"), ("trip", "two")):
+        (tmp_path / where / case).mkdir(parents=True)
+        Image.fromarray(photo(8, 9)).save(tmp_path / where / case / "a.png")
+    assert enlarge("one", "two", "-o", "stick", "--recursive") == 0
+    found_there = names(tmp_path / "stick")
+    assert len({name.casefold() for name in found_there}) == 2
     sizes = sorted(opened(tmp_path / "out" / name).size for name in found)
     assert sizes == [(4 * (9 + number), 32) for number in range(6)]
 

@@ -131,14 +131,19 @@ def earlier_rows(file: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows in `file` if they were measured under the same conditions, date and commit apart,
     so that they may be measured in several calls."""
 
+    what = "record of train/throughput.py"
+    earlier = record.read_record(file, THROUGHPUT, what) if file.exists() else None
+    if earlier is None:
+        return []
+    changing = {"date", "commit", "dirty"}
+    changing |= {"instructions"} - earlier["environment"].keys()  # older records do not tell them
+
     def conditions(measured: dict[str, Any]) -> dict[str, Any]:
-        changing = ("date", "commit", "dirty")
         environment = {k: v for k, v in measured["environment"].items() if k not in changing}
         return {**measured, "rungs": None, "environment": environment}
 
-    what = "record of train/throughput.py"
-    earlier = record.read_record(file, THROUGHPUT, what) if file.exists() else None
-    return earlier["rungs"] if earlier and conditions(earlier) == conditions(now) else []
+    rows: list[dict[str, Any]] = earlier["rungs"]
+    return rows if conditions(earlier) == conditions(now) else []
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

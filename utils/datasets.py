@@ -73,7 +73,7 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         folders = [folder for folder in dict.fromkeys(_folders_of(here)) if os.path.isdir(folder)]
         files = [path for folder in folders for path in find_images(folder, recursive=False)]
         if pairs := pairs_of(files, here.parent):
-            label = name if known else here.resolve().name
+            label = name if known else Path(name).resolve().name
             return ImageSet(label, tuple(pairs))
     raise AbsentError(
         f"expected images of {name} in folders such as {bases[0] / name / 'HR'}, found none: "

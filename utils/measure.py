@@ -202,7 +202,7 @@ def _first_pass(
             try:
                 write_png(file, sr)
                 image["png_sha256"] = sha256(file)
-            except OSError as error:
+            except FAILURES as error:
                 problems.append(str(error))
         for problem in problems:
             _fail(tally, f"{pair.name}: {problem}", image_set)

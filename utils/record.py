@@ -34,6 +34,7 @@ WIDEST = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512",
 ENVIRONMENT: dict[str, Kind] = {
     "device": str,
     "device_type": NAME,
+    "instructions?": (str, None),
     "threads": int,
     "date": str,
     "commit": (str, None),
@@ -86,6 +87,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "driver": _driver() if cuda else None,
         "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
         "device_type": device.type,
+        "instructions": None if cuda else _instructions(),
         "threads": torch.get_num_threads(),
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,
@@ -100,8 +102,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _commit() -> tuple[str | None, bool | None]:
     """Commit of the repository and whether tracked files differ from it; None outside git."""
-    top = _output(["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"])
-    if not top or Path(top).resolve() != ROOT:  # a copy of the files in another repository
+    # From here up to the top: nothing, but in a copy of the files in another repository.
+    if _output(["git", "-C", str(ROOT), "rev-parse", "--show-cdup"]) != "":
         return None, None
     head = _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
     if not head:
@@ -116,15 +118,19 @@ def _driver() -> str | None:
 
 
 def _cpu_name() -> str:
-    """Model, widest instructions, of which virtual machines may hide some, and cores."""
     with contextlib.suppress(OSError):
-        told = Path("/proc/cpuinfo").read_text()
-        if name := re.search(r"^model name\s*:(.*)", told, re.M):
-            flags = re.search(r"^flags\s*:(.*)", told, re.M)
-            able = set(flags[1].split()) if flags else set()
-            widest = next((f" ({word})" for flag, word in WIDEST.items() if flag in able), "")
-            return f"{name[1].strip()}{widest}, {os.cpu_count()} cores"
+        if name := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
+            return f"{name[1].strip()}, {os.cpu_count()} cores"
     return platform.processor() or platform.machine()
+
+
+def _instructions() -> str | None:
+    """The widest that this CPU multiplies by: virtual machines may hide some of a model's."""
+    with contextlib.suppress(OSError):
+        if flags := re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
+            able = flags[1].split()
+            return next((word for flag, word in WIDEST.items() if flag in able), None)
+    return None
 
 
 def _output(command: list[str]) -> str | None:
@@ -153,11 +159,11 @@ def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
     """Record a run in `save_dir` and bring the template's results.json and .txt up to date.
 
     Replaces an earlier run of the same name, with a warning if that was of other weights, and
-    touches no other. Results of the organisers' template that are there are kept under another
-    name. Several processes may do this in one folder at once.
+    touches no other. Where it is the folder's first run, results of the organisers' template that
+    are there are kept under another name. Several processes may do this in one folder at once.
     """
     path = save_dir / f"{run_stem(run)}.json"
-    if not _run_files(save_dir):
+    if not read_runs(save_dir):
         _set_aside(save_dir)
     _warn_of_replaced(path, run)
     write_json(path, run)
@@ -178,8 +184,9 @@ def _set_aside(save_dir: Path) -> None:
             numbers = itertools.count(1)
             places = (file.with_name(f"{file.stem}_before{i}{file.suffix}") for i in numbers)
             place = next(place for place in places if not place.exists())
-            file.rename(place)
-            logger.warning("%s was there and is now %s", file, place)
+            with contextlib.suppress(FileNotFoundError):  # another process has done it
+                file.rename(place)
+                logger.warning("%s was there and is now %s", file, place)
 
 
 def _warn_of_replaced(path: Path, run: dict[str, Any]) -> None:

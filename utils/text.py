@@ -6,7 +6,13 @@ from typing import Any
 
 def machine(environment: Mapping[str, Any]) -> str:
     """What a run ran on, of the environment in its record."""
-    return f"{environment['device']}, {environment['threads']} threads"
+    return f"{device_name(environment)}, {environment['threads']} threads"
+
+
+def device_name(environment: Mapping[str, Any]) -> str:
+    """The device of a run, and a CPU's widest instructions, if its record has them."""
+    able = environment.get("instructions")
+    return f"{environment['device']}, {able}" if able else str(environment["device"])
 
 
 def revision(environment: Mapping[str, Any]) -> str:

@@ -136,7 +136,8 @@ def measure(
     """Time every row at every size, into result["rows"], size by size; `keep` it after each.
 
     The ratios are to the first row, the plain network. A row that cannot run here, or not at one of
-    the sizes, is left out from there on, and its reason kept under `refused`.
+    the sizes, is left out from there on, and its reason kept under `refused`; one whose process
+    died is left out of all sizes, for nobody can say how exact it is.
 
     Raises:
         UserError: the plain network cannot run.

@@ -50,7 +50,12 @@ def _medians(
     file: Path, environment: Mapping[str, Any]
 ) -> dict[tuple[str, tuple[int, ...]], float]:
     """Milliseconds by row and size, of a benchmark on such a machine; of any other file nothing."""
-    result, machine = speed.read(file), ("device", "threads")
-    if not result or any(result["environment"][key] != environment[key] for key in machine):
+    result = speed.read(file)
+    if not result:
+        return {}
+    known = result["environment"]
+    # Older records do not tell the instructions.
+    same = [key for key in ("device", "threads", "instructions") if key in known]
+    if any(known[key] != environment.get(key) for key in same):
         return {}
     return {(row["label"], (row["height"], row["width"])): row["p50_ms"] for row in result["rows"]}

@@ -223,8 +223,8 @@ def _targets(found: dict[Path, Path], suffix: str, endings: dict[Path, str]) -> 
 def _key(path: Path) -> Path:
     """The same for names that are one on some disk: many know no upper case, or accents as macOS
     has them."""
-    name = unicodedata.normalize("NFC", path.name).casefold()
-    return Path(os.path.realpath(path.parent), name)
+    whole = os.path.join(os.path.realpath(path.parent), path.name)
+    return Path(unicodedata.normalize("NFC", whole).casefold())
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from utils.report import comparison, gpu, kernels, published, speed, summary
 from utils.report import training_tables as tables
 from utils.report.published import Record, benchmarks, records
 from utils.schema import NAME, misfit
-from utils.text import encoded, in_markdown, markdown, number, revision
+from utils.text import device_name, encoded, in_markdown, markdown, number, revision
 
 DOCUMENTS = (
     "README.md",
@@ -209,7 +209,7 @@ def _efficiency(folder: Path) -> str:
                 *summary.row(run),
                 number(run["median_runtime_ms"], 2),
                 number(run["ave_psnr_bicubic"], 2),
-                environment["device"],
+                device_name(environment),
                 str(environment["threads"]),
                 revision(environment),
                 environment["date"][:10],

@@ -6,7 +6,7 @@ from typing import Any
 from utils.datasets import SCALE
 from utils.record import ENVIRONMENT, FIGURE
 from utils.schema import Kind
-from utils.text import machine, markdown, number, revision
+from utils.text import device_name, machine, markdown, number, revision
 
 Record = dict[str, Any]
 
@@ -154,7 +154,7 @@ def agreement(records: Sequence[Record]) -> str:
                 ]
             )
         parts.append(
-            f"{environment['device']}, {environment['date'][:10]}, commit "
+            f"{device_name(environment)}, {environment['date'][:10]}, commit "
             f"{revision(environment)}:\n\n{markdown(rows)}"
         )
     return "\n\n".join(parts) or "not measured"
