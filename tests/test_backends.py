@@ -246,7 +246,7 @@ def test_export_refuses_and_says_why(tmp_path: Path, python: Callable, root: Pat
     for options, code in (
         (["--size", "24"], 2),
         (["--checkpoint", "absent.pth"], 2),
-        (["-o", tmp_path / "file" / "net.onnx"], 1),
+        (["-o", tmp_path / "file" / "net.onnx"], 2),
     ):
         (tmp_path / "file").write_text("")
         done = python(root, "-m", "deploy.onnx_export", *options)

@@ -333,7 +333,8 @@ def test_a_published_benchmark_makes_tables_and_picture(tmp_path: Path) -> None:
     assert sorted(p.name for p in published.iterdir()) == ["ladder_cpu.json", "ladder_cpu.png"]
     text = (tmp_path / "README.md").read_text()
     assert "| 340x510, auto fp32: native fp32 | 10.00 | 9.00 | 11.00 | 5.00 | 20 |" in text
-    assert "510x340 pixels take 10 ms with `--backend auto` (native fp32) and 50 ms" in text
+    assert "510x340 pixels takes 10 ms with `--backend auto` (native fp32). With eager" in text
+    assert "it takes 50 ms, 5.0 times as long. Memory is 20 MiB instead of" in text
     assert "- triton fp16: no GPU" in text and "1 TFLOP/s in fp32, 80 GB/s" in text
     assert text.count("An NVIDIA GPU") == 2 and text.count("not measured") == 2
     (published / "ladder_cuda.json").write_text(json.dumps(a_benchmark("cuda")))

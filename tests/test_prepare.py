@@ -92,7 +92,7 @@ def test_disk_without_room_is_said_before_download_and_before_unpacking(
 ) -> None:
     free = [SIZE, 3 * SIZE, 100]
     with monkeypatch.context() as patch:
-        patch.setattr(download.shutil, "disk_usage", lambda folder: Usage(0, 0, free.pop(0)))
+        patch.setattr(download.shutil, "disk_usage", lambda folder: Usage(1, 0, free.pop(0)))
         assert fetch() == 1
         assert site.asked == [] and files_below(tmp_path / "data") == set()
         assert fetch() == 1
