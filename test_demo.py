@@ -94,10 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
     logging.getLogger("utils.measure").setLevel(logging.INFO)
     devices.prepare_cpu(keep_memory=not args.memory_of)
-    interrupted = "interrupted"
-    if not args.memory_of:
-        interrupted += f"; what was finished is in {args.save_dir}"
-    return command.run("test_demo.py", lambda: judge(args), interrupted=interrupted)
+    where = "" if args.memory_of else f"; what was finished is in {args.save_dir}"
+    return command.run("test_demo.py", lambda: judge(args), interrupted=f"interrupted{where}")
 
 
 def judge(args: argparse.Namespace) -> int:
@@ -276,9 +274,9 @@ def find_sets(args: argparse.Namespace) -> list[ImageSet]:
     if args.data_dir and not os.path.isdir(args.data_dir):
         raise UserError(f"expected a folder, found none: --data_dir {args.data_dir}")
     data_dir = args.data_dir or ROOT / "data"
-    there = None
-    if args.include_test or not args.dataset:  # a folder that is not asked for may be unreadable
-        there = next((name for name in DEFAULTS if is_there(name, data_dir)), None)
+    # A folder that is not asked for may be unreadable.
+    wanted = DEFAULTS if args.include_test or not args.dataset else ()
+    there = next((name for name in wanted if is_there(name, data_dir)), None)
     challenge = there or DEFAULTS[0]
     names = list(dict.fromkeys(args.dataset or [challenge] * (not args.hybrid_test)))
     names += [challenge.replace("valid", "test")] * args.include_test

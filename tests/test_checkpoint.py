@@ -47,6 +47,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory, stage: Stage) -> dict[str, A
     return read_checkpoint(path)
 
 
+def record_of(saved: dict[str, Any]) -> dict[str, Any]:
+    """A state's own record, as later stages have it."""
+    return {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+
+
 def places(content: Any, depth: int) -> Iterator[tuple[Any, ...]]:
     """The keys that lead to every value of a nested record, down to a depth."""
     items: Any = ()
@@ -80,7 +85,7 @@ def test_damaged_records_of_teachers_and_counts_of_steps(
         checkpoint.resume(tmp_path / "stage1.pt", state, stage, 4, "data")
         return state
 
-    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    own = record_of(saved)
     teacher: dict[str, Any] = {"sha256": "1" * 64, "records": [own]}
     assert resumed(teacher=teacher, before=None).teacher == teacher
     itself: dict[str, Any] = {"sha256": "1" * 64, "records": []}
@@ -108,7 +113,7 @@ def test_a_teachers_history_is_kept_once_whatever_it_taught(
     saved: dict[str, Any], tmp_path: Path, stage: Stage
 ) -> None:
     """100 stages of one teacher of 20 stages are 120 records, not 2120."""
-    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    own = record_of(saved)
 
     def teacher() -> dict[str, Any]:
         return {"sha256": "1" * 64, "records": [copy.deepcopy(own) for _ in range(20)]}
@@ -128,7 +133,7 @@ def test_a_history_that_grows_with_every_teacher_of_teachers_is_refused(
     saved: dict[str, Any], tmp_path: Path, stage: Stage
 ) -> None:
     """Few records in the file, and as many as 18^9 on the ways through them."""
-    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    own = record_of(saved)
     teacher: dict[str, Any] = {"sha256": "1" * 64, "records": [own]}
     for _ in range(9):
         teacher = {"sha256": "1" * 64, "records": [{**own, "teacher": teacher}] * 18}
@@ -141,7 +146,7 @@ def test_digests_of_images_are_kept_once_however_often_they_were_seen(
     saved: dict[str, Any], tmp_path: Path, stage: Stage
 ) -> None:
     """.. and of 300,000 images, too, which are more than a checkpoint may hold as text."""
-    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
+    own = record_of(saved)
 
     def record() -> dict[str, Any]:
         summary = {"images": 300_000, "sha256": [f"{i:064x}" for i in range(300_000)]}
@@ -177,8 +182,7 @@ def test_digests_of_images_are_kept_once_however_often_they_were_seen(
 def test_a_table_of_digests_of_another_kind_is_refused(
     saved: dict[str, Any], tmp_path: Path, stage: Stage, digests: torch.Tensor
 ) -> None:
-    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
-    before = [{**own, "data_summary": {"sha256": digests}, "teacher": None}]
+    before = [{**record_of(saved), "data_summary": {"sha256": digests}, "teacher": None}]
     torch.save({**saved, "before": before}, tmp_path / "stage1.pt")
     with pytest.raises(CheckpointError, match="data_summary"):
         checkpoint.resume(tmp_path / "stage1.pt", new_state(stage), stage, 4, "data")
@@ -187,8 +191,9 @@ def test_a_table_of_digests_of_another_kind_is_refused(
 def test_digests_as_older_checkpoints_have_them_are_read(
     saved: dict[str, Any], tmp_path: Path, stage: Stage
 ) -> None:
-    own = {key: saved[key] for key in ("stage", "step", "seed", "data", "history")}
-    before = [{**own, "data_summary": {"sha256": ["a" * 64, "no digest"]}, "teacher": None}]
+    before = [
+        {**record_of(saved), "data_summary": {"sha256": ["a" * 64, "no digest"]}, "teacher": None}
+    ]
     torch.save({**saved, "before": before}, tmp_path / "stage1.pt")
     again = new_state(stage)
     checkpoint.resume(tmp_path / "stage1.pt", again, stage, 4, "data")

@@ -1,6 +1,7 @@
 """What a checkpoint and a run's folder say of how its weights came about."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -30,6 +31,7 @@ FIELDS: dict[str, type] = {
 }
 LATER_FIELDS: dict[str, type] = {"before": list, "init": dict, "teacher": dict}
 STATES = ("stage2.pt", "stage1.pt")  # training states in the folder of a run, the last first
+DIGEST = re.compile("[0-9a-f]{64}")  # of an image
 MOST = 10**15  # of a stage's numbers
 MOST_RECORDS = 200  # of stages, those of teachers counted, each teacher once,
 MOST_PATHS = 5000  # .. or as often as it taught
@@ -142,14 +144,11 @@ def with_texts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _with_tensor(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary with its digests as a tensor, if they are digests."""
     digests = summary.get("sha256")
-    if not isinstance(digests, list) or not all(is_of(d, str) and len(d) == 64 for d in digests):
+    if not digests or not _has_digests(summary):
         return summary
-    try:
-        values = bytearray.fromhex("".join(digests))
-    except ValueError:
+    if not all(is_of(digest, str) and DIGEST.fullmatch(digest) for digest in digests):
         return summary
-    if not values or len(values) != 32 * len(digests):
-        return summary
+    values = bytearray.fromhex("".join(digests))
     return {**summary, "sha256": torch.frombuffer(values, dtype=torch.uint8).view(-1, 32)}
 
 

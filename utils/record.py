@@ -118,19 +118,22 @@ def _driver() -> str | None:
 
 
 def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        if name := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
-            return f"{name[1].strip()}, {os.cpu_count()} cores"
-    return platform.processor() or platform.machine()
+    name = _told_of_cpu("model name")
+    return f"{name}, {os.cpu_count()} cores" if name else platform.processor() or platform.machine()
 
 
 def _instructions() -> str | None:
     """The widest that this CPU multiplies by: virtual machines may hide some of a model's."""
+    able = _told_of_cpu("flags").split()
+    return next((word for flag, word in WIDEST.items() if flag in able), None)
+
+
+def _told_of_cpu(field: str) -> str:
+    """What Linux tells of the first CPU, or an empty text."""
     with contextlib.suppress(OSError):
-        if flags := re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
-            able = flags[1].split()
-            return next((word for flag, word in WIDEST.items() if flag in able), None)
-    return None
+        if line := re.search(rf"^{field}\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
+            return line[1].strip()
+    return ""
 
 
 def _output(command: list[str]) -> str | None:
