@@ -169,7 +169,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     given = sys.argv[1:] if argv is None else argv
     end = given.index("--") if "--" in given else len(given)
     args = parser.parse_intermixed_args(given[:end])  # inputs may stand among the options
-    args.inputs += [*args.input, *map(Path, given[end + 1 :])]
+    args.inputs += args.input + parser.parse_args(given[end:]).inputs
     for name, least in (("tile", 0), ("memory", 1), ("jobs", 1)):
         value = getattr(args, name)
         if value is not None and value < least:

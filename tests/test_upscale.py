@@ -170,6 +170,7 @@ def test_what_a_warning_advises_can_be_done(
         (["a.png", "--ext", "gif"], "invalid choice"),
         (["a.png", "--ext", "tif", "-o", "b.tiff.png"], "ends in .tif, as --ext says, got b.tiff"),
         ([""], "expected the name of a file or folder, got none"),
+        (["a.png", "--", ""], "expected the name of a file or folder, got none"),
         (["a.png", "-o", ""], "expected the name of a file or folder, got none"),
     ],
 )
