@@ -11,8 +11,8 @@ import pytest
 
 from deploy.submission import typeset
 from deploy.submission.__main__ import main, read_entry
+from deploy.submission.entry import Entry
 from deploy.submission.factsheet import latex, sources
-from deploy.submission.rules import Entry
 from deploy.submission.team import email, read_team
 from utils.files import ROOT
 from utils.record import read_runs

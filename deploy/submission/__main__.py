@@ -11,8 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deploy.submission.entry import Entry
 from deploy.submission.package import build
-from deploy.submission.rules import FILE_RULES, MODEL_RULES, Entry, check
+from deploy.submission.rules import FILE_RULES, MODEL_RULES, check
 from deploy.submission.team import TEAM, read_team
 from deploy.submission.typeset import TexError
 from utils import command

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.submission.rules import PUBLISHED, Entry
+from deploy.submission.entry import PUBLISHED, Entry
 from deploy.submission.team import Team
 from deploy.submission.typeset import escaped, tabular
 from utils.datasets import SCALE

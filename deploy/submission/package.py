@@ -4,8 +4,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from deploy.submission.entry import Entry
 from deploy.submission.factsheet import sources
-from deploy.submission.rules import Entry
 from deploy.submission.team import TEAM, email
 from deploy.submission.typeset import pdf
 from utils.command import UserError
