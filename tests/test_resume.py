@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kernels import native_library
-from train.records import MOST_RECORDS, check_state, training_records
+from train.records import training_records
+from train.state_check import MOST_RECORDS, check_state
 from utils.weights import read_checkpoint
 
 Train = Callable[..., CompletedProcess[str]]

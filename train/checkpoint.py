@@ -12,9 +12,10 @@ from torch import Tensor
 from models.team23_LKDN import LKDN
 from train.optim import Muon
 from train.recipes import ENDLESS, Stage, idle_numbers
-from train.records import check_state, complete_stage, is_of, share_summaries, with_texts
+from train.records import share_summaries, with_texts
 from train.reparam import training_form
 from train.soap import Soap
+from train.state_check import check_state, complete_stage, is_of
 from utils.files import write_bytes
 from utils.text import printable
 from utils.weights import (

@@ -13,8 +13,9 @@ from models.team23_LKDN import LKDB, LKDN
 from train import checkpoint
 from train.optim import make_optimizers
 from train.recipes import Engine, Stage
-from train.records import MOST_RECORDS, all_records, training_records, warn_of_unfinished
+from train.records import training_records, warn_of_unfinished
 from train.reparam import fuse, has_branches, training_form
+from train.state_check import MOST_RECORDS, all_records
 from train.teacher import Teacher
 from utils.command import UserError
 from utils.files import sha256

@@ -16,7 +16,7 @@ from models.team23_LKDN import LKDN
 from train.checkpoint import DEEPEST, WIDEST
 from train.forward import arithmetic_of
 from train.recipes import RECIPES, Engine, Stage, idle_numbers
-from train.records import MOST
+from train.state_check import MOST
 from utils import command, devices
 from utils.command import UserError
 from utils.datasets import SCALE
