@@ -94,11 +94,13 @@ def product(a, b, total):
 def pair_product(x, first, second, weight, K: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     """first (pixels, A) and second (pixels, B) plus the columns of x @ weight (K, A + B).
 
-    B may be 0; then second is returned as it came.
+    B may be 0; then second is returned as it came. Triton 3.6's assembler gave the narrow product
+    the weights of another place where it came after the wide one (ptxas 12.8, Hopper, merge_kernel
+    in halves); tests/test_triton_compile.py reads where each product's weights are.
     """
-    first = product(x, matrix(weight, K, A, A + B), first)
     if B > 0:
         second = product(x, matrix(weight + A, K, B, A + B), second)
+    first = product(x, matrix(weight, K, A, A + B), first)
     return first, second
 
 

@@ -34,6 +34,7 @@ def test_modelled_and_compiled_kernels_are_published(tmp_path: Path) -> None:
         "<!-- generated: modelled -->\n<!-- end -->\n<!-- generated: compiled -->\n<!-- end -->\n"
     )
     whole = {"kernels": 9, "registers": [64, 128], "stack_bytes": 8, "on_tensor_cores": 7}
+    whole |= {"doubtful_products": 3}
     rows = [ROW | whole, ROW | {"failed": "PassManagerError"}]
     publish([], tmp_path)
     assert document.read_text().count("\nnot measured\n") == 2
@@ -42,8 +43,8 @@ def test_modelled_and_compiled_kernels_are_published(tmp_path: Path) -> None:
     publish(files, tmp_path)
     lines = document.read_text().splitlines()
     assert "| merge | 4 | 99 | 125.0 | L1 &#124; L2 |" in lines
-    assert lines.count("| sm_90 | fp16 | 9 | 64 to 128 | 8 | 7 on tensor cores |") == 2
-    assert lines.count("| sm_90 | fp16 | fails | PassManagerError |  |  |") == 2
+    assert lines.count("| sm_90 | fp16 | 9 | 64 to 128 | 8 | 7 | 3 |") == 2
+    assert lines.count("| sm_90 | fp16 | fails | PassManagerError |  |  |  |") == 2
     words = next(line for line in lines if line.startswith("Modelled, not measured"))
     assert "34x51" in words and "0.50 ms a forward, 12 MiB held" in words
     published = {file.name for file in (tmp_path / "results" / "published").iterdir()}

@@ -12,6 +12,7 @@ import pytest
 
 from deploy.bench import modelled
 from deploy.bench.ahead import Compiled
+from deploy.bench.descriptors import doubtful_products
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -35,7 +36,7 @@ for batch, height, width in json.loads(sys.argv[3]):
     for launch in forward_launches(net, DTYPES[sys.argv[2]], int(sys.argv[1]), size):
         kernels[launch.kernel.cubin] = launch.kernel
         held = max(held, launch.held_bytes / (batch * height * width))
-names = ("name", "stack", "registers", "shared", "multiplies", "late_writes")
+names = ("name", "stack", "registers", "shared", "multiplies", "late_writes", "doubtful")
 kernels = [{name: getattr(k, name) for name in names} for k in kernels.values()]
 with launches(int(sys.argv[1])) as made:
     x = torch.zeros(1, 42, 8, 16, dtype=DTYPES[sys.argv[2]], requires_grad=True)
@@ -80,6 +81,7 @@ def test_kernels_stay_in_registers_and_multiply_on_tensor_cores(
         assert 16 <= kernel["registers"] <= 255, kernel  # that they were read at all
         assert kernel["shared"] <= SHARED[case[0]], kernel
         assert not kernel["late_writes"], kernel
+        assert not kernel["doubtful"], kernel
         assert kernel["multiplies"] == (kernel["name"] not in WITHOUT_PRODUCTS), kernel
 
 
@@ -97,6 +99,55 @@ def test_what_a_product_on_hopper_reads_is_written_before_its_fence() -> None:
     for line, late in (("", []), ("mov.b32 %r2, %r1;", ["%r2"]), ("@%p2 add.f32 %r4, 1;", ["%r4"])):
         compiled = Compiled("kernel", "", ptx.format(line), b"", warps=4, shared=0)
         assert compiled.late_writes == late
+
+
+# Of merge_kernel by ptxas 12.8 (Triton 3.6): the weights' place is built from what is no place.
+PLACED_WRONGLY = """
+    2990*/ UMOV UR25, 0x40000040
+    29a0*/ UMOV UR27, 0xc0000010
+    2ab0*/ HGMMA.64x16x16.F32 R40, gdesc[UR24].tnspB, R40
+    2ac0*/ UIADD3 UR26, UP0, UR8, 0x20, URZ
+    2ad0*/ UIADD3.X UR27, UR8, -0x3ffffff0, URZ, UP0, !UPT
+    2b10*/ HGMMA.64x16x16.F32 R40, gdesc[UR24].tnspB, R40, gsb0
+"""
+# .. and by the same with the kernel's products in another order: the sum of two layouts.
+ADDED_TWICE = """
+    1de0*/ UMOV UR11, 0x80000020
+    1df0*/ UIADD3.X UR11, UR11, -0x3ffffff0, URZ, UP0, !UPT
+    1e00*/ HGMMA.64x16x16.F32 R40, R48, gdesc[UR8].tnspB, RZ, !UPT
+"""
+# Ways in which layouts come to their registers.
+PLACED = """
+    1610*/ ULOP3.LUT UR18, UR54, 0x3fff, URZ, 0xc0, !UPT
+    1630*/ UMOV UR22, 0xffffffc0
+    1640*/ UMOV UR23, 0x7fffffdf
+    1650*/ UMOV UR19, URZ
+    17c0*/ UIADD3.64 UR22, UR18, -UR22, URZ
+    17d0*/ MOV R21, UR23
+    1820*/ UMOV UR4, URZ
+    1830*/ UIADD3.X UR31, UR4, -0x7fffffe0, URZ, UP0, !UPT
+    2280*/ HGMMA.64x32x16.F32 R24, R48, gdesc[UR20].tnspB, RZ, !UPT
+    2290*/ HGMMA.64x32x16.F32 R24, R52, gdesc[UR28].tnspB, R24, gsb0
+    22a0*/ R2UR UR7, R21
+    22b0*/ HGMMA.64x32x16.F32 R24, R52, gdesc[UR4].tnspB, R24, gsb0
+"""
+IN_A_LOOP = """
+    0100*/ UMOV UR7, 0x80000020
+    0110*/ HGMMA.64x32x16.F32 R24, R48, gdesc[UR4].tnspB, RZ, !UPT
+    0120*/ R2UR UR7, R90
+    0130*/ @P1 BRA 0x110
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "doubtful"),
+    [(PLACED, []), (PLACED_WRONGLY, ["2b10"]), (ADDED_TWICE, ["1e00"]), (IN_A_LOOP, ["0110"])],
+)
+def test_it_is_told_where_a_product_on_hopper_has_its_matrices(
+    code: str, doubtful: list[str]
+) -> None:
+    sass = [line.strip() for line in code.strip().splitlines()]
+    assert [line.split("*/")[0] for line in doubtful_products(sass)] == doubtful
 
 
 def test_training_s_kernels_stay_in_registers(

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deploy.bench.descriptors import doubtful_products
+
 LONG, MIN_STACK_SIZE, REGCOUNT = 0x04, 0x12, 0x2F  # in a cubin's section .nv.info
 NVIDIA = Path("backends", "nvidia", "bin")  # in Triton's package
 
@@ -67,6 +69,11 @@ class Compiled:
             elif written is not None and (target := re.match(r"(?:@\S+ )?[\w.]+\s+(%r\d+),", line)):
                 written.add(target[1])
         return late
+
+    @cached_property
+    def doubtful(self) -> list[str]:
+        """Products on Hopper of which the machine code does not say where their matrices are."""
+        return doubtful_products(self.sass)
 
     @cached_property
     def sass(self) -> list[str]:

@@ -170,7 +170,8 @@ def model(size: tuple[int, int, int], precision: str) -> dict[str, Any]:
 
 def compile_all() -> list[dict[str, Any]]:
     """Compile for every architecture in every precision: a row each, with the least and the most
-    registers and the largest stack of its kernels, or with the compiler's error."""
+    registers, the largest stack and the doubtful products of its kernels, or with the compiler's
+    error."""
     rows = []
     for capability, precision in product(ARCHITECTURES, backends.PRECISIONS):
         row: dict[str, Any] = {"architecture": f"sm_{capability}", "precision": precision}
@@ -188,6 +189,7 @@ def compile_all() -> list[dict[str, Any]]:
         row["registers"] = [min(registers), max(registers)]
         row["stack_bytes"] = max(kernel.stack for kernel in kernels)
         row["on_tensor_cores"] = sum(kernel.multiplies for kernel in kernels)
+        row["doubtful_products"] = sum(len(kernel.doubtful) for kernel in kernels)
     return rows
 
 

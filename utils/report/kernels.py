@@ -33,7 +33,8 @@ COMPILED: dict[str, Kind] = {
         (
             {
                 **dict.fromkeys(("architecture", "precision"), str),
-                **dict.fromkeys(("kernels", "stack_bytes", "on_tensor_cores"), COUNT),
+                **dict.fromkeys(("kernels", "stack_bytes"), COUNT),
+                **dict.fromkeys(("on_tensor_cores", "doubtful_products"), COUNT),
                 "registers": [COUNT, COUNT],
             },
             {**dict.fromkeys(("architecture", "precision", "failed"), str)},
@@ -62,17 +63,19 @@ def _modelled(record: Record, forward: Record) -> str:
 
 
 def compiled(record: Record) -> str:
-    """A row an architecture and precision: registers and stack of its kernels."""
-    lines = [["architecture", "precision", "kernels", "registers", "stack, bytes", "products"]]
+    """A row an architecture and precision: registers, stack and products of its kernels."""
+    lines = [["architecture", "precision", "kernels", "registers", "stack, bytes"]]
+    lines[0] += ["on tensor cores", "doubtful products"]
     for row in record["compiled"]:
         if "failed" in row:
-            cells = ["fails", row["failed"], "", ""]
+            cells = ["fails", row["failed"], "", "", ""]
         else:
             cells = [
                 str(row["kernels"]),
                 "{} to {}".format(*row["registers"]),
                 str(row["stack_bytes"]),
-                f"{row['on_tensor_cores']} on tensor cores",
+                str(row["on_tensor_cores"]),
+                str(row["doubtful_products"]),
             ]
         lines.append([row["architecture"], row["precision"], *cells])
     return f"{_made_by(record)}:\n\n{markdown(lines)}"
