@@ -3,8 +3,8 @@
 A product's descriptor is 64 bits in two uniform registers: below, a place; above, the matrix's
 layout, which is known when a kernel is compiled. So following constants through the code has to
 find one of three layouts above for every product (PTX ISA, matrix descriptor). ptxas 12.8, which
-Triton 3.6 brings, once took the place of something else for the upper half: fp16 was wrong on a
-GPU, and right wherever the PTX was run otherwise.
+Triton 3.6 brings, once added the layout to a register that holds something else: fp16 was wrong on
+a GPU.
 """
 
 import re
