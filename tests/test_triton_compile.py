@@ -137,11 +137,23 @@ IN_A_LOOP = """
     0120*/ R2UR UR7, R90
     0130*/ @P1 BRA 0x110
 """
+OF_ANOTHER_THREAD = """
+    00f0*/ MOV R5, 0x80000020
+    0100*/ SHFL.IDX PT, R5, R5, RZ, 0x1f
+    0110*/ R2UR UR7, R5
+    0120*/ HGMMA.64x32x16.F32 R24, R48, gdesc[UR4].tnspB, RZ, !UPT
+"""
 
 
 @pytest.mark.parametrize(
     ("code", "doubtful"),
-    [(PLACED, []), (PLACED_WRONGLY, ["2b10"]), (ADDED_TWICE, ["1e00"]), (IN_A_LOOP, ["0110"])],
+    [
+        (PLACED, []),
+        (PLACED_WRONGLY, ["2b10"]),
+        (ADDED_TWICE, ["1e00"]),
+        (IN_A_LOOP, ["0110"]),
+        (OF_ANOTHER_THREAD, ["0120"]),
+    ],
 )
 def test_it_is_told_where_a_product_on_hopper_has_its_matrices(
     code: str, doubtful: list[str]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 # Swizzled in 128, 64 or 32 bytes, and the next eight rows 1024, 512 or 256 bytes on.
 LAYOUTS = {0x40000040, 0x80000020, 0xC0000010}
 PLACES = (0, 0x3FFF)  # the least and the most that the lower half begins with
-REGISTER = re.compile(r"U?R\d+")
+REGISTER = re.compile(r"(U?R)(\d+)")
+PREDICATE = re.compile(r"!?U?P(\d+|T)")
 NUMBER = re.compile(r"-?0x[0-9a-f]+")
 COPIES = {"UMOV", "MOV", "R2UR"}
 MULTIPLIED = {"IMAD.U32", "IMAD.MOV.U32", "IMAD.MOV"}  # a copy where the factors are zero
@@ -31,9 +32,10 @@ class _Instruction:
 
     def targets(self) -> list[str]:
         """The registers that it writes."""
-        if not self.operands or not REGISTER.fullmatch(self.operands[0]):
-            return []
-        if self.name.startswith("ST"):
+        behind = "SETP" not in self.name and bool(PREDICATE.fullmatch(self.operands[0]))
+        first = self.operands[behind : behind + 1]
+        target = REGISTER.fullmatch(first[0]) if first else None
+        if target is None or self.name.startswith("ST"):
             return []
         count = 1
         if self.name.startswith("HGMMA"):
@@ -42,12 +44,11 @@ class _Instruction:
             count = 4
         elif ".64" in self.name or "WIDE" in self.name or self.name.startswith("CS2R"):
             count = 2
-        kind, number = re.match(r"(U?R)(\d+)", self.operands[0]).groups()  # type: ignore[union-attr]
-        return [f"{kind}{int(number) + i}" for i in range(count)]
+        return [f"{target[1]}{int(target[2]) + i}" for i in range(count)]
 
     def sources(self) -> list[str]:
         """What it computes with, predicates left out."""
-        return [o for o in self.operands[1:] if not re.fullmatch(r"!?U?P(\d+|T)", o)]
+        return [operand for operand in self.operands[1:] if not PREDICATE.fullmatch(operand)]
 
 
 def doubtful_products(sass: list[str]) -> list[str]:
@@ -85,7 +86,7 @@ def _parse(line: str) -> _Instruction:
         r"\s*(@!?U?P\w+ )?\s*(\S+)\s*(.*)", text
     ).groups()
     parts = tuple(part.strip().replace(".reuse", "") for part in operands.split(","))
-    return _Instruction(int(at, 16), name, parts if operands else (), bool(predicate))
+    return _Instruction(int(at, 16), name, parts, bool(predicate))
 
 
 def _loops(instructions: list[_Instruction]) -> dict[int, set[str]]:
