@@ -73,7 +73,7 @@ class Compiled:
     @cached_property
     def doubtful(self) -> list[str]:
         """Products on Hopper of which the machine code does not say where their matrices are."""
-        return doubtful_products(self.sass)
+        return doubtful_products(self.sass) if "wgmma.mma_async" in self.ptx else []
 
     @cached_property
     def sass(self) -> list[str]:
