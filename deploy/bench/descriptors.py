@@ -9,46 +9,18 @@ a GPU.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from deploy.bench.sass import NUMBER, Instruction, loops, parse
 
 # Swizzled in 128, 64 or 32 bytes, and the next eight rows 1024, 512 or 256 bytes on.
 LAYOUTS = {0x40000040, 0x80000020, 0xC0000010}
 PLACES = (0, 0x3FFF)  # the least and the most that the lower half begins with
 REGISTER = re.compile(r"(U?R)(\d+)")
 PREDICATE = re.compile(r"!?U?P(\d+|T)")
-NUMBER = re.compile(r"-?0x[0-9a-f]+")
 COPIES = {"UMOV", "MOV", "R2UR"}
 MULTIPLIED = {"IMAD.U32", "IMAD.MOV.U32", "IMAD.MOV"}  # a copy where the factors are zero
 SUMS = {"UIADD3", "UIADD3.X", "IADD3", "IADD3.X"}
 WORD = 1 << 32
-
-
-@dataclass(frozen=True)
-class _Instruction:
-    at: int
-    name: str
-    operands: tuple[str, ...]
-    is_conditional: bool
-
-    def targets(self) -> list[str]:
-        """The registers that it writes."""
-        behind = "SETP" not in self.name and bool(PREDICATE.fullmatch(self.operands[0]))
-        first = self.operands[behind : behind + 1]
-        target = REGISTER.fullmatch(first[0]) if first else None
-        if target is None or self.name.startswith("ST"):
-            return []
-        count = 1
-        if self.name.startswith("HGMMA"):
-            count = int(self.name.split(".")[1].split("x")[1]) // 2
-        elif self.name.startswith("LDSM") or ".128" in self.name:
-            count = 4
-        elif ".64" in self.name or "WIDE" in self.name or self.name.startswith("CS2R"):
-            count = 2
-        return [f"{target[1]}{int(target[2]) + i}" for i in range(count)]
-
-    def sources(self) -> list[str]:
-        """What it computes with, predicates left out."""
-        return [operand for operand in self.operands[1:] if not PREDICATE.fullmatch(operand)]
 
 
 def doubtful_products(sass: list[str]) -> list[str]:
@@ -58,8 +30,11 @@ def doubtful_products(sass: list[str]) -> list[str]:
     Args:
         sass: from deploy.bench.ahead.Compiled.
     """
-    instructions = [_parse(line) for line in sass]
-    changed_in_loop = _loops(instructions)
+    instructions = parse(sass)
+    changed_in_loop: dict[int, set[str]] = {}
+    for first, last in loops(instructions):
+        body = [i for i in instructions if first <= i.at <= last]
+        changed_in_loop.setdefault(first, set()).update(r for i in body for r in _targets(i))
     known: dict[str, int] = {}
     doubtful = []
     for line, instruction in zip(sass, instructions, strict=True):
@@ -69,39 +44,34 @@ def doubtful_products(sass: list[str]) -> list[str]:
             layouts = {known.get(register) for register in _upper_halves(instruction)}
             if not layouts <= LAYOUTS:
                 doubtful.append(line)
-        targets = instruction.targets()
-        values = [None] * len(targets) if instruction.is_conditional else _run(instruction, known)
-        for i, register in enumerate(targets):
-            value = values[i] if i < len(values) else None
-            if value is None:
-                known.pop(register, None)
-            else:
-                known[register] = value
+        targets = _targets(instruction)
+        values = [] if instruction.is_conditional else _run(instruction, known)
+        for register in targets:
+            known.pop(register, None)
+        found = zip(targets, values, strict=False)
+        known.update((register, value) for register, value in found if value is not None)
     return doubtful
 
 
-def _parse(line: str) -> _Instruction:
-    at, text = line.split("*/", 1)
-    predicate, name, operands = re.match(  # type: ignore[union-attr]
-        r"\s*(@!?U?P\w+ )?\s*(\S+)\s*(.*)", text
-    ).groups()
-    parts = tuple(part.strip().replace(".reuse", "") for part in operands.split(","))
-    return _Instruction(int(at, 16), name, parts, bool(predicate))
+def _targets(instruction: Instruction) -> list[str]:
+    """The registers that it writes, or more."""
+    name, operands = instruction.name, instruction.operands
+    behind = "SETP" not in name and bool(PREDICATE.fullmatch(operands[0]))
+    first = operands[behind : behind + 1]
+    target = REGISTER.fullmatch(first[0]) if first else None
+    if target is None or name.startswith("ST"):
+        return []
+    count = 1
+    if name.startswith("HGMMA"):
+        count = int(name.split(".")[1].split("x")[1]) // 2
+    elif name.startswith("LDSM") or ".128" in name:
+        count = 4
+    elif ".64" in name or "WIDE" in name or name.startswith("CS2R"):
+        count = 2
+    return [f"{target[1]}{int(target[2]) + i}" for i in range(count)]
 
 
-def _loops(instructions: list[_Instruction]) -> dict[int, set[str]]:
-    """Where a loop begins, the registers that are written in it."""
-    found: dict[int, set[str]] = {}
-    for jump in instructions:
-        goal = next((o for o in jump.operands if NUMBER.fullmatch(o)), None)
-        if jump.name.startswith("BRA") and goal and int(goal, 16) < jump.at:
-            body = [i for i in instructions if int(goal, 16) <= i.at <= jump.at]
-            written = found.setdefault(int(goal, 16), set())
-            written.update(register for i in body for register in i.targets())
-    return found
-
-
-def _upper_halves(product: _Instruction) -> Iterator[str]:
+def _upper_halves(product: Instruction) -> Iterator[str]:
     """The registers of the layouts: of the second matrix, and of the first, if that is not in
     registers."""
     descriptor = next(o for o in product.operands if o.startswith("gdesc["))
@@ -111,22 +81,22 @@ def _upper_halves(product: _Instruction) -> Iterator[str]:
         yield f"UR{first + 1}"
 
 
-def _run(instruction: _Instruction, known: dict[str, int]) -> list[int | None]:
-    """What an instruction leaves in its registers, None where that is not known."""
-    name, sources = instruction.name, instruction.sources()
+def _run(instruction: Instruction, known: dict[str, int]) -> list[int | None]:
+    """What an instruction leaves in its registers, as far as it is known."""
+    name = instruction.name
+    sources = [o for o in instruction.operands[1:] if not PREDICATE.fullmatch(o)]
     if name in COPIES or (name in MULTIPLIED and sources[:2] == ["RZ", "RZ"]):
         return [_value(sources[-1], known)]
     if name in SUMS:  # no carry: places are far below a word's end
-        values = [_value(source, known) for source in sources]
-        return [sum(v for v in values if v is not None) % WORD if None not in values else None]
+        values = [v for source in sources if (v := _value(source, known)) is not None]
+        return [sum(values) % WORD] if len(values) == len(sources) else []
     if name == "UIADD3.64":
-        pairs = [_pair(source, known) for source in sources]
-        ends = [
-            sum(p[end] for p in pairs if p is not None) % (WORD * WORD) for end in (0, 1)
-        ]  # of the least places, and of the most
-        if None in pairs or ends[0] // WORD != ends[1] // WORD:
-            return [None, None]
-        return [ends[0] % WORD if ends[0] == ends[1] else None, ends[0] // WORD]
+        pairs = [pair for source in sources if (pair := _pair(source, known))]
+        # Of the least places, and of the most.
+        least, most = (sum(pair[end] for pair in pairs) % WORD**2 for end in (0, 1))
+        if len(pairs) < len(sources) or least // WORD != most // WORD:
+            return []
+        return [least % WORD if least == most else None, least // WORD]
     if name.startswith("CS2R") and sources == ["SRZ"]:
         return [0, 0]
     return []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deploy import backends
 from deploy.bench.ahead import Launch, forward_launches
+from deploy.bench.sass import loops, parse
 from deploy.bench.worker import load_shipped
 from utils import command, devices
 from utils.command import UserError
@@ -69,21 +70,16 @@ def count(sass: list[str], trips: list[int]) -> Counts:
     Raises:
         ValueError: another number of loops.
     """
-    lines = [(int(at, 16), text) for at, text in (line.split("*/", 1) for line in sass)]
-    loops = []
-    for at, text in lines:
-        jump = re.search(r"\bBRA (?:`\(\S+\)|0x([0-9a-f]+))", text)
-        if jump and jump[1] and int(jump[1], 16) < at:
-            loops.append((int(jump[1], 16), at))
-    if len(loops) != len(trips):
-        raise ValueError(f"expected {len(trips)} loops, got {len(loops)}")
+    code = parse(sass)
+    if len(found := loops(code)) != len(trips):
+        raise ValueError(f"expected {len(trips)} loops, got {len(found)}")
     instructions = l1_bytes = l2_bytes = flops = 0.0
-    for at, text in lines:
+    for instruction in code:
         times = 1
-        for (first, last), trip in zip(loops, trips, strict=True):
-            times *= trip if first <= at <= last else 1
+        for (first, last), trip in zip(found, trips, strict=True):
+            times *= trip if first <= instruction.at <= last else 1
         instructions += times
-        name = re.sub(r"^\s*(@!?U?P\w+\s+)?", "", text)
+        name = instruction.text
         if re.match(r"(LDG|STG|LDS|STS|LDSM|STSM)\b", name):
             l1_bytes += times * 32 * _width(name)
         if re.match(r"LDGSTS\b", name):  # a copy to shared memory
