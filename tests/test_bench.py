@@ -1,4 +1,4 @@
-"""The benchmark: its command, its record, its tables, and the large image."""
+"""The benchmark: its command, its record, and the large image."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_records import a_benchmark
 
 from deploy import backends
 from deploy.bench import __main__ as bench
@@ -258,75 +259,6 @@ def test_a_large_photo_is_measured_through_the_command() -> None:
     assert 0 < result["peak_mib"] < 1000 and result["import_mib"] > 50
     assert result["largest_difference_levels"] <= 1
     assert f"and {result['peak_mib']:.0f} MiB beyond the" in speed.large([result])
-
-
-def a_benchmark(device: str = "cpu") -> dict[str, Any]:
-    row = {
-        "against": "",
-        "prepared": True,
-        "height": 340,
-        "width": 510,
-        "p20_ms": 9.0,
-        "p80_ms": 11.0,
-        "memory_mib": 20.0,
-        "psnr_drift_db": -0.001,
-        "tflop_s": 0.5,
-        "gb_s": 40.0,
-        "precision": "fp32",
-    }
-    return {
-        "environment": {
-            "device_type": device,
-            "device": "a chip",
-            "threads": 2,
-            "torch": "2.9",
-            "commit": "c" * 40,
-            "date": "2026-01-02T03:04:05+00:00",
-        },
-        "ceilings": {"gb_s": 80.0, "tflop_s_fp32": 1.0},
-        "rounds": 3,
-        "refused": {"triton fp16": "no GPU"},
-        "rows": [
-            {
-                **row,
-                "backend": "eager",
-                "label": "eager fp32",
-                "ran": "eager fp32",
-                "p50_ms": 50.0,
-                "p80_ms": 55.0,
-                "ratio_to_eager": 1.0,
-            },
-            {
-                **row,
-                "backend": "auto",
-                "label": "auto fp32",
-                "ran": "native fp32",
-                "p50_ms": 10.0,
-                "ratio_to_eager": 5.0,
-            },
-        ],
-    }
-
-
-def test_a_published_benchmark_makes_tables_and_picture(tmp_path: Path) -> None:
-    file = tmp_path / "ladder_cpu.json"
-    file.write_text(json.dumps(a_benchmark()))
-    document = (
-        "<!-- generated: benchmark -->\n<!-- end -->\n<!-- generated: speed -->\n<!-- end -->\n"
-    )
-    (tmp_path / "README.md").write_text(document)
-    documents.publish([file], tmp_path)
-    published = tmp_path / "results" / "published"
-    assert sorted(p.name for p in published.iterdir()) == ["ladder_cpu.json", "ladder_cpu.png"]
-    text = (tmp_path / "README.md").read_text()
-    assert "| 340x510, auto fp32: native fp32 | 10.00 | 9.00 | 11.00 | 5.00 | 20 |" in text
-    assert "510x340 pixels takes 10 ms with `--backend auto` (native fp32). With eager" in text
-    assert "it takes 50 ms, 5.0 times as long. Memory is 20 MiB instead of" in text
-    assert "- triton fp16: no GPU" in text and "1 TFLOP/s in fp32, 80 GB/s" in text
-    assert text.count("An NVIDIA GPU") == 2 and text.count("not measured") == 2
-    (published / "ladder_cuda.json").write_text(json.dumps(a_benchmark("cuda")))
-    documents.publish([], tmp_path)
-    assert "not measured" not in (tmp_path / "README.md").read_text()
 
 
 def test_labels_tell_rows_apart() -> None:

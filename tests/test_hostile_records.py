@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bench import a_benchmark
-from test_record import a_run
+from made_records import a_benchmark, a_run
 
 from deploy.submission.factsheet import latex
 from deploy.submission.team import TEAM, read_team

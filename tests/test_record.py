@@ -1,6 +1,5 @@
-"""Run records, the template's results files made of them, and the generated tables."""
+"""Run records, and the template's results files made of them."""
 
-import copy
 import json
 import math
 import shutil
@@ -11,59 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from made_records import a_run
 
 from utils import record, template
-from utils.command import UserError
 from utils.files import ROOT, write_json
-from utils.report import documents, summary
+from utils.report import summary
 from utils.text import machine
-
-
-def a_run(dataset: str = "Set5", model: str = "23_LKDN", device: str = "cpu") -> dict[str, Any]:
-    image = {
-        "name": "a",
-        "size": [64, 48],
-        "runtime_ms": 2.0,
-        "psnr": 30.0,
-        "psnr_y": 31.5,
-        "ssim": None,
-        "ssim_y": 0.9,
-        "psnr_bicubic": 28.0,
-        "psnr_y_bicubic": 29.0,
-    }
-    return {
-        "model": model,
-        "dataset": dataset,
-        "checkpoint": {"name": "w.pth", "sha256": "0" * 64},
-        "lr_source": "files in LR",
-        "backend": "eager",
-        "precision": "fp32",
-        "environment": {
-            "device_type": device,
-            "device": "a chip",
-            "threads": 2,
-            "commit": "c" * 40,
-            "date": "2026-01-02T03:04:05+00:00",
-        },
-        "ave_psnr": 30.0,
-        "ave_psnr_y": 31.5,
-        "ave_ssim": None,
-        "ave_ssim_y": 0.9,
-        "ave_psnr_bicubic": 28.0,
-        "ave_psnr_y_bicubic": 29.0,
-        "ave_runtime_ms": 2.0,
-        "median_runtime_ms": None,
-        "p20_runtime_ms": None,
-        "p80_runtime_ms": None,
-        "memory_mib": 100.0,
-        "num_parameters": 129177,
-        "flops": 8289189888,
-        "flops_counter": "multiply-adds",
-        "activations": 202702848,
-        "num_conv": 86,
-        "images": [image],
-        "failed": [],
-    }
 
 
 def test_runs_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -302,68 +254,3 @@ def test_environment_is_complete_and_holds_no_paths() -> None:
         "date",
     } <= set(environment)
     assert str(ROOT) not in json.dumps(environment)
-
-
-@pytest.mark.parametrize("name", documents.DOCUMENTS)
-def test_documents_say_what_the_published_runs_say(name: str) -> None:
-    text = (ROOT / name).read_text()
-    assert "<!-- generated:" in text
-    assert documents.fill_in(text) == text, "run python -m utils.report.documents --publish"
-
-
-def test_the_factsheets_row_stands_beside_runs_of_its_own_set_alone() -> None:
-    assert summary.table([a_run("demo")])[1:] == [summary.row(a_run("demo"))]
-    table = summary.table([a_run("demo"), a_run("DIV2K_valid")])
-    assert table[1][1] == "29.01" and len(table) == 4
-    assert "29.01" in summary.text(a_run("DIV2K_valid"), "run.json")
-
-
-def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) -> None:
-    parts = "".join(f"<!-- generated: {name} -->\n<!-- end -->\n" for name in documents.PARTS)
-    (tmp_path / "README.md").write_text(f"# A title\n{parts}The end.\n")
-    foreign = a_run("Set14", "23_LKDN@other")
-    foreign["checkpoint"]["name"] = "other.pth"
-    files = [record.write_run(tmp_path, run) for run in (a_run(), a_run("demo"), foreign)]
-    documents.publish(files, tmp_path)
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("# A title\n") and text.endswith("The end.\n")
-    assert "| this repository | 31.500 / 0.9000 | not measured |\n" in text
-    assert "| these weights | 31.500 / 0.9000 |\n" in text and "29.01" not in text
-    assert "| other.pth | not measured | 31.500 / 0.9000 |" in text
-    assert "PSNR (RGB)           30.00 dB, bicubic 28.00 dB, gain +2.00 dB" in text
-    assert documents.fill_in(text, tmp_path) == text
-
-    stage = {
-        "stage": {"name": "stage1", "steps": 7, "batch": 2, "patch": 32},
-        "step": 7,
-        "seed": 0,
-        "data": "f" * 64,
-        "history": [{"minutes": 90.4, "environment": {"device": "a chip", "threads": 2}}],
-        "data_summary": {"images": 3, "megapixels": 12.3},
-    }
-    training = {
-        "sha256": "1" * 64,
-        "stages": [stage],
-        "commands": ["python train/train.py"],
-        "validation": [],
-    }
-    write_json(tmp_path / "results" / "published" / "23_LKDN_training.json", training)
-    documents.regenerate(tmp_path)
-    text = (tmp_path / "README.md").read_text()
-    assert "| this repository | not measured |\n" in text  # sets that nobody measured are left out
-    assert "| other.pth | 31.500 / 0.9000 |\n" in text
-    assert "| minutes | 90 |" in text and "3 images, 12 megapixels" in text
-    with pytest.raises(UserError, match="others"):
-        documents.publish(files[:1], tmp_path)
-
-
-def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
-    failed = copy.deepcopy(a_run())
-    failed["failed"] = ["b: broken"]
-    write_json(tmp_path / "failed.json", failed)
-    write_json(tmp_path / "foreign.json", [1])
-    (tmp_path / "text.json").write_text("{")
-    for name in ("failed", "foreign", "text", "absent"):
-        with pytest.raises(UserError, match=name):
-            documents.publish([tmp_path / f"{name}.json"], tmp_path)
-    assert not (tmp_path / "results").exists()
