@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 import torch
 
-from utils import command, devices, efficiency, measure, record
+from utils import command, devices, efficiency, measure, peak_memory, record
 from utils.command import UserError
 from utils.datasets import BENCHMARKS, CHALLENGE, ImageSet, benchmarks_in, find, is_there
 from utils.files import ROOT
@@ -112,7 +112,7 @@ def judge(args: argparse.Namespace) -> int:
         for model_id, checkpoint in choices
     ]
     if args.memory_of:
-        command.print_answer(measure.memory_of(models, args.memory_of, device))
+        command.print_answer(peak_memory.memory_of(models, args.memory_of, device))
         return command.GOOD
     if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
         raise UserError(
@@ -164,7 +164,7 @@ def measure_sets(
         measured = measure.measure_set(models, image_set, device, options, keep)
         for choice, model, run in zip(choices, models, measured, strict=True):
             if device.type != "cuda" and run["images"]:
-                run |= measure.memory_alone(run, again(choice, model, device))
+                run |= peak_memory.memory_alone(run, again(choice, model, device))
             runs.append(counted(model, run))
             failures += [f"{model.name}, {f}" if len(models) > 1 else f for f in run["failed"]]
             if run["images"]:

@@ -110,7 +110,7 @@ def main(folder: str, stride: str, command: str, *arguments: str) -> None:
     if command == "test_demo":  # what it costs is most of the time, and not what is tested
         counted = module.efficiency.count(module.select_model(23, torch.device("cpu")).net)
         module.efficiency.count = lambda net: counted
-        module.measure.memory_alone = lambda *_: {"memory_mib": 1.0}
+        module.peak_memory.memory_alone = lambda *_: {"memory_mib": 1.0}
     outcomes: list[dict[str, Any]] = []
     while not outcomes or outcomes[-1]["call"]:
         n = 1 + int(stride) * len(outcomes)

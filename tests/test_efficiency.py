@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.team23_LKDN import LKDN
-from utils import measure
+from utils import peak_memory
 from utils.efficiency import count, peak_memory_mib, reset_peak_memory, runtime
 
 
@@ -154,14 +154,14 @@ def test_memory_that_cannot_be_measured_is_none(
     program: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = {"model": "net", "images": [{"size": (8, 12)}]}
-    assert measure.memory_alone(run, [sys.executable, "-c", program]) == {"memory_mib": None}
+    assert peak_memory.memory_alone(run, [sys.executable, "-c", program]) == {"memory_mib": None}
     assert "the memory of net was not measured" in caplog.text and reason in caplog.text
 
 
 def test_memory_is_that_of_the_largest_image() -> None:
     program = "import sys; w, h = sys.argv[-1].split('x'); print('noise'); print(int(w) * int(h))"
     run = {"model": "net", "images": [{"size": (40, 12)}, {"size": (16, 32)}, {"size": (8, 8)}]}
-    got = measure.memory_alone(run, [sys.executable, "-c", program])
+    got = peak_memory.memory_alone(run, [sys.executable, "-c", program])
     assert got["memory_mib"] == 4 * 8 and "4x8" in str(got["memory_of"])
 
 
@@ -169,5 +169,5 @@ def test_an_image_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(
         OSError, match="cannot restore 10000000x10000000 pixels: Unable to allocate"
     ):
-        measure.memory_of([], (10**7, 10**7), torch.device("cpu"))
-    assert measure.memory_of([], (8, 8), torch.device("cpu")) > 10
+        peak_memory.memory_of([], (10**7, 10**7), torch.device("cpu"))
+    assert peak_memory.memory_of([], (8, 8), torch.device("cpu")) > 10
