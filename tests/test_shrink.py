@@ -1,4 +1,4 @@
-"""Pairs of shrunk images, against Pillow's resizing and the images that they are made of."""
+"""Patches of shrunk images, against Pillow's resizing and the images that they are made of."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ from train.detail import measure_detail
 from train.packing import pack
 from train.packs import Pack
 from train.patches import Sampler, sample, sampler
-from train.shrink import MARGIN, shrink_squares, sides_of
+from train.shrink import MARGIN, ZOOM_FACTORS, shrink_squares, sides_of, zoom_sides_of, zoom_squares
 from utils.bicubic import downscale
 
 Image = NDArray[np.uint8]
@@ -54,11 +54,18 @@ def packed(tmp_path: Path, images: list[Image], save: Save) -> Pack:
 @pytest.fixture(params=["uniform", "detail"])
 def source(packed: Pack, request: pytest.FixtureRequest) -> Sampler:
     detail = measure_detail(packed) if request.param == "detail" else None
-    return sampler(packed, PATCH, detail, shrink=2.0)
+    return sampler(packed, PATCH, detail, shrink=2.0, zoom=0.3)
 
 
 def as_images(patches: Tensor) -> list[Image]:
     return list(patches.permute(0, 2, 3, 1).numpy())
+
+
+def resize(square: Image, rows: int) -> NDArray[np.float32]:
+    """By Pillow's bicubic, which is MATLAB's away from the edges, without rounding."""
+    channels = [PillowImage.fromarray(square[..., c].astype(np.float32)) for c in range(3)]
+    size, method = (rows, rows), PillowImage.Resampling.BICUBIC
+    return np.dstack([np.asarray(channel.resize(size, method)) for channel in channels])
 
 
 @pytest.mark.parametrize("patch", [5, 16, 31])
@@ -73,13 +80,7 @@ def test_pairs_are_the_middle_of_what_pillow_and_matlab_shrink(
         squares = [photo(side, side, seed) for seed in range(2)]
         lr, hr = shrink_squares(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), patch)
         for square, small, large in zip(squares, as_images(lr), as_images(hr), strict=True):
-            channels = [PillowImage.fromarray(square[..., c].astype(np.float32)) for c in range(3)]
-            resized = np.dstack(
-                [
-                    np.asarray(x.resize((rows, rows), PillowImage.Resampling.BICUBIC))
-                    for x in channels
-                ]
-            )
+            resized = resize(square, rows)
             middle = resized[MARGIN:-MARGIN, MARGIN:-MARGIN].clip(0, 255)
             assert np.abs(middle - large).max() < 0.501  # large is rounded, once
             whole = resized.clip(0, 255)
@@ -101,6 +102,48 @@ def test_unshrunk_pairs_begin_at_every_pixel_and_are_the_images(
         assert np.array_equal(downscale(large)[2:-2, 2:-2], small[2:-2, 2:-2])
     assert {top % 4 for _, top, _ in places} == {left % 4 for *_, left in places} == {0, 1, 2, 3}
     assert {ident for ident, *_ in places} == set(range(len(images)))  # the least one, as packed
+
+
+@pytest.mark.parametrize("patch", [16, 31])
+def test_patches_without_hr_are_the_middle_of_what_pillow_shrinks(
+    patch: int, photo: MakeImage
+) -> None:
+    rows = patch + 4
+    sides = zoom_sides_of(patch)
+    assert list(sides) == [round(rows * factor) for factor in ZOOM_FACTORS]
+    assert max(zoom_sides_of(PATCH)) == 4 * PATCH  # the least image has no more
+    for side in sides:
+        squares = [photo(side, side, seed) for seed in range(2)]
+        lr = zoom_squares(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), patch)
+        for square, small in zip(squares, as_images(lr), strict=True):
+            middle = resize(square, rows)[2:-2, 2:-2].clip(0, 255)
+            assert small.shape == (patch, patch, 3) and np.abs(middle - small).max() < 0.501
+
+
+@pytest.mark.parametrize("shrink", [1.0, 2.0])
+def test_the_last_of_a_step_are_parts_of_images_shrunk_less_and_have_no_hr(
+    packed: Pack, images: list[Image], monkeypatch: pytest.MonkeyPatch, shrink: float
+) -> None:
+    squares: list[Tensor] = []
+
+    def note(given: Tensor, patch: int) -> Tensor:
+        squares.append(given)
+        return zoom_squares(given, patch)
+
+    monkeypatch.setattr("train.patches.zoom_squares", note)
+    monkeypatch.setattr("train.patches.zoom_sides_of", lambda patch: np.array([10, 14, 20]))
+    source = sampler(packed, PATCH, shrink=shrink, zoom=0.3)
+    lr, hr = sample(source, seed=1, step=0, batch=1500)
+    assert (len(lr), len(hr)) == (1500, 1050)
+    counts = [len(of_one_side) for of_one_side in squares]
+    assert sum(counts) == 450 and chisquare(counts).pvalue > 1e-3
+    places = [place_of(square, images) for some in squares for square in as_images(some[:40])]
+    assert len(set(places)) > 100 and {ident for ident, *_ in places} >= {0, 1, 2}
+    made = torch.cat([zoom_squares(of_one_side, PATCH) for of_one_side in squares])
+    rows = [sorted(x.flatten(1).tolist()) for x in (made, lr[1050:])]
+    assert rows[0] == rows[1]
+    pairs = sample(replace(source, zoom=0), seed=1, step=0, batch=1500)
+    assert torch.equal(lr[:1050], pairs[0][:1050]) and torch.equal(hr, pairs[1][:1050])
 
 
 def place_of(patch: Image, images: list[Image]) -> tuple[int, int, int]:
@@ -175,6 +218,7 @@ def test_parts_of_a_step_interleave_to_the_whole(
         part = slice(rank, None, processes)
         lr, hr = sample(source, seed=2, step=5, batch=batch, part=part)
         assert torch.equal(lr, whole[0][part]) and torch.equal(hr, whole[1][part])
+    assert len(whole[1]) == batch - round(0.3 * batch)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

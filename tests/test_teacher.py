@@ -49,27 +49,31 @@ def patches() -> tuple[Tensor, Tensor]:
     return lr, hr
 
 
-def loss_of(kernels: str, truth: float) -> float:
-    """Of a step on `patches`, taught by a network of another size."""
+def loss_of(kernels: str, truth: float, known: int = 5) -> float:
+    """Of a step on `patches`, of which so many have HR, taught by a network of another size."""
     stage = replace(STAGES[1], truth=truth, batch=5)
     engine = Engine(kernels=kernels)  # type: ignore[arg-type]
     teacher = network(3, channels=8, blocks=2)
     form = network(4, channels=6, blocks=1)
-    return make_gradients(form, stage, CPU, engine, teacher=teacher)(*patches()).item()
+    lr, hr = patches()
+    return make_gradients(form, stage, CPU, engine, teacher=teacher)(lr, hr[:known]).item()
 
 
 @pytest.mark.parametrize("kernels", ["torch", pytest.param("native", marks=COMPILER)])
-@pytest.mark.parametrize("truth", [0.0, 0.25])
+@pytest.mark.parametrize(("truth", "known"), [(0.0, 5), (0.25, 5), (0.25, 2)])
 def test_targets_are_the_share_of_the_truth_and_the_rest_of_the_teachers_sr(
-    kernels: str, truth: float
+    kernels: str, truth: float, known: int
 ) -> None:
+    """.. and the teacher's alone, where there is no truth."""
     lr, hr = (x.double() for x in patches())
     with torch.no_grad():
         sr = network(3, channels=8, blocks=2).double()(lr / 255).clamp(0, 1)
         own = network(4, channels=6, blocks=1).double()(lr / 255)
-    target = (truth * hr + (1 - truth) * 255 * sr).round() / 255
+    shares = torch.tensor([truth] * known + [0.0] * (5 - known), dtype=torch.float64)
+    shares = shares[:, None, None, None]
+    target = (shares * hr + (1 - shares) * 255 * sr).round() / 255
     # Some values are halves but for rounding; each is one of 11,760.
-    assert loss_of(kernels, truth) == pytest.approx(F.l1_loss(own, target).item(), rel=1e-5)
+    assert loss_of(kernels, truth, known) == pytest.approx(F.l1_loss(own, target).item(), rel=1e-5)
 
 
 @COMPILER
@@ -115,6 +119,16 @@ def test_a_file_that_cannot_teach_is_told(
         torch.save(state, file)
     done = train(f"taught by {kind}", "--teacher", file, "--truth", 0.5)
     assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
+def test_patches_without_hr_want_a_teacher_and_some_with_hr(
+    train: Run, random_weights: Path
+) -> None:
+    alone = train("zoomed alone", "--zoom", 0.5)
+    assert alone.returncode == 2 and "--teacher FILE with --zoom, got stage1" in alone.stderr
+    taught = ("--teacher", random_weights, "--truth", 0.5)
+    none = train("zoomed", *taught, "--zoom", 0.9)  # both of a step's patches
+    assert none.returncode == 2 and "1 pairs for 1 processes, got 0" in none.stderr
 
 
 def test_weights_without_a_record_may_teach(place: Path, train: Run, random_weights: Path) -> None:

@@ -79,13 +79,14 @@ def test_images_that_are_scored_and_trained_on_are_told(place: Path, train: Run)
 def test_processes_together_train_as_one_and_as_a_plain_loop(
     place: Path, root: Path, python: Run, source: Sampler, logged: Logged, random_weights: Path
 ) -> None:
-    """With pairs of shrunk images, and a teacher."""
+    """With pairs of shrunk images, a patch without HR, and a teacher."""
     # Three patches on two processes: unequal shares.
     options = """
         --data images --packed packed --stage 1 --steps 5 --batch 3 --patch 32 --precision fp64
-        --ema 0.9 --seed 6 --threads 1 --device cpu --log_every 1 --shrink 1.5 --truth 0.5
+        --ema 0.9 --seed 6 --threads 1 --device cpu --log_every 1
+        --shrink 1.5 --zoom 0.34 --truth 0.5
     """
-    source = replace(source, sides=sides_of(source.patch, 1.5))
+    source = replace(source, sides=sides_of(source.patch, 1.5), zoom=0.34)
     script, taught = root / "train/train.py", ("--teacher", random_weights)
     alone = python(place, script, *options.split(), *taught, "--out", "alone")
     assert alone.returncode == 0, alone.stderr
@@ -103,7 +104,8 @@ def test_processes_together_train_as_one_and_as_a_plain_loop(
     for step in range(5):
         lr, hr = (patches.double() / 255 for patches in sample(source, 6, step, batch=3))
         with torch.no_grad():
-            hr = (0.5 * hr + 0.5 * teacher(lr).clamp(0, 1)).mul(255).round() / 255
+            sr = teacher(lr).clamp(0, 1)
+            hr = torch.cat((0.5 * hr + 0.5 * sr[:2], sr[2:])).mul(255).round() / 255
         loss = F.l1_loss(net(lr), hr)
         adam.zero_grad()
         loss.backward()

@@ -41,7 +41,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "psnr": psnr_loss,
 }
 
-# Leaves the gradients of (B, 3, H, W) and (B, 3, 4H, 4W), uint8, in the parameters; the loss.
+# Leaves the gradients of (B, 3, H, W) and (K, 3, 4H, 4W), uint8, in the parameters; the loss.
+# Only with a teacher K may be less than B.
 Gradients = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -57,8 +58,8 @@ def make_gradients(
     gradients in the parameters of `form`; as one CUDA graph, where a recorder is given.
 
     With a teacher, `stage.truth` of what is learned is the HR patch and the rest the teacher's SR
-    of the LR patch, both together rounded to whole pixel values. The teacher is computed as the
-    network that learns is.
+    of the LR patch, both together rounded to whole pixel values; of the last LR patches, where
+    there are fewer HR ones, it is all. The teacher is computed as the network that learns is.
 
     Raises:
         kernels.native_library.CompileError: the engine's kernels cannot be compiled.
@@ -87,7 +88,9 @@ def make_gradients(
 
 def _mix(truth: float, hr: Tensor, sr: Tensor) -> Tensor:
     """Targets of HR in 0..255 and a teacher's SR in 0..1: in 0..255, whole numbers."""
-    return (truth * hr + (1 - truth) * 255 * sr.to(hr.dtype).clamp(0, 1)).round()
+    sr = sr.to(hr.dtype).clamp(0, 1)
+    mixed = truth * hr + (1 - truth) * 255 * sr[: len(hr)]
+    return torch.cat((mixed, 255 * sr[len(hr) :])).round()
 
 
 def _replayed(gradients: Gradients, device: torch.device, recorder: Recorder) -> Gradients:

@@ -46,6 +46,7 @@ HELP = {
     "blocks": "of the network; others than 5 are for teachers",
     "draw": "patches from everywhere alike, or more where there is detail",
     "shrink": "largest factor that images are shrunk by for new pairs; 1: pairs as packed",
+    "zoom": "share of LR patches from HR images shrunk by less than 4, for the teacher's SR alone",
     "kernels": "torch's, or ours compiled for this CPU",
     "fold": "fold the branches at each step",
     "dense": "fold each 1x1 and the depthwise 3x3 after it, too",
@@ -71,6 +72,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "momentum": (0, 0.999999),  # with 1 no gradient would count
     "patch": (SCALE, MOST),
     "shrink": (1, 4),
+    "zoom": (0, 0.9),
     "channels": (2, WIDEST),
     "blocks": (1, DEEPEST),
     "seed": (0, 2**63 - 1),

@@ -1,11 +1,12 @@
 """Packs of training pairs on the disk: opened, and verified once."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from tqdm import tqdm
 from utils.datasets import SCALE
 from utils.files import read_json, write_json
 from utils.imaging.images import ImageError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,3 +169,20 @@ def cut_pair(
         flat = pixels[offset : offset + height * width]
         cuts.append(flat.reshape(height, width, 3) if len(flat) == height * width else flat)
     return cuts[0], cuts[1]
+
+
+def on_device(pack: Pack, device: torch.device) -> Pack:
+    """The pack with its pixels on a CUDA device, where crops are made then, if they take no more
+    than half of the memory free there; else as it is, with a message."""
+    if device.type != "cuda":
+        return pack
+    free = torch.cuda.mem_get_info(device)[0]
+    if pack.pixels.numel() > free / 2:
+        logger.warning(
+            "patches are cut on the CPU: the data take %.1f GiB, %.1f are free on %s",
+            pack.pixels.numel() / 2**30,
+            free / 2**30,
+            device,
+        )
+        return pack
+    return replace(pack, pixels=pack.pixels.to(device))

@@ -1,9 +1,9 @@
 """Random aligned LR and HR crops, each decided by (seed, step) alone, so a run can resume."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from train.detail import CELL, Cells, Detail, as_cells
 from train.packs import Pack
-from train.shrink import shrink_squares, sides_of
+from train.shrink import shrink_squares, sides_of, zoom_sides_of, zoom_squares
 from utils.datasets import SCALE
 from utils.imaging.images import ImageError
 
 logger = logging.getLogger(__name__)
 
-Patches = Iterator[tuple[Tensor, Tensor]]  # a step's LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8
+# A step's LR (B, 3, p, p) and HR (K, 3, 4p, 4p), uint8; the last B - K LR patches have no HR.
+Patches = Iterator[tuple[Tensor, Tensor]]
 
 AS_PACKED = 0.25  # share of the pairs that are not made anew, where others are
 
@@ -33,6 +34,7 @@ class Sampler:
     patch: side of a LR crop.
     cells: the images' detail, if crops are to be drawn by it.
     sides: those of train.shrink, if pairs are to be made of shrunk images too.
+    zoom: the share of a step's LR patches that are HR patches shrunk less, without HR of their own.
     """
 
     pixels: Tensor
@@ -41,26 +43,17 @@ class Sampler:
     patch: int
     cells: Cells | None = None
     sides: NDArray[np.int64] | None = None
+    zoom: float = 0.0
 
 
-def on_device(pack: Pack, device: torch.device) -> Pack:
-    """The pack with its pixels on a CUDA device, where crops are made then, if they take no more
-    than half of the memory free there; else as it is, with a message."""
-    if device.type != "cuda":
-        return pack
-    free = torch.cuda.mem_get_info(device)[0]
-    if pack.pixels.numel() > free / 2:
-        logger.warning(
-            "patches are cut on the CPU: the data take %.1f GiB, %.1f are free on %s",
-            pack.pixels.numel() / 2**30,
-            free / 2**30,
-            device,
-        )
-        return pack
-    return replace(pack, pixels=pack.pixels.to(device))
+def count_zoomed(batch: int, zoom: float) -> int:
+    """How many of a step's patches have no HR."""
+    return round(batch * zoom)
 
 
-def sampler(pack: Pack, patch: int, detail: Detail | None = None, shrink: float = 1.0) -> Sampler:
+def sampler(
+    pack: Pack, patch: int, detail: Detail | None = None, shrink: float = 1.0, zoom: float = 0.0
+) -> Sampler:
     """Prepare crops of `patch` LR pixels a side from every image that is large enough.
 
     Smaller images are reported by name and left out. Crops are made where the pack's pixels are.
@@ -70,6 +63,7 @@ def sampler(pack: Pack, patch: int, detail: Detail | None = None, shrink: float 
         patch: side of a LR crop.
         detail: from `train.detail.measure_detail`, if crops are to be drawn by it.
         shrink: the largest factor that images are shrunk by; with 1 pairs are those of the pack.
+        zoom: the share of LR patches without HR.
 
     Raises:
         ImageError: no image is large enough.
@@ -97,19 +91,20 @@ def sampler(pack: Pack, patch: int, detail: Detail | None = None, shrink: float 
     cells = as_cells([detail[i] for i in fit]) if detail else None
     sides = sides_of(patch, shrink) if shrink > 1 else None
     ends = np.cumsum(positions)
-    return Sampler(pack.pixels, np.array(columns, np.int64), ends, patch, cells, sides)
+    return Sampler(pack.pixels, np.array(columns, np.int64), ends, patch, cells, sides, zoom)
 
 
 def sample(
     source: Sampler, seed: int, step: int, batch: int, part: slice = slice(None)
 ) -> tuple[Tensor, Tensor]:
-    """The patches of one step: LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8.
+    """The patches of one step: LR (B, 3, p, p) and HR (K, 3, 4p, 4p), uint8.
 
     Every crop position of every image is equally likely, or, with the images' detail, a LR pixel
     is drawn by its cell's weight and the crop laid over it anywhere. With `sides` most pairs are
-    of a larger square near that place, see train.shrink. Each patch gets one of the eight flips
-    and quarter turns. The same (seed, step, batch) gives the same patches on any
-    device, but for the last digit of shrunk images.
+    of a larger square near that place, and the last LR patches of a step, `count_zoomed` of the
+    whole, are of a smaller one and have no HR, see train.shrink. Each patch gets one of the eight
+    flips and quarter turns. The same (seed, step, batch) gives the same patches on any device, but
+    for the last digit of shrunk images.
 
     Args:
         source: from `sampler`.
@@ -127,9 +122,15 @@ def sample(
     else:
         image, top, left = _draw_by_detail(source, source.cells, generator, batch, part)
     places = np.stack((image, top, left, transforms))
+    draws = generator.random((4, batch))[:, part]
+    known = int((np.arange(batch)[part] < batch - count_zoomed(batch, source.zoom)).sum())
     if source.sides is None:
-        return _pairs(source, places)
-    return _with_shrunk(source, source.sides, places, generator, batch, part)
+        lr, hr = _pairs(source, places[:, :known])
+    else:
+        lr, hr = _with_shrunk(source, source.sides, places[:, :known], draws[:, :known])
+    if known < len(transforms):
+        lr = torch.cat((lr, _zoomed(source, places[:, known:], draws[:, known:])))
+    return lr, hr
 
 
 def _pairs(source: Sampler, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -144,42 +145,67 @@ def _pairs(source: Sampler, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
 
 
 def _with_shrunk(
-    source: Sampler,
-    sides: NDArray[np.int64],
-    places: NDArray[np.int64],
-    generator: np.random.Generator,
-    batch: int,
-    part: slice,
+    source: Sampler, sides: NDArray[np.int64], places: NDArray[np.int64], draws: NDArray[np.float64]
 ) -> tuple[Tensor, Tensor]:
     """A share of AS_PACKED of the pairs is taken as packed. Each other pair is made of a square of
     HR pixels at the same relative position in its image. Its side is one of `sides`: all that fit
     into the image are equally likely."""
-    packed = generator.random(batch)[part] < AS_PACKED
-    share_of_sides = generator.random(batch)[part]
-    within = generator.random((2, batch))[:, part]
+    as_packed, share_of_sides, *within = draws
+    size = SCALE * (_positions(source, places[0]) + source.patch - 1)
+    fitting = np.searchsorted(sides, size.min(0), side="right")
+    kinds = (share_of_sides * fitting).astype(np.int64) + (fitting > 0)
+    kinds[as_packed < AS_PACKED] = 0
+
+    def make(kind: int, chosen: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        if kind == 0:
+            return _pairs(source, places[:, chosen])
+        side = int(sides[kind - 1])
+        squares = _squares(source, places[:, chosen], np.stack(within)[:, chosen], side)
+        return shrink_squares(squares, source.patch)
+
+    lr, hr = _by_kind(kinds, make, source.pixels.device)
+    return lr, hr
+
+
+def _zoomed(source: Sampler, places: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
+    """LR patches of squares that are shrunk by less than SCALE, all factors equally likely."""
+    sides = zoom_sides_of(source.patch)
+    _, share_of_sides, *within = draws
+
+    def make(kind: int, chosen: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        side = int(sides[kind])
+        squares = _squares(source, places[:, chosen], np.stack(within)[:, chosen], side)
+        return (zoom_squares(squares, source.patch),)
+
+    kinds = (share_of_sides * len(sides)).astype(np.int64)
+    return _by_kind(kinds, make, source.pixels.device)[0]
+
+
+def _by_kind(
+    kinds: NDArray[np.int64],
+    make: Callable[[int, NDArray[np.int64]], tuple[Tensor, ...]],
+    device: torch.device,
+) -> list[Tensor]:
+    """Patches that are made together with all of their kind, in the order of `kinds`."""
+    chosen = [(int(kind), np.flatnonzero(kinds == kind)) for kind in np.unique(kinds)]
+    back = _as_tensor(np.argsort(np.concatenate([which for _, which in chosen])), device)
+    made = [make(kind, which) for kind, which in chosen]
+    return [torch.cat(parts)[back] for parts in zip(*made, strict=True)]
+
+
+def _squares(
+    source: Sampler, places: NDArray[np.int64], within: NDArray[np.float64], side: int
+) -> Tensor:
+    """(B, 3, side, side) HR pixels of each place's image, turned, where the place is in it:
+    `within` (2, B), 0..1, is where in its LR pixel."""
     image, top, left, transforms = places
     positions = _positions(source, image)
-    size = SCALE * (positions + source.patch - 1)
-    fitting = np.searchsorted(sides, size.min(0), side="right")
-    kinds = np.where(packed, 0, (share_of_sides * fitting).astype(np.int64) + (fitting > 0))
     at = (np.stack((top, left)) + within) / positions  # 0..1
-    order, lrs, hrs = [], [], []
-    for kind in np.unique(kinds):
-        chosen = np.flatnonzero(kinds == kind)
-        if kind == 0:
-            lr, hr = _pairs(source, places[:, chosen])
-        else:
-            side, width = int(sides[kind - 1]), SCALE * source.table[image[chosen], 0]
-            last = size[:, chosen] - side
-            down, right = np.minimum(at[:, chosen] * (last + 1), last).astype(np.int64)
-            start = source.table[image[chosen], 2] + down * width + right
-            squares = _crop(source.pixels, start, width, side, transforms[chosen])
-            lr, hr = shrink_squares(squares, source.patch)
-        order.append(chosen)
-        lrs.append(lr)
-        hrs.append(hr)
-    back = _as_tensor(np.argsort(np.concatenate(order)), source.pixels.device)
-    return torch.cat(lrs)[back], torch.cat(hrs)[back]
+    last = SCALE * (positions + source.patch - 1) - side
+    down, right = np.minimum(at * (last + 1), last).astype(np.int64)
+    width = SCALE * source.table[image, 0]
+    start = source.table[image, 2] + down * width + right
+    return _crop(source.pixels, start, width, side, transforms)
 
 
 def _locate(

@@ -26,6 +26,8 @@ class Stage:
     draw: patches from everywhere alike, or more where there is detail, see train.patches.sample.
     shrink: the largest factor that images are shrunk by for a part of the patches, see
     train.shrink.
+    zoom: share of the LR patches that are HR patches shrunk by less than 4: they have no HR, and
+    a teacher's SR is what is learned.
     Precisions other than fp64 keep weights, loss, EMA and optimiser in float32.
     """
 
@@ -50,6 +52,7 @@ class Stage:
     draw: Literal["uniform", "detail"] = "uniform"
     truth: float = 1.0
     shrink: float = 1.0
+    zoom: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""New pairs from the same images: HR patches at any pixel, of images shrunk by random factors.
+"""New patches from the same images: at any pixel, of images shrunk by random factors.
 
 A pack has one LR image of each HR image: the one whose pixels begin at its corner. Fifteen others
 are as good, and every shrunk image has its own. A network that sees few images often learns what
-is random in them, too; these are others each time.
+is random in them, too; these are others each time. Images shrunk by less than SCALE have no HR, but
+a teacher's SR.
 """
 
 from functools import lru_cache
@@ -16,6 +17,7 @@ from torch import Tensor
 from utils.datasets import SCALE
 
 FACTORS = 8  # by how many different ones images are shrunk, 1 and the largest among them
+ZOOM_FACTORS = (1.6, 2.0, 2.5, 3.2)  # by which HR patches are shrunk to LR ones without HR
 MARGIN = 2 * SCALE  # HR pixels to each side of a patch that its LR pixels are made of, too
 
 
@@ -45,6 +47,31 @@ def shrink_squares(squares: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     matrix = _matrix(rows, patch + 2 * around, squares.device)[around:-around]
     lr = _round(F.linear(F.linear(hr.double(), matrix).mT, matrix).mT)
     return lr, hr[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+def zoom_sides_of(patch: int) -> NDArray[np.int64]:
+    """Sides of the squares that are shrunk to LR patches without HR, in HR pixels. Those of the
+    smallest patches are no larger than the least image that has such patches."""
+    sides = np.rint((patch + 2 * MARGIN // SCALE) * np.array(ZOOM_FACTORS)).astype(np.int64)
+    return np.minimum(sides, SCALE * patch)
+
+
+def zoom_squares(squares: Tensor, patch: int) -> Tensor:
+    """Make LR patches of squares of HR images, by MATLAB's bicubic kernel.
+
+    Args:
+        squares: (B, 3, side, side), uint8; the side is one of `zoom_sides_of`.
+        patch: side of the LR patches.
+
+    Returns:
+        (B, 3, patch, patch), uint8: the middle of the shrunk squares, whose margins depend on the
+        squares' edges.
+    """
+    around = MARGIN // SCALE
+    rows = patch + 2 * around
+    planes = squares.to(torch.float32, memory_format=torch.contiguous_format)
+    lr = _round(F.interpolate(planes, (rows, rows), mode="bicubic", antialias=True))
+    return lr[..., around:-around, around:-around]
 
 
 def _round(pixels: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ from train.detail import measure_detail
 from train.first_state import initial_state, warn_of_other_start
 from train.options import engine_of, parse, stages_of
 from train.packing import pack
-from train.packs import Pack, digest_of
-from train.patches import on_device, sampler
+from train.packs import Pack, digest_of, on_device
+from train.patches import count_zoomed, sampler
 from train.recipes import Engine, Stage
 from train.records import note_data
 from train.teacher import read_teacher
@@ -109,10 +109,11 @@ def train_stages(
     prepare_machine(engine, world.device, args.out)
     for stage in stages.values():
         file = args.out / f"{stage.name}.pt"
-        if stage.batch < world.size:
+        pairs_a_step = stage.batch - count_zoomed(stage.batch, stage.zoom)
+        if pairs_a_step < world.size:
             raise UserError(
-                f"expected a batch of at least {world.size} for {world.size} "
-                f"processes, got {stage.batch}"
+                f"expected a batch of at least {world.size} pairs for {world.size} "
+                f"processes, got {pairs_a_step}"
             )
         if file.exists() and not args.resume:
             raise UserError(
@@ -128,6 +129,11 @@ def train_stages(
                 f"expected --teacher FILE and --truth below 1 together, got {stage.name} with "
                 f"--truth {stage.truth:g} and {'a' if teacher else 'no'} teacher"
             )
+        if stage.zoom and not teacher:
+            raise UserError(
+                f"expected --teacher FILE with --zoom, got {stage.name} with --zoom {stage.zoom:g} "
+                "and no teacher"
+            )
     states = {first: initial_state(args, first, stages[first], engine, world.device, teacher)}
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
@@ -140,7 +146,11 @@ def train_stages(
     pairs = on_device(data, world.device) if engine.crops == "device" else data
     sources = {
         number: sampler(
-            pairs, stage.patch // SCALE, detail if stage.draw == "detail" else None, stage.shrink
+            pairs,
+            stage.patch // SCALE,
+            detail if stage.draw == "detail" else None,
+            stage.shrink,
+            stage.zoom,
         )
         for number, stage in stages.items()
     }
