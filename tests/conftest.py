@@ -1,8 +1,9 @@
 """What several test files share: reference folder, small images, command lines, one small run."""
 
 import json
+import logging
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def pytest_configure() -> None:
     # Small tensors gain nothing from a second thread, and on a busy machine the two wait for
     # each other for minutes.
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """File names that are no UTF-8 are logged, and a report travels as UTF-8 between processes."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +118,10 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture()
 def enlarge(
     random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., int]:
+) -> Generator[Callable[..., int]]:
     """main() in this process, in tmp_path, with random weights on the plain backend."""
     monkeypatch.chdir(tmp_path)
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("upscale", "deploy"))}
 
     def main(*arguments: object) -> int:
         options = ["--checkpoint", random_weights] if "--checkpoint" not in arguments else []
@@ -120,7 +132,9 @@ def enlarge(
         except SystemExit as stopped:  # argparse
             return int(str(stopped.code))
 
-    return main
+    yield main
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
