@@ -186,12 +186,15 @@ def test_the_model_counts_loops_as_often_as_they_run() -> None:
         "0040*/              @!P1 BRA 0x10 ",
         "0050*/                   STG.E.64 desc[UR4][R2.64], R4 ",
         "0060*/                   LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64] ",
-        "0070*/                   EXIT ",
-        "0080*/                   BRA 0x80 ",
+        "0070*/                   LDG.E R6, desc[UR4][R2.64] ",
+        "0080*/                   STG.E.U16 desc[UR4][R2.64], R6 ",
+        "0090*/                   EXIT ",
+        "00a0*/                   BRA 0xa0 ",
     ]
     counts = modelled.count(sass, trips)
-    assert counts.instructions == 1 + 3 * 4 + 4
-    assert counts.l1_bytes == 32 * (3 * 16 + 3 * 16 + 8 + 16) and counts.l2_bytes == 32 * 16
+    assert counts.instructions == 1 + 3 * 4 + 6
+    assert counts.l1_bytes == 32 * (3 * 16 + 3 * 16 + 8 + 16 + 4 + 2)
+    assert counts.l2_bytes == 32 * 16
     assert counts.flops == 3 * 2 * 64 * 32 * 16 / 4
     with pytest.raises(ValueError, match="expected 0 loops, got 1"):
         modelled.count(sass, [])

@@ -79,7 +79,7 @@ def count(sass: list[str], trips: list[int]) -> Counts:
         for (first, last), trip in zip(found, trips, strict=True):
             times *= trip if first <= instruction.at <= last else 1
         instructions += times
-        name = instruction.text
+        name = instruction.name
         if re.match(r"(LDG|STG|LDS|STS|LDSM|STSM)\b", name):
             l1_bytes += times * 32 * _width(name)
         if re.match(r"LDGSTS\b", name):  # a copy to shared memory
