@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
+from train.crops import Sampler
 from train.detail import measure_detail
 from train.packing import pack
-from train.patches import Sampler, sample, sampler
+from train.patches import sample, sampler
 from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]

@@ -164,7 +164,18 @@ def test_run_on_compiled_kernels_killed_twice_ends_bit_for_bit_equal(
 ) -> None:
     """With all that a long run has: a teacher, shrunk images, SOAP."""
     options = ("--kernels", "native", "--optimizer", "soap", "--form", "inference", "--resume")
-    options += ("--shrink", 2, "--zoom", 0.5, "--teacher", random_weights, "--truth", 0.5)
+    options += (
+        "--shrink",
+        2,
+        "--zoom",
+        0.5,
+        "--mixup",
+        0.5,
+        "--teacher",
+        random_weights,
+        "--truth",
+        0.5,
+    )
     assert train("kernels", *options).returncode == 0
     for moment, count in (
         ("killed between weights and average", 5),

@@ -9,13 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from torch import Tensor
 
+from train.crops import Sampler
 from train.detail import measure_detail
 from train.packing import pack
 from train.packs import Pack
-from train.patches import Sampler, sample, sampler
+from train.patches import sample, sampler
 from train.shrink import MARGIN, ZOOM_FACTORS, shrink_squares, sides_of, zoom_sides_of, zoom_squares
 from utils.bicubic import downscale
 
@@ -54,7 +55,7 @@ def packed(tmp_path: Path, images: list[Image], save: Save) -> Pack:
 @pytest.fixture(params=["uniform", "detail"])
 def source(packed: Pack, request: pytest.FixtureRequest) -> Sampler:
     detail = measure_detail(packed) if request.param == "detail" else None
-    return sampler(packed, PATCH, detail, shrink=2.0, zoom=0.3)
+    return sampler(packed, PATCH, detail, shrink=2.0, zoom=0.3, mixup=0.4)
 
 
 def as_images(patches: Tensor) -> list[Image]:
@@ -130,8 +131,8 @@ def test_the_last_of_a_step_are_parts_of_images_shrunk_less_and_have_no_hr(
         squares.append(given)
         return zoom_squares(given, patch)
 
-    monkeypatch.setattr("train.patches.zoom_squares", note)
-    monkeypatch.setattr("train.patches.zoom_sides_of", lambda patch: np.array([10, 14, 20]))
+    monkeypatch.setattr("train.crops.zoom_squares", note)
+    monkeypatch.setattr("train.crops.zoom_sides_of", lambda patch: np.array([10, 14, 20]))
     source = sampler(packed, PATCH, shrink=shrink, zoom=0.3)
     lr, hr = sample(source, seed=1, step=0, batch=1500)
     assert (len(lr), len(hr)) == (1500, 1050)
@@ -171,7 +172,7 @@ def test_the_factors_that_an_image_has_room_for_are_equally_likely(
         drawn.extend([squares.shape[-1]] * len(squares))
         return shrink_squares(squares, patch)
 
-    monkeypatch.setattr("train.patches.shrink_squares", note)
+    monkeypatch.setattr("train.crops.shrink_squares", note)
     source = sampler(packed, PATCH, shrink=2.0)
     assert source.sides is not None
     count, expected = 4000, dict.fromkeys(source.sides.tolist(), 0.0)
@@ -205,6 +206,38 @@ def test_squares_lie_everywhere_in_an_image_alike(tmp_path: Path, save: Save) ->
     )
     assert counts.sum() == len(first) > 2000
     assert chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mixup", [0.3, 1.0])
+def test_blended_patches_keep_half_of_themselves_or_more(
+    tmp_path: Path, save: Save, mixup: float
+) -> None:
+    """Of two images, each of one value."""
+    for value in (0, 200):
+        save(tmp_path / "set" / f"{value}.png", np.full((80, 80, 3), value, np.uint8))
+    source = sampler(pack([tmp_path / "set"], tmp_path / "cache"), PATCH, shrink=2.0, zoom=0.25)
+    alone = sample(source, seed=3, step=1, batch=8000)
+    lr, hr = sample(replace(source, mixup=mixup), seed=3, step=1, batch=8000)
+    small, large = (x.flatten(1) for x in (lr, hr))
+    assert (small == small[:, :1]).all() and (large == small[:6000, :1]).all()
+    own, blended = (x[:, 0, 0, 0].numpy().astype(float) for x in (alone[0], lr))
+    kept = 1 - np.abs(own - blended) / 200  # 1, too, where the other is of the same image
+    assert (kept >= 0.5).all()
+    for part in (slice(6000), slice(6000, None)):
+        assert abs((kept[part] < 1).mean() - mixup / 2) < 0.03
+    assert kstest(kept[kept < 1], "uniform", (0.5, 0.5)).pvalue > 1e-3
+
+
+def test_the_lr_patch_of_a_blend_is_that_of_the_blended_hr_patch(packed: Pack) -> None:
+    source = sampler(packed, PATCH, mixup=0.5)
+    lr, hr = sample(source, seed=1, step=0, batch=200)
+    alone = sample(replace(source, mixup=0), seed=1, step=0, batch=200)
+    same = (hr == alone[1]).flatten(1).all(1)
+    assert 100 <= same.sum() < 105 and same[::2].all()  # every second is blended
+    assert torch.equal(lr[same], alone[0][same])
+    for small, large in zip(as_images(lr), as_images(hr), strict=True):
+        inner = downscale(large)[2:-2, 2:-2].astype(int) - small[2:-2, 2:-2]
+        assert np.abs(inner).max() <= 1
 
 
 @pytest.mark.parametrize(("batch", "processes"), [(12, 2), (13, 3)])

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
 from train import log
+from train.crops import Sampler
 from train.packing import pack
-from train.patches import Sampler, sample, sampler
+from train.patches import sample, sampler
 from train.reparam import fuse, training_form
 from train.shrink import sides_of
 from train.teacher import read_teacher
@@ -79,14 +80,14 @@ def test_images_that_are_scored_and_trained_on_are_told(place: Path, train: Run)
 def test_processes_together_train_as_one_and_as_a_plain_loop(
     place: Path, root: Path, python: Run, source: Sampler, logged: Logged, random_weights: Path
 ) -> None:
-    """With pairs of shrunk images, a patch without HR, and a teacher."""
+    """With pairs of shrunk images, a patch without HR, blends, and a teacher."""
     # Three patches on two processes: unequal shares.
     options = """
         --data images --packed packed --stage 1 --steps 5 --batch 3 --patch 32 --precision fp64
         --ema 0.9 --seed 6 --threads 1 --device cpu --log_every 1
-        --shrink 1.5 --zoom 0.34 --truth 0.5
+        --shrink 1.5 --zoom 0.34 --mixup 0.7 --truth 0.5
     """
-    source = replace(source, sides=sides_of(source.patch, 1.5), zoom=0.34)
+    source = replace(source, sides=sides_of(source.patch, 1.5), zoom=0.34, mixup=0.7)
     script, taught = root / "train/train.py", ("--teacher", random_weights)
     alone = python(place, script, *options.split(), *taught, "--out", "alone")
     assert alone.returncode == 0, alone.stderr

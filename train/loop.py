@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from models.team23_LKDN import LKDN
 from train import checkpoint, log
+from train.crops import Sampler
 from train.forward import Gradients, arithmetic_of, make_gradients
 from train.optim import learning_rate
-from train.patches import Patches, Sampler, cut_patches
+from train.patches import Patches, cut_patches
 from train.recipes import Engine, Stage
 from train.recording import Recorder, own_stream
 from train.reparam import fuse_parameters, plain_like

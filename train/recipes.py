@@ -28,6 +28,7 @@ class Stage:
     train.shrink.
     zoom: share of the LR patches that are HR patches shrunk by less than 4: they have no HR, and
     a teacher's SR is what is learned.
+    mixup: share of the patches that are blended with others, see train.patches.sample.
     Precisions other than fp64 keep weights, loss, EMA and optimiser in float32.
     """
 
@@ -53,6 +54,7 @@ class Stage:
     truth: float = 1.0
     shrink: float = 1.0
     zoom: float = 0.0
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)

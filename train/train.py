@@ -151,6 +151,7 @@ def train_stages(
             detail if stage.draw == "detail" else None,
             stage.shrink,
             stage.zoom,
+            stage.mixup,
         )
         for number, stage in stages.items()
     }
