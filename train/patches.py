@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -99,20 +100,29 @@ def sample(
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, step]))
     index = np.arange(batch)[part]
-    known = index < batch - count_zoomed(batch, source.zoom)
+    known = int((index < batch - count_zoomed(batch, source.zoom)).sum())
     places, draws = _draw(source, generator, batch, part)
-    lr, hr = cut(source, places, draws, int(known.sum()))
-    if source.mixup:
-        # Spread evenly over pairs and patches without HR.
-        chosen = np.floor((index + 1) * source.mixup) > np.floor(index * source.mixup)
-        places, draws = _draw(source, generator, batch, part)
-        shares = generator.uniform(LEAST_SHARE, 1, batch)[part][chosen]
-        where, pairs = np.flatnonzero(chosen), int((known & chosen).sum())
-        if len(where):
-            other_lr, other_hr = cut(source, places[:, chosen], draws[:, chosen], pairs)
-            lr = blend(lr, other_lr, where, shares)
-            hr = blend(hr, other_hr, where[:pairs], shares[:pairs])
-    return lr, hr
+    if not source.mixup:
+        return cut(source, places, draws, known)
+    # Spread evenly over pairs and patches without HR.
+    blended = np.flatnonzero(np.floor((index + 1) * source.mixup) > np.floor(index * source.mixup))
+    pairs = int((blended < known).sum())
+    other_places, other_draws = _draw(source, generator, batch, part)
+    shares = generator.uniform(LEAST_SHARE, 1, batch)[part][blended]
+    # All are cut at once, pairs first: on a GPU many small kernels take longer than few large ones.
+    own = len(index)
+    order = np.concatenate(
+        (np.arange(known), own + blended[:pairs], np.arange(known, own), own + blended[pairs:])
+    )
+    lr, hr = cut(
+        source,
+        np.concatenate((places, other_places), 1)[:, order],
+        np.concatenate((draws, other_draws), 1)[:, order],
+        known + pairs,
+    )
+    first, other, rest, other_rest = lr.split([known, pairs, own - known, len(blended) - pairs])
+    lr = blend(torch.cat((first, rest)), torch.cat((other, other_rest)), blended, shares)
+    return lr, blend(hr[:known], hr[known:], blended[:pairs], shares[:pairs])
 
 
 def _draw(
