@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ def pytest_configure() -> None:
     # Small tensors gain nothing from a second thread, and on a busy machine the two wait for
     # each other for minutes.
     torch.set_num_threads(1)
+    # For what the tests start, and their own processes: threads that wait do not spin, which
+    # doubles the time of whatever else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.hookimpl(wrapper=True)
