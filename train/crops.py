@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.detail import Cells
-from train.shrink import shrink_squares, zoom_sides_of, zoom_squares
+from train.shrink import round_pixels, shrink_squares, zoom_sides_of, zoom_squares
 from utils.datasets import SCALE
 
 AS_PACKED = 0.25  # share of the pairs that are not made anew, where others are
@@ -67,7 +67,7 @@ def blend(
     index = _as_tensor(where, patches.device)
     share = _as_tensor(shares.astype(np.float32), patches.device)[:, None, None, None]
     mixed = share * patches[index] + (1 - share) * others
-    return patches.index_copy(0, index, (mixed + 0.5).floor().to(torch.uint8))
+    return patches.index_copy(0, index, round_pixels(mixed))
 
 
 def _pairs(source: Sampler, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ def _with_shrunk(
     """A share of AS_PACKED of the pairs is taken as packed. Each other pair is made of a square of
     HR pixels at the same relative position in its image. Its side is one of `sides`: all that fit
     into the image are equally likely."""
-    as_packed, share_of_sides, *within = draws
+    as_packed, share_of_sides = draws[:2]
     size = SCALE * (positions_of(source, places[0]) + source.patch - 1)
     fitting = np.searchsorted(sides, size.min(0), side="right")
     kinds = (share_of_sides * fitting).astype(np.int64) + (fitting > 0)
@@ -97,7 +97,7 @@ def _with_shrunk(
         if kind == 0:
             return _pairs(source, places[:, chosen])
         side = int(sides[kind - 1])
-        squares = _squares(source, places[:, chosen], np.stack(within)[:, chosen], side)
+        squares = _squares(source, places[:, chosen], draws[2:, chosen], side)
         return shrink_squares(squares, source.patch)
 
     lr, hr = _by_kind(kinds, make, source.pixels.device)
@@ -107,14 +107,13 @@ def _with_shrunk(
 def _zoomed(source: Sampler, places: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
     """LR patches of squares that are shrunk by less than SCALE, all factors equally likely."""
     sides = zoom_sides_of(source.patch)
-    _, share_of_sides, *within = draws
 
     def make(kind: int, chosen: NDArray[np.int64]) -> tuple[Tensor, ...]:
         side = int(sides[kind])
-        squares = _squares(source, places[:, chosen], np.stack(within)[:, chosen], side)
+        squares = _squares(source, places[:, chosen], draws[2:, chosen], side)
         return (zoom_squares(squares, source.patch),)
 
-    kinds = (share_of_sides * len(sides)).astype(np.int64)
+    kinds = (draws[1] * len(sides)).astype(np.int64)
     return _by_kind(kinds, make, source.pixels.device)[0]
 
 

@@ -42,10 +42,9 @@ def shrink_squares(squares: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     """
     around = MARGIN // SCALE
     rows = SCALE * (patch + 2 * around)
-    planes = squares.to(torch.float32, memory_format=torch.contiguous_format)  # three times as fast
-    hr = _round(F.interpolate(planes, (rows, rows), mode="bicubic", antialias=True))
+    hr = _shrink(squares, rows)
     matrix = _matrix(rows, patch + 2 * around, squares.device)[around:-around]
-    lr = _round(F.linear(F.linear(hr.double(), matrix).mT, matrix).mT)
+    lr = round_pixels(F.linear(F.linear(hr.double(), matrix).mT, matrix).mT)
     return lr, hr[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
@@ -68,13 +67,16 @@ def zoom_squares(squares: Tensor, patch: int) -> Tensor:
         squares' edges.
     """
     around = MARGIN // SCALE
-    rows = patch + 2 * around
-    planes = squares.to(torch.float32, memory_format=torch.contiguous_format)
-    lr = _round(F.interpolate(planes, (rows, rows), mode="bicubic", antialias=True))
-    return lr[..., around:-around, around:-around]
+    return _shrink(squares, patch + 2 * around)[..., around:-around, around:-around]
 
 
-def _round(pixels: Tensor) -> Tensor:
+def _shrink(squares: Tensor, rows: int) -> Tensor:
+    """(B, 3, rows, rows), uint8."""
+    planes = squares.to(torch.float32, memory_format=torch.contiguous_format)  # three times as fast
+    return round_pixels(F.interpolate(planes, (rows, rows), mode="bicubic", antialias=True))
+
+
+def round_pixels(pixels: Tensor) -> Tensor:
     """To 0..255, uint8, halves up as MATLAB does."""
     return (pixels + 0.5).floor().clamp(0, 255).to(torch.uint8)
 
