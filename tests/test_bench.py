@@ -277,7 +277,7 @@ def test_labels_tell_rows_apart() -> None:
 
 
 def test_the_time_is_that_of_a_benchmark_of_the_same_machine(tmp_path: Path) -> None:
-    file, other = tmp_path / "ladder_cpu.json", tmp_path / "other.json"
+    file, other = tmp_path / "benchmark_cpu.json", tmp_path / "other.json"
     file.write_text(json.dumps(a_benchmark()))
     other.write_text(json.dumps({}))
     files, sizes = [tmp_path / "absent.json", other, file], [(340, 510), (8, 8)]

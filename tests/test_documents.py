@@ -79,7 +79,7 @@ def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
 
 
 def test_a_published_benchmark_makes_tables_and_picture(tmp_path: Path) -> None:
-    file = tmp_path / "ladder_cpu.json"
+    file = tmp_path / "benchmark_cpu.json"
     file.write_text(json.dumps(a_benchmark()))
     document = (
         "<!-- generated: benchmark -->\n<!-- end -->\n<!-- generated: speed -->\n<!-- end -->\n"
@@ -87,13 +87,16 @@ def test_a_published_benchmark_makes_tables_and_picture(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(document)
     documents.publish([file], tmp_path)
     published = tmp_path / "results" / "published"
-    assert sorted(p.name for p in published.iterdir()) == ["ladder_cpu.json", "ladder_cpu.png"]
+    assert sorted(p.name for p in published.iterdir()) == [
+        "benchmark_cpu.json",
+        "benchmark_cpu.png",
+    ]
     text = (tmp_path / "README.md").read_text()
     assert "| 340x510, auto fp32: native fp32 | 10.00 | 9.00 | 11.00 | 5.00 | 20 |" in text
     assert "510x340 pixels takes 10 ms with `--backend auto` (native fp32). With eager" in text
     assert "it takes 50 ms, 5.0 times as long. Memory is 20 MiB instead of" in text
     assert "- triton fp16: no GPU" in text and "1 TFLOP/s in fp32, 80 GB/s" in text
     assert text.count("An NVIDIA GPU") == 2 and text.count("not measured") == 2
-    (published / "ladder_cuda.json").write_text(json.dumps(a_benchmark("cuda")))
+    (published / "benchmark_cuda.json").write_text(json.dumps(a_benchmark("cuda")))
     documents.publish([], tmp_path)
     assert "not measured" not in (tmp_path / "README.md").read_text()

@@ -48,7 +48,7 @@ SMALL = {
     **{
         name: read_json(PUBLISHED / name) for name in ("modelled_3.9.0.json", "compiled_3.9.0.json")
     },
-    "ladder_cpu.json": a_benchmark(),
+    "benchmark_cpu.json": a_benchmark(),
 }
 
 
@@ -129,10 +129,10 @@ def test_mutated_records_end_no_document(name: str, tmp_path: Path) -> None:
         assert documents.fill_in(text, folder) == text
         training = published.read_training(folder / "results" / "published")
         latex(read_team(ROOT / TEAM), "23_LKDN", "0" * 64, training, [])
-        if "ladder" in name:
-            put(folder / "ladder.json", read_json(folder / "results" / "published" / name))
+        if "benchmark" in name:
+            put(folder / "benchmark.json", read_json(folder / "results" / "published" / name))
             try:
-                documents.publish([folder / "ladder.json"], folder)
+                documents.publish([folder / "benchmark.json"], folder)
             except UserError as error:
                 assert "\n" not in str(error)
 
@@ -160,7 +160,7 @@ def test_what_is_no_run_is_named_and_left_out(
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder.json").mkdir()
-    put(tmp_path / "ladder_cpu.json", a_benchmark())  # of another command: nothing to say
+    put(tmp_path / "benchmark_cpu.json", a_benchmark())  # of another command: nothing to say
     for _ in range(2):
         record.write_run(tmp_path, a_run("demo"))
     assert list(read_json(tmp_path / "results.json")) == ["23_LKDN"]

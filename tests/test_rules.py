@@ -55,7 +55,7 @@ def put(*images: str) -> Callable[[Path], None]:
     def change(copy: Path) -> None:
         for name in images:
             (copy / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(copy / "results/published/ladder_cpu.png", copy / name)
+            shutil.copyfile(copy / "results/published/benchmark_cpu.png", copy / name)
 
     return change
 

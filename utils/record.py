@@ -24,7 +24,7 @@ PUBLISHED = ROOT / "results" / "published"
 ENTRY = "23_LKDN"  # what the shipped weights are called in results
 # What other commands write, and write_run of all runs.
 OTHERS = (
-    *("results.json", "ladder_*.json", "large_*.json", "agreement_*.json", "*_training.json"),
+    *("results.json", "benchmark_*.json", "large_*.json", "agreement_*.json", "*_training.json"),
     *("modelled_*.json", "compiled_*.json", "results_before*.json"),
 )
 

@@ -52,8 +52,8 @@ def bench(args: argparse.Namespace) -> int:
     device = devices.select_device(args.device)
     rows = _rows(args, device)
     result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
-    output = args.output or ROOT / "results" / f"ladder_{device.type}.json"
-    earlier = (output, record.PUBLISHED / f"ladder_{device.type}.json")
+    output = args.output or ROOT / "results" / f"benchmark_{device.type}.json"
+    earlier = (output, record.PUBLISHED / f"benchmark_{device.type}.json")
     labels = [row.label for row in rows]
     logger.info(plan.describe(labels, args.sizes, args.rounds, result["environment"], earlier))
     try:
@@ -105,7 +105,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also restore an image to 100 megapixels in tiles, in 2 GiB",
     )
-    add("-o", "--output", type=command.file, help="JSON to write, else results/ladder_DEVICE.json")
+    add(
+        "-o",
+        "--output",
+        type=command.file,
+        help="JSON to write, else results/benchmark_DEVICE.json",
+    )
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error(f"expected --rounds of at least 1, got {args.rounds}")

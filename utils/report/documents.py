@@ -75,7 +75,7 @@ def publish(files: Sequence[Path], root: Path = ROOT) -> None:
 
 def _published_name(file: Path, run: Any, training: dict[str, Any]) -> str:
     """What a run is called in results/published/. Raises UserError where it does not go there."""
-    for kind, name in ((speed.BENCHMARK, "ladder"), (speed.LARGE, "large")):
+    for kind, name in ((speed.BENCHMARK, "benchmark"), (speed.LARGE, "large")):
         if not misfit(run, kind):
             return f"{name}_{run['environment']['device_type']}.json"
     for kind, name in ((kernels.MODELLED, "modelled"), (kernels.COMPILED, "compiled")):

@@ -222,7 +222,7 @@ def _published() -> list[tuple[str, str, str]]:
     """The benchmarks and the training curve, those that are there."""
     parts = []
     for device in speed.DEVICES:
-        if result := speed.read(PUBLISHED / f"ladder_{device}.json"):
+        if result := speed.read(PUBLISHED / f"benchmark_{device}.json"):
             ident, title = f"speed-{device}", f"Speed, {device}"
             body = f"<p class=soft>{escape(speed.conditions(result))}</p>"
             body += markup.table(title, speed.rows(result))

@@ -31,7 +31,7 @@ def runs(folder: Path) -> list[Record]:
 
 def benchmarks(folder: Path) -> dict[str, Record]:
     """Runs of deploy.bench by the type of their device."""
-    found = records(folder, "ladder_*.json", speed.BENCHMARK)
+    found = records(folder, "benchmark_*.json", speed.BENCHMARK)
     return {result["environment"]["device_type"]: result for result in found}
 
 
