@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     command.show_log(logging.WARNING)
     logging.getLogger().handlers[0].setLevel(logging.INFO if args.verbose else logging.WARNING)
-    logging.getLogger("utils.measure").setLevel(logging.INFO)
+    logging.getLogger("utils").setLevel(logging.INFO)
     devices.prepare_cpu(keep_memory=not args.memory_of)
     where = "" if args.memory_of else f"; what was finished is in {args.save_dir}"
     return command.run("test_demo.py", lambda: judge(args), interrupted=f"interrupted{where}")
@@ -262,7 +262,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--no_images", action="store_true", help="do not write the restored images")
     add("--report", action="store_true", help="make a page of all runs: SAVE_DIR/report.html")
-    add("--verbose", action="store_true", help="print a line an image")
+    add("--verbose", action="store_true", help="print a line an image, and whole errors")
     args = parser.parse_args(argv)
     if args.repeat < 1:
         parser.error(f"expected --repeat of at least 1, got {args.repeat}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.team23_LKDN import LKDN
 from utils import peak_memory
-from utils.efficiency import count, peak_memory_mib, reset_peak_memory, runtime
+from utils.efficiency import Counts, count, peak_memory_mib, reset_peak_memory, runtime
 
 
 class Unread(nn.Module):
@@ -111,6 +111,18 @@ def test_counting_goes_on_without_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (counts.flops, counts.flops_fvcore) == (4 * 8289189888, None)
     monkeypatch.setitem(sys.modules, "fvcore.nn", None)
     assert count(LKDN(), (3, 2**16, 2**16)).flops == 2**16 * 8289189888  # 720 GB a layer
+
+
+def test_counting_goes_on_where_fvcore_cannot_read_the_network() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.weight = nn.Conv2d(3, 5, 1), nn.Parameter(torch.ones(5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.matmul(self.conv(x).permute(0, 2, 3, 1), self.weight)
+
+    assert count(Attention(), (3, 4, 4)) == Counts(25, 3 * 5 * 16, 5 * 16, 1, None)
 
 
 def test_fvcore_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,21 @@
 """Which networks and sets the judge's command takes, and networks that take turns."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from image_files import photo
 from judging import STEM, judge, strict
+from torch import nn
 
 from models.team00_RFDN import RFDN
 from utils.command import UserError
+from utils.datasets import find
 from utils.imaging.images import write_png
+from utils.measure import Model, Options, measure_set
 from utils.networks import Entry
 
 
@@ -38,6 +43,49 @@ def test_models_are_imported_when_chosen_and_ids_are_single(
         select_model(41, cpu)
     with pytest.raises(UserError, match="expected one model of ID 8, got B and C"):
         select_model(8, cpu)
+
+
+@pytest.mark.parametrize("with_hr", [True, False])
+@pytest.mark.parametrize(
+    ("restore", "reason"),
+    [
+        (lambda x: nn.functional.interpolate(x, scale_factor=2), "got shape (1, 3, 20, 26)"),
+        (lambda x: nn.functional.interpolate(x, (40, 56)), "got shape (1, 3, 40, 56)"),
+        (lambda x: nn.functional.interpolate(x[0], scale_factor=4), "got shape (3, 10, 52)"),
+        (lambda x: nn.functional.interpolate(x[:, :1], scale_factor=4), "got shape (1, 1, 40, 52)"),
+        (lambda x: [nn.functional.interpolate(x, scale_factor=4)], "got list"),
+        (lambda x: {}["sr"], "13x10 pixels, got KeyError: 'sr'"),
+        (lambda x: x.size(5), "13x10 pixels, got IndexError: "),
+        (lambda x: _fail(AssertionError(tuple(x.shape))), "AssertionError: (1, 3, 10, 13)"),
+    ],
+)
+def test_a_network_that_fails_on_an_image_keeps_the_others_and_the_other_networks(
+    tmp_path: Path, restore: Callable[[torch.Tensor], torch.Tensor], reason: str, with_hr: bool
+) -> None:
+    kind = "HR" if with_hr else "LR"
+    for name, (height, width) in {"a": (8, 8), "b": (10, 13), "c": (9, 8)}.items():
+        times = 4 if with_hr else 1
+        write_png(tmp_path / "set" / kind / f"{name}.png", photo(times * height, times * width))
+
+    class MostlyGood(nn.Upsample):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return restore(x) if x.shape[-1] == 13 else super().forward(x)
+
+    weights = tmp_path / "weights"
+    weights.touch()
+    nets = {"mostly_good": MostlyGood(scale_factor=4), "good": nn.Upsample(scale_factor=4)}
+    models = [Model(name, net, weights, net) for name, net in nets.items()]
+    image_set = find("set", tmp_path)
+    bad, whole = measure_set(models, image_set, torch.device("cpu"), Options(tmp_path, repeat=2))
+    assert [image["name"] for image in bad["images"]] == ["a", "c"]
+    (failure,) = bad["failed"]
+    assert failure.startswith("b: expected a ") and reason in failure
+    assert len(whole["images"]) == 3 and not whole["failed"]
+    assert (whole["ave_psnr"] is not None) == with_hr
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def test_the_baselines_weights_are_used_where_they_lie(

@@ -1,5 +1,6 @@
 """Restore and score the pairs of a set: the same code for the challenge and while training."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,10 +13,13 @@ from torch import Tensor
 from utils.bicubic import Convention, downscale, upscale
 from utils.datasets import SCALE, Pair
 from utils.devices import time_run
-from utils.imaging.images import ImageError, mod_crop, read_rgb, to_tensor, to_uint8
+from utils.imaging.images import BAD_IMAGE, ImageError, mod_crop, read_rgb, to_tensor, to_uint8
 from utils.metrics import psnr, ssim, to_y
+from utils.text import first_line
 
 BORDER = 4  # HR pixels left out of every score
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,26 @@ def restore(
 
     Raises:
         FloatingPointError: the network gave NaN or infinity.
+        MemoryError, RuntimeError: as torch raises them.
+        ImageError: the network raised anything else, or gave no image of 4 times the size.
     """
     x = to_tensor(lr, device)
     if data_range != 1:
         x = x * data_range
-    y, runtime_ms = time_run(lambda: net(x), device)
+    try:
+        y, runtime_ms = time_run(lambda: net(x), device)
+    except BAD_IMAGE:
+        raise
+    except Exception as error:  # whatever a network raises that does not take this size
+        logger.info("a network's error", exc_info=True)
+        raise ImageError(
+            f"expected a network that restores {_size(lr)} pixels, got {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+    wanted = (1, 3, SCALE * lr.shape[0], SCALE * lr.shape[1])
+    if not isinstance(y, Tensor) or y.shape != wanted:
+        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ImageError(f"expected a tensor of shape {wanted} from the network, got {got}")
     return to_uint8(y / data_range), runtime_ms
 
 
