@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from skimage import data as photos
 
-from utils.datasets import BENCHMARKS, CHALLENGE, DatasetError, find, held_out, is_there
+from utils.datasets import (
+    BENCHMARKS,
+    CHALLENGE,
+    AbsentError,
+    DatasetError,
+    find,
+    held_out,
+    is_there,
+)
 from utils.imaging.images import read_rgb
 
 # (set, an HR file, its LR file), as the organisers' template reads them, as DIV2K's archives
@@ -17,6 +25,13 @@ LAYOUTS = [
     ("DIV2K_valid", "DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png"),
     ("DIV2K_valid", "DIV2K/DIV2K_valid_HR/0801.png", "DIV2K/DIV2K_valid_LR/0801x4.png"),
     ("DIV2K_valid", "DIV2K/DIV2K_valid_HR/0801.png", "DIV2K/DIV2K_valid_LR_bicubic/X4/0801x4.png"),
+    (  # each archive unpacked into a folder of its name
+        "DIV2K_valid",
+        "DIV2K_valid_HR/DIV2K_valid_HR/0801.png",
+        "DIV2K_valid_LR_bicubic_X4/DIV2K_valid_LR_bicubic/X4/0801x4.png",
+    ),
+    ("Set5", "Set5/Set5/HR/baby.png", "Set5/Set5/LR/baby.png"),
+    ("Set5", "Set5/Set5/baby.png", None),
     ("DIV2K_test", "DIV2K_test_HR/0901.png", "DIV2K_test_LR/0901.png"),
     ("DIV2K_test", None, "DIV2K_test_LR/0901.png"),
     ("LSDIR_DIV2K_test", "LSDIR_DIV2K_test_HR/0000001.png", "LSDIR_DIV2K_test_LR/0000001x4.png"),
@@ -100,6 +115,18 @@ def test_images_of_another_scale_alone_are_no_set(tmp_path: Path) -> None:
     assert not is_there("Set5", tmp_path)
 
 
+def test_links_to_folders_go_by_their_own_names(tmp_path: Path) -> None:
+    for name, place in (("faces", "one/HR"), ("streets", "two/HR")):
+        touch(tmp_path, f"{place}/a.png")
+        (tmp_path / name).symlink_to(tmp_path / place, target_is_directory=True)
+        for given in (name, str(tmp_path / name), f"{tmp_path / name}/"):
+            found = find(given, tmp_path)
+            assert (found.name, [pair.hr for pair in found.pairs]) == (
+                name,
+                [tmp_path / name / "a.png"],
+            )
+
+
 @pytest.mark.parametrize("given", ["relative", "absolute"])
 def test_folder_is_found_by_its_own_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
@@ -128,6 +155,12 @@ def test_pairs_match_by_name_in_order_and_a_missing_lr_is_not_made_up(tmp_path: 
     assert [pair.name for pair in pairs] == ["0801", "08010", "0802", "0803"]
     for pair in pairs:  # 0802 too: the path where it should be, so that reading it fails by name
         assert pair.lr == tmp_path / f"DIV2K_valid_LR/{pair.name}x4.png"
+
+
+def test_an_empty_name_is_no_set(tmp_path: Path) -> None:
+    touch(tmp_path, "HR/a.png")
+    with pytest.raises(AbsentError, match="got an empty one"):
+        find("", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["DIV2K_valid", "Set5", "my photos"])

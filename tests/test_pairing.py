@@ -67,6 +67,7 @@ LAYOUTS: dict[str, tuple[dict[str, str | None], list[str]]] = {
         ["DIV2K_X2/0001.png"],
     ),
     "by exposure": ({"hr_over/a.png": "lr_over/a.png", "hr_under/a.png": "lr_under/a.png"}, []),
+    "accents apart": ({"HR/caf\u00e9.png": "LR/cafe\u0301x4.png"}, []),
     "numbers": ({"HR/1.png": "LR/1x4.png", "HR/11.png": "LR/11x4.png"}, []),
     "one of two": ({"HR/a.png": "LR/a_x4.png", "HR/b.png": None}, []),
     "behind a folder's scale": ({"photos_x4/a.png": "photos_x4/a_LR.png"}, []),

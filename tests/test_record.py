@@ -182,7 +182,33 @@ def test_a_run_of_other_weights_is_replaced_with_a_warning(
     assert not caplog.messages
     record.write_run(tmp_path, {**a_run(), "checkpoint": {"name": "w.pth", "sha256": "1" * 64}})
     (said,) = caplog.messages
-    assert "23_LKDN_Set5_cpu_eager_fp32.json is replaced: it was of other weights" in said
+    assert "23_LKDN_Set5_cpu_eager_fp32.json is replaced: it was of other weights;" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "is_other"),
+    [
+        ({"psnr": 31.0, "runtime_ms": 9.0}, False),
+        ({"psnr_bicubic": 28.0 + 1e-9}, False),
+        ({"name": "b"}, True),
+        ({"size": [48, 64]}, True),
+        ({"psnr_bicubic": 28.1}, True),
+        ({"psnr_bicubic": math.inf}, True),
+    ],
+)
+def test_a_run_of_other_images_is_replaced_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], is_other: bool
+) -> None:
+    record.write_run(tmp_path, a_run())
+    run = a_run()
+    run["images"][0] |= change
+    for _ in range(2):  # not against itself
+        record.write_run(tmp_path, run)
+    assert len(caplog.messages) == is_other
+    assert all("is replaced: it was of other images;" in said for said in caplog.messages)
+    caplog.clear()
+    record.write_run(tmp_path, {**run, "lr_source": "files in another LR"})
+    assert len(caplog.messages) == 1
 
 
 def test_the_mean_of_equal_images_is_infinite_not_missing() -> None:

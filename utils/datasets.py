@@ -65,6 +65,8 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
     """
     if name == "demo":
         return _demo()
+    if not name:
+        raise AbsentError("expected the name of a set or a folder, got an empty one")
     known = name in BENCHMARKS + CHALLENGE
     bases = [Path(data_dir)] if known else [Path(data_dir), Path.cwd()]
     bases = bases[-1:] if name.startswith(".") else bases  # as in a shell: from here
@@ -73,7 +75,7 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         folders = [folder for folder in dict.fromkeys(_folders_of(here)) if os.path.isdir(folder)]
         files = [path for folder in folders for path in find_images(folder, recursive=False)]
         if pairs := pairs_of(files, here.parent):
-            label = name if known else Path(name).resolve().name
+            label = name if known else Path(os.path.abspath(name)).name  # a link goes by its own
             return ImageSet(label, tuple(pairs))
     raise AbsentError(
         f"expected images of {name} in folders such as {bases[0] / name / 'HR'}, found none: "
@@ -173,11 +175,13 @@ def _folders_of(here: Path) -> Iterator[Path]:
 
 
 def _with_parts(folder: Path, depth: int = 2) -> Iterator[Path]:
-    """A folder, and those in it that its name tells to be for HR or LR images or for a scale."""
+    """A folder, and those in it that its name tells to be for HR or LR images or for a scale; also
+    of its own set, as where an archive was unpacked into a folder of the archive's name."""
     yield folder
+    rests = ("", "sub", words_of(folder.name).rest)
     for inner in _subfolders(folder) if depth else ():
         words = words_of(inner.name)
-        if words.tells and words.rest in ("", "sub"):
+        if inner.name == folder.name or (words.tells and words.rest in rests):
             yield from _with_parts(inner, depth - 1)
 
 

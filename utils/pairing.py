@@ -1,5 +1,6 @@
 """Which LR image belongs to which HR image, by the names of their folders and their own."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ def pair(files: Sequence[File]) -> Pairing:
 def _enter(files: Iterable[File], names: Names) -> None:
     """Note HR images under the names that their LR images may begin with."""
     for file in sorted(files, key=lambda f: f.rank):
-        stem = file.path.stem
+        stem = _composed(file.path.stem)
         for name in (stem, HR_END.sub("", stem)):
             names.setdefault((file.set, name), file)
 
@@ -95,7 +96,7 @@ def _hr_of(
 ) -> tuple[File, str] | None:
     """The HR image of an LR image, and what the LR image's name has behind; the longest name is
     tried first."""
-    stem = lr.path.stem
+    stem = _composed(lr.path.stem)
     rest = LR_REST.search(stem)
     for end in range(len(stem), rest.start() - 1 if rest else len(stem) - 1, -1):
         if end < len(stem) and not LR_REST.match(stem, end):
@@ -104,6 +105,11 @@ def _hr_of(
         if found and found.path != lr.path:
             return found, stem[end:]
     return None
+
+
+def _composed(name: str) -> str:
+    """A name with its accents as most systems write them: macOS may have them as signs apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _beside(hr: Sequence[File], names: Names) -> set[Path]:

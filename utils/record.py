@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from utils import template
-from utils.files import ROOT, read_json, write_bytes, write_json
+from utils.files import ROOT, finite, read_json, write_bytes, write_json
 from utils.schema import NAME, Kind, misfit
 from utils.text import encoded, printable
 
@@ -161,9 +161,10 @@ def run_stem(run: dict[str, Any]) -> str:
 def write_run(save_dir: Path, run: dict[str, Any]) -> Path:
     """Record a run in `save_dir` and bring the template's results.json and .txt up to date.
 
-    Replaces an earlier run of the same name, with a warning if that was of other weights, and
-    touches no other. Where it is the folder's first run, results of the organisers' template that
-    are there are kept under another name. Several processes may do this in one folder at once.
+    Replaces an earlier run of the same name, with a warning if that was of other weights or
+    images, and touches no other. Where it is the folder's first run, results of the organisers'
+    template that are there are kept under another name. Several processes may do this in one
+    folder at once.
     """
     path = save_dir / f"{run_stem(run)}.json"
     if not read_runs(save_dir):
@@ -193,15 +194,30 @@ def _set_aside(save_dir: Path) -> None:
 
 
 def _warn_of_replaced(path: Path, run: dict[str, Any]) -> None:
+    """Say so where the run of this name was of something else. Sets of one name may lie in several
+    folders, and one set may be measured on other LR images, or have changed."""
     try:
-        earlier = read_json(path)["checkpoint"]["sha256"]
+        earlier = read_json(path)
+        is_other = {
+            "weights": earlier["checkpoint"]["sha256"] != run["checkpoint"]["sha256"],
+            "images": _images_of(earlier) != _images_of(run),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if earlier != run["checkpoint"]["sha256"]:
+    if others := " and ".join(what for what, is_so in is_other.items() if is_so):
         logger.warning(
-            "%s is replaced: it was of other weights; give another --save_dir to keep such runs",
+            "%s is replaced: it was of other %s; give another --save_dir to keep such runs",
             path,
+            others,
         )
+
+
+def _images_of(run: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells the images of a run from others: where LR is from, names, sizes, bicubic PSNR."""
+    images = finite(run["images"])  # as they are read again
+    return run["lr_source"], [
+        (image["name"], image["size"], round(image["psnr_bicubic"] or 0, 3)) for image in images
+    ]
 
 
 def _states(save_dir: Path) -> list[tuple[str, int, int]]:
