@@ -21,7 +21,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from deploy import backends
 from deploy.photos import folders, suffixes
 from deploy.photos.folders import Job, Plan
-from deploy.photos.suffixes import Header
 from deploy.pipeline import OUT_OF_MEMORY, Tally, fail, run
 from deploy.upscaler import Upscaler
 from utils import command, devices
@@ -210,21 +209,11 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     for job in jobs:
         if job.problem or not (result := suffixes.peek(job.target)):  # an empty file is no result
             new.append(job)
-        elif not is_of(result, job.source):
+        elif not folders.is_of(result, job.source):
             problem = f"expected its result in {job.target}, got a picture of another size"
             problem += ": give another --suffix or -o, or move that one away"
             new.append(replace(job, problem=problem))
     return new, len(jobs) - len(new)
-
-
-def is_of(result: Header, source: Path) -> bool:
-    """Whether a picture may be the source's result by its size. Results may be named like those of
-    other inputs, which came before or are gone."""
-    header = suffixes.peek(source)
-    if not header or not header.width or not result.width:
-        return True  # the size is not known
-    sides = sorted((SCALE * header.width, SCALE * header.height))  # it may be turned
-    return sorted((result.width, result.height)) == sides
 
 
 def summary(tally: Tally, there: int, output: Path | None) -> str:

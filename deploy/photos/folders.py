@@ -1,6 +1,7 @@
 """What a run over files and folders is: which images, under which names, which share of them."""
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -42,8 +43,9 @@ def plan(
 ) -> Plan:
     """Find the images and name what becomes of them, in the order of their paths.
 
-    Hidden files and folders are left out, links to folders not followed. Where results go beside
-    their inputs, images of a folder that are named like results are left out too.
+    Hidden files and folders are left out, links to folders not followed; so are results of other
+    inputs, by name and size, as a shell's *.png has them after an earlier run. Where results go
+    beside their inputs, all images of a folder that are named like results are left out.
 
     Args:
         inputs: image files, whatever their names, and folders.
@@ -72,6 +74,9 @@ def plan(
     once = {os.path.abspath(source): source for source in sorted(content.targets)}
     found = {source: content.targets[source] for source in once.values()}
     notes = _describe(content.others)
+    if results := _results_among(found, suffix):
+        found = {source: folder for source, folder in found.items() if source not in results}
+        notes.append(f"results of other inputs are left out: {len(results)}, such as {results[0]}")
     if not found and not content.unreadable:
         but = [f"{len(content.left_out)} named like results"] if content.left_out else []
         but += notes
@@ -110,6 +115,36 @@ def plan(
         for source, target in zip(found, targets, strict=True)
     ]
     return Plan(jobs, content.unreadable, content.left_out, notes)
+
+
+def is_of(result: suffixes.Header, source: Path) -> bool:
+    """Whether a picture may be the source's result by its size. Results may be named like those of
+    other inputs, which came before or are gone."""
+    header = suffixes.peek(source)
+    if not header or not header.width or not result.width:
+        return True  # the size is not known
+    sides = sorted((SCALE * header.width, SCALE * header.height))  # it may be turned
+    return sorted((result.width, result.height)) == sides
+
+
+def _results_among(sources: Iterable[Path], suffix: str) -> list[Path]:
+    """Those of the images that are results of others of them in the same folder, see `_targets`."""
+    if not suffix:
+        return []
+    by_name: dict[Path, list[Path]] = {}
+    for source in sources:
+        for name in (source.stem, f"{source.stem}_{source.suffix[1:]}"):
+            by_name.setdefault(_key(source.parent / name), []).append(source)
+    results = []
+    for source in sources:
+        name = source.stem.removesuffix(f"_{suffix}")
+        if name == source.stem:
+            continue
+        keys = [_key(source.parent / base) for base in (name, re.sub(r"_\d+$", "", name))]
+        origins = [origin for key in keys for origin in by_name.get(key, ())]
+        if origins and (header := suffixes.peek(source)):
+            results += [source] * any(is_of(header, origin) for origin in origins)
+    return results
 
 
 def _find_problem(target: Path, inputs: set[tuple[int, int]]) -> str:
