@@ -207,9 +207,12 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
         return jobs, 0
     new = []
     for job in jobs:
-        if job.problem or not (result := suffixes.peek(job.target)):  # an empty file is no result
+        result = suffixes.peek(job.target)  # an empty file is none
+        if result and folders.is_of(result, job.source):
+            continue
+        if job.problem or not result:
             new.append(job)
-        elif not folders.is_of(result, job.source):
+        else:
             problem = f"expected its result in {job.target}, got a picture of another size"
             problem += ": give another --suffix or -o, or move that one away"
             new.append(replace(job, problem=problem))

@@ -127,6 +127,28 @@ def test_an_output_that_may_not_be_written(
     assert said in capsys.readouterr().err
 
 
+def test_a_folder_that_may_not_be_written_costs_only_its_images(
+    enlarge: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    for name in ("a.png", "sub/b.png", "sub/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photo(8, 9)).save(tmp_path / name)
+    assert enlarge("sub/b.png") == 0
+    may = folders.os.access
+    monkeypatch.setattr(
+        folders.os, "access", lambda path, mode: Path(path).name != "sub" and may(path, mode)
+    )
+    assert enlarge(".", "--recursive", "--skip_existing") == 1
+    assert names(tmp_path) == ["a.png", "a_x4.png", "sub/b.png", "sub/b_x4.png", "sub/c.png"]
+    said = capsys.readouterr().out
+    assert "1 of 2 images written" in said and ", 1 were there, 1 failed:" in said
+    assert "sub/c.png: expected a folder to write to, got sub: sub is not this user's" in said
+    assert enlarge("sub") == 2
+
+
 def test_an_output_that_leads_nowhere_is_refused_before_the_work(
     enlarge: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -57,8 +57,8 @@ def plan(
         recursive: go into sub-folders.
 
     Raises:
-        UserError: an input that is not there, no images, an output that cannot be written, or that
-            is of another format than `ext`.
+        UserError: an input that is not there, no images, no folder that can be written to, or an
+            output of another format than `ext`.
     """
     if not inputs:
         raise UserError("expected an image or a folder of images, got none: name one")
@@ -107,11 +107,10 @@ def plan(
             endings, converted = _own_formats(found)
             notes += converted
         targets = _targets(found, suffix, endings)
-    for folder in dict.fromkeys(target.parent for target in targets):
-        _check_writable(folder)
+    refusals = _find_refusals(target.parent for target in targets)
     there = {identity for source in found if (identity := _identity(source))}
     jobs = [
-        Job(source, target, _find_problem(target, there))
+        Job(source, target, refusals[target.parent] or _find_problem(target, there))
         for source, target in zip(found, targets, strict=True)
     ]
     return Plan(jobs, content.unreadable, content.left_out, notes)
@@ -271,6 +270,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _check_writable(folder: Path) -> None:
-    if reason := refusal_of(folder):
-        raise UserError(f"expected a folder to write to, got {folder}: {reason}: give another -o")
+def _find_refusals(folders: Iterable[Path]) -> dict[Path, str]:
+    """Why nothing can be written to each of the folders, or an empty text. Raises UserError where
+    nothing can be written to any."""
+    refusals = {}
+    for folder in dict.fromkeys(folders):
+        reason = refusal_of(folder)
+        what = f"expected a folder to write to, got {folder}: {reason}: give another -o"
+        refusals[folder] = what if reason else ""
+    if refusals and all(refusals.values()):
+        raise UserError(next(iter(refusals.values())))
+    return refusals
