@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from utils.bicubic import downscale, upscale
-from utils.files import ROOT, write_json
+from utils.files import ROOT, sha256, write_json
 from utils.imaging.images import read_rgb, write_png
 from utils.report import page as report
 from utils.report import pictures
@@ -240,6 +240,9 @@ def test_what_is_missing_is_said(copy: Path, work: Path, run: dict[str, Any]) ->
     (copy / "23_LKDN" / "set" / "c.png").unlink()
     write_png(copy / "23_LKDN" / "set" / "d.png", photo(12, 12, 0))
     (copy / "23_LKDN" / "set" / "e.png").write_bytes(b"no image")
+    for image in run["images"]:
+        if image["name"] in ("d", "e"):
+            image["png_sha256"] = sha256(copy / "23_LKDN" / "set" / f"{image['name']}.png")
     run["images"][5] |= {"psnr": None}  # equal to HR
     run["images"][6] |= {"psnr": None, "psnr_bicubic": None}  # no HR
     run["images"].append(run["images"][0] | {"name": "gone"})
@@ -249,7 +252,7 @@ def test_what_is_missing_is_said(copy: Path, work: Path, run: dict[str, Any]) ->
     (copy / "broken.json").write_text('{"model":')
     text = words(work)
     for said in (
-        "c: no restored image was written",
+        "c: no restored image of these runs is there",
         "d: what 23_LKDN restored is not of 4 times",
         "e: expected a whole image",
         "gone: the original is not found",
@@ -261,7 +264,21 @@ def test_what_is_missing_is_said(copy: Path, work: Path, run: dict[str, Any]) ->
         assert said in text, said
     shutil.rmtree(copy / "23_LKDN")
     text = words(work)
-    assert text.count("no restored image was written") == 4 and "and 3 more" in text
+    assert text.count("no restored image of these runs is there") == 4 and "and 3 more" in text
+
+
+def test_a_picture_of_another_run_is_not_shown(copy: Path, work: Path, run: dict[str, Any]) -> None:
+    """A run that replaced it in the records may have written no images."""
+    run = json.loads(json.dumps(run))
+    for name in ("d", "e"):
+        write_png(copy / "23_LKDN" / "set" / f"{name}.png", photo(*SIZES[name], 99))
+    del next(image for image in run["images"] if image["name"] == "c")["png_sha256"]
+    write_json(copy / "23_LKDN_set_cpu_eager_fp32.json", run)
+    report.write(copy, copy / "page.html", work)
+    text = (copy / "page.html").read_text("utf-8")
+    shown = {own["alt"].split(",")[0] for own, _ in Elements(text).all("img")}
+    assert {"wide", "f", "g"} < shown and not shown & {"c", "d", "e"}
+    assert text.count("no restored image of these runs is there") == 3
 
 
 @pytest.mark.parametrize(

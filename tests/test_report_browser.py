@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from utils.bicubic import downscale, upscale
-from utils.files import write_json
+from utils.files import sha256, write_json
 from utils.imaging.images import write_png
 from utils.record import ENTRY, PUBLISHED, read_runs, run_stem
 from utils.report import page as report
@@ -34,14 +34,17 @@ def page(tmp_path_factory: pytest.TempPathFactory, noise: Callable) -> Path:
     for i, model in enumerate(MODELS):
         run["model"] = model
         run["environment"] |= {"device": "NVIDIA GeForce RTX 4090 Laptop GPU", "driver": f"550.{i}"}
-        for name in ("DIV2K_test", "DIV2K_valid", "set"):
-            images = [run["images"][0] | {"name": name, "size": SIZES[name]} for name in SIZES]
-            own = run | {"dataset": name, "images": images}
-            write_json(folder / f"{run_stem(own)}.json", own)
+        images = []
         for name, size in SIZES.items():
             hr = noise(*size)
+            sr_file = folder / model / "set" / f"{name}.png"
             write_png(folder / "set" / "HR" / f"{name}.png", hr)
-            write_png(folder / model / "set" / f"{name}.png", upscale(downscale(hr)) + np.uint8(i))
+            write_png(sr_file, upscale(downscale(hr)) + np.uint8(i))
+            own = {"name": name, "size": size, "png_sha256": sha256(sr_file)}
+            images.append(run["images"][0] | own)
+        for dataset in ("DIV2K_test", "DIV2K_valid", "set"):
+            whole = run | {"dataset": dataset, "images": images}
+            write_json(folder / f"{run_stem(whole)}.json", whole)
     report.write(folder, folder / "page.html", folder)
     return folder / "page.html"
 

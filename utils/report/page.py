@@ -18,7 +18,7 @@ from utils import command
 from utils.bicubic import Convention
 from utils.command import UserError
 from utils.datasets import SCALE, ImageSet, Pair, find
-from utils.files import ROOT, write_bytes
+from utils.files import ROOT, sha256, write_bytes
 from utils.imaging.images import BAD_IMAGE
 from utils.record import PUBLISHED
 from utils.report import groups, markup, pictures, published, speed, summary, training_tables
@@ -193,14 +193,11 @@ def _articles(
     shown = group.images[: budget // SMALLEST_SHARE]
     for i, image in enumerate(tqdm(shown, in_terminal(group.name), unit="image", disable=None)):
         name, ident, scores = image["name"], f"{group.ident}-{i}", _scores(group, image)
-        files = {
-            run["model"]: save_dir / run["model"] / group.name / f"{name}.png" for run in group.runs
-        }
         if name not in pairs:
             notes.append(f"{name}: the original is not found any more")
             continue
         try:
-            picture = pictures.read(pairs[name], convention, files)
+            picture = pictures.read(pairs[name], convention, _restored(group, name, save_dir))
         except (*BAD_IMAGE, ValueError, OSError) as error:
             notes.append(f"{name}: {error}")
             continue
@@ -216,6 +213,18 @@ def _articles(
             "the page's size is bounded"
         )
     return articles, notes
+
+
+def _restored(group: Group, name: str, save_dir: Path) -> dict[str, Path]:
+    """What each model restored of an image, where the file is still what a run of it has written:
+    later runs may have written nothing, or been removed."""
+    files = {}
+    for run in group.runs:
+        file = save_dir / run["model"] / group.name / f"{name}.png"
+        written = {image.get("png_sha256") for image in run["images"] if image["name"] == name}
+        if file.is_file() and sha256(file) in written:
+            files[run["model"]] = file
+    return files
 
 
 def _published() -> list[tuple[str, str, str]]:

@@ -66,7 +66,7 @@ def read(pair: Pair, convention: Convention, restored_files: Mapping[str, Path])
             error = np.subtract(restored, reference, dtype=np.float32)
             errors[f"SR {model}"] = np.abs(error).mean(2)
     if not errors:
-        raise ImageError("no restored image was written")
+        raise ImageError("no restored image of these runs is there")
     return Picture(views if sample.hr is None else {**views, "HR": sample.hr}, errors)
 
 
