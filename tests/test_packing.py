@@ -9,30 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from unpack import unpacked
 
 from train import packing
 from train.packing import pack
-from train.packs import Pack
 from utils.bicubic import downscale
 from utils.command import UserError
-from utils.datasets import DatasetError
 from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]
 MakeImage = Callable[..., Image]
 Save = Callable[[Path, Image], Path]
-
-
-def unpacked(packed: Pack) -> dict[str, tuple[Image, Image]]:
-    """name -> (LR, HR) as the offsets and sizes say."""
-    pairs = {}
-    for image in packed.images:
-        lr_end = image.lr_offset + image.height * image.width
-        hr_end = image.hr_offset + 16 * image.height * image.width
-        lr = packed.pixels[image.lr_offset : lr_end].view(image.height, image.width, 3)
-        hr = packed.pixels[image.hr_offset : hr_end].view(4 * image.height, 4 * image.width, 3)
-        pairs[image.name] = (lr.numpy(), hr.numpy())
-    return pairs
 
 
 @pytest.fixture()
@@ -63,21 +50,6 @@ def test_pixels_are_those_of_the_files_with_matlab_equal_lr(
     assert packed.skipped == ()
 
 
-def test_official_lr_files_are_used_where_there_are_some(
-    tmp_path: Path, noise: MakeImage, save: Save
-) -> None:
-    folder = tmp_path / "DIV2K"
-    for name in ("0001", "0002"):
-        save(folder / "DIV2K_train_HR" / f"{name}.png", noise(24, 32, seed=int(name)))
-    official = noise(6, 8, seed=7)
-    save(folder / "DIV2K_train_LR_bicubic" / "X4" / "0001x4.png", official)
-    save(folder / "DIV2K_train_LR_bicubic" / "X2" / "0001x2.png", noise(12, 16))
-    pairs = unpacked(pack([folder], tmp_path / "cache"))
-    assert list(pairs) == ["0001.png", "0002.png"]
-    np.testing.assert_array_equal(pairs["0001.png"][0], official)
-    np.testing.assert_array_equal(pairs["0002.png"][0], downscale(noise(24, 32, seed=2)))
-
-
 def test_files_that_cannot_be_used_are_skipped_by_name(
     tree: Path, tmp_path: Path, noise: MakeImage, save: Save, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,29 +69,6 @@ def test_files_that_cannot_be_used_are_skipped_by_name(
     assert all(reason in caplog.text for reason in packed.skipped)
 
 
-def test_validation_and_test_images_are_left_out(
-    tmp_path: Path, noise: MakeImage, save: Save, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "data"
-    save(folder / "DIV2K_train_HR" / "0001.png", noise(16, 16))
-    held_out = (
-        "DIV2K_valid_HR",
-        "DIV2K_valid_LR_bicubic/X4",
-        "DIV2K_test_LR",
-        "LSDIR_DIV2K_test_HR",
-        "DIV2K_LSDIR_valid_HR",
-    )
-    for name in held_out:
-        save(folder / name / "0801x4.png", noise(16, 16))
-    with caplog.at_level(logging.WARNING):
-        packed = pack([folder], tmp_path / "cache")
-    assert [image.name for image in packed.images] == ["0001.png"]
-    for name in held_out:
-        assert f"left out {name.split('/')[0]}" in caplog.text
-    with pytest.raises(ImageError, match="DIV2K_valid_HR"):
-        pack([folder / "DIV2K_valid_HR"], tmp_path / "cache")
-
-
 def test_pack_is_opened_again_without_decoding(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,32 +83,6 @@ def test_pack_is_opened_again_without_decoding(
     assert again.images == first.images and again.skipped == first.skipped
     assert again.fingerprint == first.fingerprint
     np.testing.assert_array_equal(again.pixels.numpy(), first.pixels.numpy())
-
-
-def test_equal_names_in_two_sets_keep_their_own_lr(
-    tmp_path: Path, noise: MakeImage, save: Save
-) -> None:
-    for seed, name in enumerate(("A", "B")):
-        save(tmp_path / "both" / f"{name}_HR" / "1.png", noise(16, 16, seed))
-        save(tmp_path / "both" / f"{name}_LR_bicubic" / "X4" / "1x4.png", noise(4, 4, 10 + seed))
-    save(tmp_path / "both" / "C" / "1.png", noise(16, 16, 2))
-    packed = pack([tmp_path / "both"], tmp_path / "cache")
-    lrs = [packed.pixels[i.lr_offset : i.lr_offset + 16].view(4, 4, 3) for i in packed.images]
-    for lr, expected in zip(
-        lrs, (noise(4, 4, 10), noise(4, 4, 11), downscale(noise(16, 16, 2))), strict=True
-    ):
-        assert np.array_equal(lr, expected)
-
-
-def test_lr_of_another_degradation_is_not_taken(
-    tmp_path: Path, noise: MakeImage, save: Save
-) -> None:
-    save(tmp_path / "DIV2K_train_HR" / "1.png", noise(16, 16))
-    save(tmp_path / "DIV2K_train_LR_bicubic" / "X4" / "1x4.png", noise(4, 4, 1))
-    save(tmp_path / "DIV2K_train_LR_unknown" / "X4" / "1x4.png", noise(4, 4, 2))
-    packed = pack([tmp_path], tmp_path / "cache")
-    assert [image.name for image in packed.images] == ["1.png"]
-    assert np.array_equal(packed.pixels[:16].view(4, 4, 3), noise(4, 4, 1))
 
 
 @pytest.mark.parametrize("change", ["content", "added", "removed", "lr"])
@@ -283,22 +206,3 @@ def test_a_folder_that_cannot_be_read_is_named(
         pack([tree], tmp_path / "cache")
     (tree / "sub").rename(tree / "lost+found")  # which every disk has, and nobody may read
     assert len(pack([tree], tmp_path / "cache").images) == 2
-
-
-def test_lr_images_of_no_hr_image_end_it_before_packing(
-    tmp_path: Path, noise: MakeImage, save: Save
-) -> None:
-    save(tmp_path / "set" / "HR" / "1.png", noise(16, 16))
-    save(tmp_path / "set" / "LR" / "1_small.png", noise(4, 4))
-    with pytest.raises(DatasetError, match="1_small.png .* 1x4.png"):
-        pack([tmp_path / "set"], tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
-def test_lr_folders_given_beside_their_hr_folders_are_paired(
-    tmp_path: Path, noise: MakeImage, save: Save
-) -> None:
-    save(tmp_path / "T_HR" / "1.png", noise(16, 16))
-    save(tmp_path / "T_LR_bicubic" / "X4" / "1x4.png", noise(4, 4, 1))
-    packed = pack([tmp_path / "T_HR", tmp_path / "T_LR_bicubic" / "X4"], tmp_path / "cache")
-    assert np.array_equal(unpacked(packed)["1.png"][0], noise(4, 4, 1))

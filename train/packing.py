@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from train.packs import Pack, PackedImage, describe, digest_of, open_pack
 from utils.bicubic import downscale
-from utils.datasets import SCALE, DatasetError, held_out
+from utils.datasets import SCALE, DatasetError, held_out, set_folder
 from utils.files import remove_leftovers, whole_file, write_bytes
 from utils.imaging.images import BAD_IMAGE, ImageError, find_images, mod_crop, read_rgb
-from utils.layouts import read
+from utils.layouts import File, read
 from utils.memory import is_exhausted
 from utils.pairing import pair
 from utils.text import first_line
@@ -90,16 +90,22 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
 def _find_pairs(folders: Sequence[Path], first: int | None) -> list[tuple[Path, Path | None]]:
     """(HR file, LR file or None), the first so many HR files of each folder. Raises DatasetError
     where LR images belong to no HR image."""
-    files, left_out = [], set()
+    files: dict[str, File] = {}  # by what they are, whatever they are called
+    left_out, again = set(), 0
     for folder in folders:
+        above = len(set_folder(folder).parent.parts)
         for path in find_images(folder):
-            if forbidden := held_out(path.relative_to(folder.parent).parts[:-1]):
+            if forbidden := held_out(Path(os.path.abspath(path)).parent.parts[above:]):
                 left_out.add(forbidden)
+            elif (file := os.path.realpath(path)) in files:
+                again += 1
             else:
-                files.append(read(path, folder))
+                files[file] = read(path, folder)
     for name in sorted(left_out):
         logger.warning("left out %s: validation and test images are not for training", name)
-    pairing = pair(files)
+    if again:
+        logger.warning("%d images are named more than once, and taken once", again)
+    pairing = pair(list(files.values()))
     if reason := pairing.missing():
         raise DatasetError(reason)
     for name in sorted({str(file.path.parent) for file in pairing.left}):

@@ -141,6 +141,15 @@ def held_out(folders: Sequence[str]) -> str | None:
     return next(filter(_is_held_out, folders), None)
 
 
+def set_folder(folder: Path) -> Path:
+    """The folder that is called like a set of which `folder` may be but a part: of Set5/HR or
+    Set5/LR_bicubic/X4 it is Set5."""
+    place = Path(os.path.abspath(folder))
+    while (words := words_of(place.name)).tells and words.rest in ("", "sub"):
+        place = place.parent
+    return place
+
+
 def _is_held_out(folder: str) -> bool:
     name = words_of(folder).rest.removesuffix("/sub")
     return bool(
