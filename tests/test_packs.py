@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from train import packs
 from train.packing import pack
+from train.recipes import STAGES
+from train.records import note_data
 from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]
@@ -101,6 +104,27 @@ def test_damaged_pack_is_packed_again(tree: Path, tmp_path: Path) -> None:
     assert torch.equal(pack([tree], tmp_path / "cache").pixels, before)
     pixels.unlink()
     assert pack([tree], tmp_path / "cache").fingerprint == whole.fingerprint
+
+
+def test_what_is_trained_on_is_noted_by_its_folders_though_it_comes_as_a_pack(
+    tree: Path, tmp_path: Path
+) -> None:
+    part = tmp_path / "set" / "HR"
+    part.parent.mkdir(parents=True)
+    tree.rename(part)
+    data = pack([part], tmp_path / "cache", first=2)
+    stages = [replace(STAGES[number], steps=1) for number in (1, 2)]
+    note_data(tmp_path, stages[0], [part], 2, data)
+    (index,) = (tmp_path / "cache").glob("*.json")
+    for stage in stages:
+        note_data(tmp_path, stage, [index], None, pack([index], tmp_path / "cache"))
+        note = json.loads((tmp_path / f"{stage.name}_data.json").read_text())
+        assert (note["folders"], note["first"]) == (["set/HR"], 2)
+        assert note["fingerprint"] == data.fingerprint and len(note["sha256"]) == 2
+    other = pack([part], tmp_path / "cache")
+    note_data(tmp_path, stages[0], [Path("elsewhere.json")], None, other)  # of other images
+    note = json.loads((tmp_path / "stage1_data.json").read_text())
+    assert (note["folders"], note["first"]) == (["elsewhere.json"], None)
 
 
 def test_a_pack_moves_in_parts(tree: Path, tmp_path: Path) -> None:
