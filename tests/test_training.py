@@ -23,6 +23,7 @@ from train.patches import sample, sampler
 from train.reparam import fuse, training_form
 from train.shrink import sides_of
 from train.teacher import read_teacher
+from train.trial import trial
 from utils import evaluate
 from utils.datasets import Pair
 from utils.lock import locked
@@ -181,6 +182,7 @@ def test_divergence_is_reported_and_the_checkpoint_is_of_before_the_bad_step(
     *trained, failure = logged(place / run)
     assert [line["step"] for line in trained] == [1, 2, 3, 4, 5]
     assert failure["step"] == 5 and message == f"train/train.py: {failure['failed']}"
+    assert trial(place / run, "too-high", "")["failed"] == failure["failed"]
 
 
 EXHAUST = """

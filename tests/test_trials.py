@@ -80,7 +80,7 @@ def test_a_diverged_run_is_a_trial_until_it_goes_on(
     run = tmp_path / "diverged"
     shutil.copytree(uninterrupted, run)
     with (run / "log.jsonl").open("a") as file:
-        file.write('{"stage": "stage1", "step": 12, "failed": "expected a finite loss"}\n')
+        file.write('{"stage": "stage1", "step": 13, "failed": "expected a finite loss"}\n')
     record = trial.trial(run, "high", "too high")
     assert record["failed"] == "expected a finite loss"
     publish(tmp_path, "trials", "high", record)

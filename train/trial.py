@@ -74,12 +74,8 @@ def trial(source: Path, name: str, note: str) -> dict[str, Any]:
     if not records:
         raise CheckpointError(f"expected a checkpoint of train/train.py, got {file}")
     own = without_digests(records[-1])
-    lines = [
-        line
-        for line in log.read(run / "log.jsonl")
-        # The log may be ahead of its checkpoint, or of a copy of an earlier one.
-        if line["stage"] == own["stage"]["name"] and line["step"] <= own["step"]
-    ]
+    name_of_stage = own["stage"]["name"]
+    lines = [line for line in log.read(run / "log.jsonl") if line["stage"] == name_of_stage]
     return {
         "trial": name,
         "note": note,
@@ -89,7 +85,9 @@ def trial(source: Path, name: str, note: str) -> dict[str, Any]:
         "validation": [
             {key: line[key] for key in ("step", "val_psnr", "val_psnr_y", "others") if key in line}
             for line in lines
-            if "val_psnr" in line
+            # The log may be ahead of its checkpoint, or of a copy of an earlier one; that it
+            # diverged always comes after the last weights that were saved.
+            if "val_psnr" in line and line["step"] <= own["step"]
         ],
         "failed": next((line["failed"] for line in lines if "failed" in line), None),
     }
