@@ -91,6 +91,31 @@ def test_a_run_is_shipped_with_its_record(
     assert regenerated
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_record_has_the_scores_of_its_own_first_stage_alone(
+    tmp_path: Path, zoo: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """Where stage 2 was given other weights, the folder's stage 1 is no part of it."""
+    run = tmp_path / "run"
+    state = a_run(run)
+    first = training_records(torch.load(run / "stage1.pt", weights_only=False), run)
+    if not own:
+        first[0] = {**first[0], "seed": 7}
+    second = checkpoint.State(state.net, state.ema, state.optimizers, step=2, before=first)
+    checkpoint.save(run / "stage2.pt", second, replace(STAGES[2], steps=2), 0, "fingerprint")
+    note_data(run, STAGES[2], [Path("images")], None, NO_DATA)
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"stage": "stage1", "step": 4, "val_psnr": 50.0, "val_psnr_y": 51.0}\n')
+        log.write('{"stage": "stage2", "step": 2, "val_psnr": 40.0, "val_psnr_y": 41.0}\n')
+        log.write('{"stage": "stage2", "step": 3, "val_psnr": 60.0, "val_psnr_y": 61.0}\n')
+    monkeypatch.setattr(documents, "regenerate", lambda: None)
+    export(run, ship=True)
+    said = json.loads(zoo[1].read_text())
+    assert [stage["seed"] for stage in said["stages"]] == [0 if own else 7, 0]
+    scores = [(line["stage"], line["val_psnr_y"]) for line in said["validation"]]
+    assert scores == [("stage1", 32.25)] * own + [("stage2", 41.0)]
+
+
 def test_a_run_without_branches_is_shipped_as_it_is(
     tmp_path: Path, zoo: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,14 +195,16 @@ def _training_record(
     file: Path, records: list[dict[str, Any]], weights: bytes, difference: float, compared: int
 ) -> dict[str, Any]:
     """What is published of the training of shipped weights."""
-    last, step = records[-1]["stage"]["name"], records[-1]["step"]
-    lines = log.read(file.parent / "log.jsonl")
+    # The log may be ahead of its checkpoint, or of a copy of an earlier one; and its first stage
+    # may be another than that which the second began with.
+    last_steps = {records[-1]["stage"]["name"]: records[-1]["step"]}
+    if len(records) > 1 and _is_first_stage_of(file.parent, records[-2]):
+        last_steps[records[-2]["stage"]["name"]] = records[-2]["step"]
     keys = ("stage", "step", "val_psnr", "val_psnr_y")
-    # The log may be ahead of its checkpoint, or of a copy of an earlier one.
     scored = [
         line
-        for line in lines
-        if "val_psnr" in line and (line["stage"], line["step"]) <= (last, step)
+        for line in log.read(file.parent / "log.jsonl")
+        if "val_psnr" in line and line["step"] <= last_steps.get(line["stage"], -1)
     ]
     return {
         "training_of": ENTRY,
@@ -213,6 +215,22 @@ def _training_record(
         "float64_difference": difference,
         "held_out_images_compared": compared,
     }
+
+
+def _is_first_stage_of(run: Path, record: dict[str, Any]) -> bool:
+    """Whether a record is of the stage 1 in the folder of a run, which may have gone on since."""
+    file = run / "stage1.pt"
+    if record["stage"]["name"] != "stage1" or not file.exists():
+        return False
+    own = training_records(read_checkpoint(file), run)
+    work = record["history"]
+    return bool(own) and all(
+        (
+            own[-1]["seed"] == record["seed"],
+            own[-1]["data"] == record["data"],
+            own[-1]["history"][: len(work)] == work,
+        )
+    )
 
 
 def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Path) -> int:
