@@ -228,6 +228,24 @@ def test_blended_patches_keep_half_of_themselves_or_more(
     assert kstest(kept[kept < 1], "uniform", (0.5, 0.5)).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("batch", "mixup", "steps"), [(1, 0.5, 40), (3, 0.3, 40), (24, 0.04, 25), (5, 1.0, 4)]
+)
+def test_small_batches_are_blended_as_often(
+    packed: Pack, batch: int, mixup: float, steps: int
+) -> None:
+    """Counted through the steps, by one process as by two."""
+    source = sampler(packed, PATCH, mixup=mixup)
+    blended = 0
+    for step in range(steps):
+        both = [sample(s, 1, step, batch)[1] for s in (source, replace(source, mixup=0))]
+        blended += int((both[0] != both[1]).flatten(1).any(1).sum())
+        parts = [sample(source, 1, step, batch, slice(rank, None, 2)) for rank in range(2)]
+        for rank, (_, hr) in enumerate(parts):
+            assert torch.equal(hr, both[0][rank::2])
+    assert abs(blended - steps * batch * mixup) <= 1
+
+
 def test_the_lr_patch_of_a_blend_is_that_of_the_blended_hr_patch(packed: Pack) -> None:
     source = sampler(packed, PATCH, mixup=0.5)
     lr, hr = sample(source, seed=1, step=0, batch=200)

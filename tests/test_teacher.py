@@ -127,6 +127,8 @@ def test_patches_without_hr_want_a_teacher_and_some_with_hr(
     alone = train("zoomed alone", "--zoom", 0.5)
     assert alone.returncode == 2 and "--teacher FILE with --zoom, got stage1" in alone.stderr
     taught = ("--teacher", random_weights, "--truth", 0.5)
+    few = train("zoomed too little", *taught, "--zoom", 0.2)
+    assert few.returncode == 2 and "--zoom of one patch of a batch of 2" in few.stderr
     none = train("zoomed", *taught, "--zoom", 0.9)  # both of a step's patches
     assert none.returncode == 2 and "1 pairs for 1 processes, got 0" in none.stderr
 

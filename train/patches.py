@@ -104,8 +104,9 @@ def sample(
     places, draws = _draw(source, generator, batch, part)
     if not source.mixup:
         return cut(source, places, draws, known)
-    # Spread evenly over pairs and patches without HR.
-    blended = np.flatnonzero(np.floor((index + 1) * source.mixup) > np.floor(index * source.mixup))
+    # Spread evenly over pairs and patches without HR, and over the steps of small batches.
+    counted = (index + step * batch + np.array([[0], [1]])) * source.mixup
+    blended = np.flatnonzero(np.floor(counted[1]) > np.floor(counted[0]))
     pairs = int((blended < known).sum())
     other_places, other_draws = _draw(source, generator, batch, part)
     shares = generator.uniform(LEAST_SHARE, 1, batch)[part][blended]

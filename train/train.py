@@ -109,7 +109,13 @@ def train_stages(
     prepare_machine(engine, world.device, args.out)
     for stage in stages.values():
         file = args.out / f"{stage.name}.pt"
-        pairs_a_step = stage.batch - count_zoomed(stage.batch, stage.zoom)
+        zoomed = count_zoomed(stage.batch, stage.zoom)
+        if stage.zoom and not zoomed:
+            raise UserError(
+                f"expected --zoom of one patch of a batch of {stage.batch} at least, got "
+                f"{stage.zoom:g}: give more, or a larger --batch"
+            )
+        pairs_a_step = stage.batch - zoomed
         if pairs_a_step < world.size:
             raise UserError(
                 f"expected a batch of at least {world.size} pairs for {world.size} "
