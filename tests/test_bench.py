@@ -3,6 +3,7 @@
 import contextlib
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deploy.bench.worker"])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
+def test_networks_of_one_class_have_rows_of_their_own(tmp_path: Path, rival: Path) -> None:
+    (tmp_path / "old").mkdir()
+    other = shutil.copy(rival, tmp_path / "old" / "net.py")
+    single = shutil.copy(rival, tmp_path / "single.py")
+    Path(single).write_text(Path(single).read_text().replace("Rival", "Single"))
+    given = [f"{rival}:Rival", f"{other}:Rival", f"{single}:Single", f"{rival}:Rival"]
+    args = bench._parse(["--backends", "eager", "--precisions", "fp32", "--against", *given])
+    labels = [row.label for row in bench._rows(args, torch.device("cpu"))]
+    assert labels == [
+        "eager fp32, torch as it comes",
+        "eager fp32",
+        *(f"{name} {how} fp32" for name in given[:2] for how in ("eager", "channels_last")),
+        "Single eager fp32",
+        "Single channels_last fp32",
+    ]
 
 
 @pytest.mark.usefixtures("forked_workers")
@@ -266,7 +284,7 @@ def test_labels_tell_rows_apart() -> None:
         Row("eager", "fp32"),
         Row("eager", "fp32", prepared=False),
         Row("eager", "bf16"),
-        Row("eager", "fp32", "nets/a.py:Net:w.pth"),
+        Row("eager", "fp32", "nets/a.py:Net:w.pth", network="Net"),
     ]
     assert [row.label for row in rows] == [
         "eager fp32",

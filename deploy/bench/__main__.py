@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -124,9 +125,15 @@ def _rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
     ]
     plain = Row("eager", "fp32", prepared=device.type != "cpu")
     rows = [plain, *(Row(*pair) for pair in itertools.product(args.backends, precisions))]
-    for against in args.against:
+    others = dict.fromkeys(args.against)
+    for against in others:
         rival(against)  # refused here if it cannot be made
-        rows += [Row(name, "fp32", against) for name in ("eager", "channels_last")]
+    classes = Counter(against.split(":")[1] for against in others)
+    for against in others:
+        own = against.split(":")[1]
+        # Two versions or two checkpoints of one network go by all that was given.
+        network = own if classes[own] == 1 else against
+        rows += [Row(name, "fp32", against, network=network) for name in ("eager", "channels_last")]
     return list(dict.fromkeys(rows))
 
 

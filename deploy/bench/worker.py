@@ -31,7 +31,8 @@ BUSY_MS = 50  # of work before a GPU's time is taken
 
 @dataclass(frozen=True)
 class Row:
-    """One backend in one precision, of LKDN or of the network that `against` names.
+    """One backend in one precision, of LKDN or of the network that `against` names, which is called
+    `network` in tables.
 
     What is not `prepared` runs on a CPU as torch comes, without utils.devices.prepare_cpu.
     """
@@ -40,13 +41,13 @@ class Row:
     precision: str
     against: str = ""
     prepared: bool = True
+    network: str = ""
 
     @property
     def label(self) -> str:
         """What the row is called in tables."""
-        network = f"{self.against.split(':')[1]} " if self.against else ""
         plain = "" if self.prepared else ", torch as it comes"
-        return f"{network}{self.backend} {self.precision}{plain}"
+        return f"{self.network} {self.backend} {self.precision}{plain}".lstrip()
 
 
 @dataclass(frozen=True)
