@@ -1,6 +1,7 @@
 """Download DIV2K, and bring LSDIR and the benchmark sets that you have into data/."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,14 +23,17 @@ from utils.datasets import (
     Pair,
     find,
     held_out,
-    pairs_of,
+    pairs_among,
+    set_folder,
 )
 from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
 from utils.imaging.images import ImageError, find_images
-from utils.layouts import HR_END, read, words_of
+from utils.layouts import HR_END, File, read, words_of
 from utils.lock import locked
+
+LSDIR_IMAGES = 2000  # as in the factsheet
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,9 +87,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--first",
         type=int,
-        default=2000,
         metavar="N",
-        help="take the first N images of LSDIR, by file name",
+        help=f"take the first N images of LSDIR, by file name, instead of {LSDIR_IMAGES}",
     )
     add(
         "--benchmarks",
@@ -98,13 +101,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     data = ROOT / "data"
     add("--data_dir", type=command.path, default=data, metavar="DIR", help="where all of it goes")
     add("--keep", action="store_true", help="keep the downloaded archives after unpacking")
-    add("--url", default=URL, help="where DIV2K's archives lie, a mirror for example")
+    add("--url", help=f"where DIV2K's archives lie, if not at {URL}: a mirror")
     args = parser.parse_args(argv)
     args.data_dir = args.data_dir.resolve()
     if not (args.sets or args.lsdir or args.benchmarks or args.pack):
         parser.error(
             f"expected {', '.join(DIV2K)}, --lsdir, --benchmarks or --pack, got nothing to prepare"
         )
+    if args.first is not None and not args.lsdir:
+        parser.error("expected --lsdir PATH with --first, got none")
+    if (args.keep or args.url) and not args.sets:
+        parser.error(f"expected {' or '.join(DIV2K)} with --keep and --url, got none")
+    args.first, args.url = args.first if args.first is not None else LSDIR_IMAGES, args.url or URL
     if args.first < 1:
         parser.error(f"expected --first of at least 1, got {args.first}")
     if not args.url.startswith(("http://", "https://")):
@@ -119,9 +127,9 @@ def _set(text: str) -> str:
 
 
 def _source(text: str) -> Path:
-    if not Path(text).exists():
+    if not os.path.exists(source := command.path(text)):
         raise argparse.ArgumentTypeError(f"expected a folder or an archive, found no {text}")
-    return Path(text).resolve()
+    return source.resolve()
 
 
 def prepare_div2k(archives: Sequence[Archive], url: str, data_dir: Path, keep: bool) -> None:
@@ -157,8 +165,9 @@ def is_there(images: int, folders: Sequence[Path]) -> bool:
 
 
 def require_empty(target: Path, content: str) -> None:
-    """Raise DataError if anything lies where `content` would go."""
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    """Raise DataError if anything lies where `content` would go, be it a link to a folder, in whose
+    place none can be moved."""
+    if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise DataError(
             f"expected {content} or nothing in {target}, got something else: move "
             "it away and run this again"
@@ -202,9 +211,10 @@ def prepare_lsdir(sources: Sequence[Path], first: int, data_dir: Path) -> None:
         found: dict[str, Path] = {}
         for source in sources:
             tree = source if source.is_dir() else unpack(source, scratch)
+            above = len(set_folder(tree).parent.parts)
             for path in find_images(tree):
                 # 0000001.png, but not 0000001x4.png, X4/0000001.png, nor what is for validation
-                file, folders = read(path, tree), path.relative_to(tree.parent).parts[:-1]
+                file, folders = read(path, tree), path.parent.parts[above:]
                 hr = file.role != "LR" and file.sure and not file.left
                 if path.stem.isdecimal() and hr and not held_out(folders):
                     found.setdefault(path.name, path)
@@ -220,31 +230,47 @@ def prepare_lsdir(sources: Sequence[Path], first: int, data_dir: Path) -> None:
 
 
 def prepare_benchmarks(sources: Sequence[Path], data_dir: Path) -> None:
-    """Bring each set that is not there yet to NAME/HR/ and, if it has LR images, NAME/LR/."""
-    if all(find_pairs(data_dir / name) for name in BENCHMARKS):
+    """Bring each set that is not there yet to NAME/HR/ and, if it has LR images, NAME/LR/. What
+    several sources have of a set is taken together."""
+    if all(has_lr(find_pairs(data_dir / name)) for name in BENCHMARKS):
         tqdm.write(f"{data_dir}: {', '.join(BENCHMARKS)}, complete already")
         return
     with scratch_in(data_dir) as scratch:
+        files: dict[str, list[File]] = {}
         for source in sources:
             tree = source if source.is_dir() else unpack(source, scratch)
-            files: dict[str, list[Path]] = {}
-            for path in find_images(tree):
-                if name := set_of(path.parent, tree):
-                    files.setdefault(name, []).append(path)
-            sets = {name: with_hr(pairs_of(paths, tree)) for name, paths in files.items()}
-            missing = [name for name in sets or BENCHMARKS if not sets.get(name)]
-            if missing:
+            found = [(name, path) for path in find_images(tree) if (name := set_of(path, tree))]
+            if not found:
                 raise DataError(
-                    f"expected HR images of {', '.join(missing)} in {source}, in a "
-                    "layout that data/README.md lists, got none"
+                    f"expected images of {', '.join(BENCHMARKS)} in {source}, in a layout that "
+                    "data/README.md lists, got none"
                 )
-            for name, pairs in sets.items():
-                put_benchmark(pairs, data_dir / name, scratch)
+            for name, path in found:
+                files.setdefault(name, []).append(read(path, tree))
+        sets = {name: with_hr(pairs_among(own)) for name, own in files.items()}
+        if missing := [name for name, pairs in sets.items() if not pairs]:
+            raise DataError(
+                f"expected HR images of {', '.join(missing)} in {', '.join(map(str, sources))}, in "
+                "a layout that data/README.md lists, got none"
+            )
+        for name, pairs in sets.items():
+            put_benchmark(pairs, data_dir / name, scratch)
+
+
+def has_lr(pairs: Sequence[Pair]) -> bool:
+    """Whether there are pairs, and all of them have LR images."""
+    return bool(pairs) and all(pair.lr for pair in pairs)
 
 
 def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
-    """Bring one set into place, unless it is there already."""
+    """Bring one set into place, unless it is there already. DataError if it is there without the LR
+    images that `pairs` have."""
     if there := find_pairs(target):
+        if has_lr(pairs) and not any(pair.lr for pair in there):
+            raise DataError(
+                f"expected nothing or a set with LR images in {target}, got one without: move it "
+                "away and run this again to have both"
+            )
         tqdm.write(f"{target}: {len(there)} images, complete already")
         return
     require_empty(target, f"{target.name} as HR/ and LR/")
@@ -267,10 +293,10 @@ def with_hr(pairs: Sequence[Pair]) -> list[Pair]:
     return [replace(pair, name=HR_END.sub("", pair.name)) for pair in pairs if pair.hr]
 
 
-def set_of(folder: Path, tree: Path) -> str | None:
-    """The benchmark set that the images in a folder are of, if below the set's own folder there
-    are only such as are called for HR or LR images or for a scale."""
-    for name in (folder, *folder.parents):
+def set_of(image: Path, tree: Path) -> str | None:
+    """The benchmark set that an image is of, if between it and the set's own folder there are only
+    such as are called for HR or LR images or for a scale."""
+    for name in image.parents:
         words = words_of(name.name)
         if found := SPELLINGS.get(words.rest.lower()):
             return found

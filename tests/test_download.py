@@ -97,7 +97,7 @@ def test_broken_transfer_goes_on(
 def test_next_run_continues_what_broke_each_time(
     site: Site, fetch: Fetch, tmp_path: Path, noise: MakeImage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    site.cut, site.cuts = 4000, 3
+    site.cut, site.cuts, site.refusals = 12000, 1, [0, 503, 503]
     assert fetch() == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "20000 bytes" in error and "12000" in error and "run this again" in error
@@ -106,6 +106,15 @@ def test_next_run_continues_what_broke_each_time(
     site.asked.clear()
     assert fetch() == 0
     assert site.asked == [(HR, "bytes=12000-"), (LR, None)]
+    assert_complete(tmp_path / "data", noise)
+
+
+@pytest.mark.usefixtures("published")
+def test_a_way_that_breaks_often_leads_there(
+    site: Site, fetch: Fetch, tmp_path: Path, noise: MakeImage
+) -> None:
+    site.cut, site.cuts = 2000, 9
+    assert fetch() == 0
     assert_complete(tmp_path / "data", noise)
 
 
@@ -184,7 +193,7 @@ def test_server_that_is_not_there_is_one_sentence(
     options = ["DIV2K_valid", "--url", "http://127.0.0.1:1/", "--data_dir", str(tmp_path / "data")]
     assert prepare.main(options) == 1
     errors = capsys.readouterr().err
-    assert "in 3 attempts" in errors.splitlines()[-1]
+    assert "and no more in 2 attempts" in errors.splitlines()[-1]
     assert "connecting to http://" in errors and "trying again in 0 s" in errors
     assert files_below(tmp_path / "data") == set()
 

@@ -9,7 +9,7 @@ import pytest
 from mirror import MakeImage, files_below, lay_out, png, tarred, zipped
 
 from data import prepare
-from utils.datasets import find
+from utils.datasets import BENCHMARKS, find
 from utils.imaging.images import read_rgb
 
 # (set, what is given, HR file in it, LR file in it, name of the pair)
@@ -32,7 +32,7 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "zip with backslashes"])
 @pytest.mark.parametrize(("name", "given", "hr", "lr", "stem"), LAYOUTS)
 def test_benchmark_is_found_after_preparing_it(
     tmp_path: Path,
@@ -52,12 +52,18 @@ def test_benchmark_is_found_after_preparing_it(
         for other in ("image_SRF_2/img_001_SRF_2_HR.png", "image_SRF_4/img_001_SRF_4_nearest.png"):
             files[f"{hr.split('image')[0]}{other}"] = png(noise(6, 6, 3))
         files["notes.txt"] = b"notes"
-    source = tmp_path / "from" / (given if kind == "folder" else f"{given}.{kind}")
+    ending = "" if kind == "folder" else f".{kind[:3]}"
+    source = tmp_path / "from" / f"{given}{ending}"
     if kind == "folder":
         lay_out(source, files)
     else:
         source.parent.mkdir()
-        source.write_bytes(zipped(files) if kind == "zip" else tarred(files))
+        packed = files
+        if kind == "zip with backslashes":  # as programs of Windows may write them, folders too
+            packed = {"empty\\": b""} | {
+                name.replace("/", "\\"): content for name, content in files.items()
+            }
+        source.write_bytes(tarred(packed) if kind == "tar" else zipped(packed))
     options = ["--benchmarks", str(source), "--data_dir", str(tmp_path / "data")]
     assert prepare.main(options) == 0
     (pair,) = find(name, tmp_path / "data").pairs
@@ -81,20 +87,38 @@ def test_benchmark_is_found_after_preparing_it(
 def test_several_benchmarks_at_once_and_then_none_is_opened(
     tmp_path: Path, noise: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = png(noise(16, 20))
-    one = lay_out(
-        tmp_path / "one",
-        {"Set5/HR/a.png": picture, "Set14/HR/a.png": picture, "B100/HR/a.png": picture},
-    )
+    def files(*names: str) -> dict[str, bytes]:
+        hr = {f"{name}/HR/a.png": png(noise(16, 20)) for name in names}
+        return hr | {f"{name}/LR/ax4.png": png(noise(4, 5)) for name in names}
+
+    one = lay_out(tmp_path / "one", files("Set5", "Set14", "B100"))
     two = tmp_path / "two.zip"
-    two.write_bytes(zipped({"x/Urban100/HR/a.png": picture, "x/Manga109/HR/a.png": picture}))
+    two.write_bytes(zipped(files("x/Urban100", "x/Manga109")))
     options = ["--benchmarks", str(one), str(two), "--data_dir", str(tmp_path / "data")]
     assert prepare.main(options) == 0
-    assert files_below(tmp_path / "data") == {
-        f"{name}/HR/a.png" for name in ("Set5", "Set14", "B100", "Urban100", "Manga109")
-    }
+    assert files_below(tmp_path / "data") == set(files(*BENCHMARKS))
     monkeypatch.delattr(prepare, "unpack")
     assert prepare.main(options) == 0
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_lr_images_that_come_apart_from_their_hr_images(
+    tmp_path: Path, noise: MakeImage, together: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    high, low = tmp_path / "Set5_HR.zip", tmp_path / "Set5_LR.zip"
+    high.write_bytes(zipped({"baby.png": png(noise(16, 20))}))
+    low.write_bytes(zipped({"babyx4.png": png(noise(4, 5))}))
+    data = tmp_path / "data"
+    if not together:
+        assert prepare.main(["--benchmarks", str(high), "--data_dir", str(data)]) == 0
+    options = ["--benchmarks", str(high), str(low), "--data_dir", str(data)]
+    assert prepare.main(options) == (0 if together else 1)
+    if not together:
+        assert "got one without: move it away" in capsys.readouterr().err
+        assert files_below(data) == {"Set5/HR/baby.png"}
+        shutil.rmtree(data / "Set5")
+        assert prepare.main(options) == 0
+    assert files_below(data) == {"Set5/HR/baby.png", "Set5/LR/babyx4.png"}
 
 
 @pytest.mark.parametrize("harm", ["no set", "no HR", "broken", "LR missing", "in the way"])

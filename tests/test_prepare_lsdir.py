@@ -102,6 +102,28 @@ def test_lsdir_that_cannot_be_had_leaves_nothing(
     assert len(files_below(tmp_path / "data")) == 6
 
 
+def test_a_part_of_what_is_for_validation_is_not_taken(
+    tmp_path: Path, lsdir: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    val = lay_out(tmp_path / "val1" / "HR", {"0000000.png": lsdir["train/0001/0000001.png"]})
+    options = ["--first", "1", "--data_dir", str(tmp_path / "data")]
+    assert prepare.main(["--lsdir", str(val), *options]) == 1
+    assert "got 0" in capsys.readouterr().err
+    assert not (tmp_path / "data" / "LSDIR").exists()
+
+
+def test_a_link_in_the_way_is_said_before_the_work(
+    tmp_path: Path, lsdir: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("data", "large disk"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "LSDIR").symlink_to(tmp_path / "large disk", target_is_directory=True)
+    source = lay_out(tmp_path / "train", lsdir)
+    options = ["--lsdir", str(source), "--first", "6", "--data_dir", str(tmp_path / "data")]
+    assert prepare.main(options) == 1
+    assert "got something else: move it away" in capsys.readouterr().err
+
+
 def test_command_works_from_another_directory(
     tmp_path: Path, lsdir: dict[str, bytes], python: Callable, root: Path
 ) -> None:

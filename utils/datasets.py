@@ -13,7 +13,7 @@ import skimage
 
 from utils.command import UserError
 from utils.imaging.images import find_images
-from utils.layouts import LR_REST, SCALE, read, words_of
+from utils.layouts import LR_REST, SCALE, File, read, words_of
 from utils.pairing import pair
 from utils.template import MODES
 
@@ -84,15 +84,18 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
 
 
 def pairs_of(paths: Sequence[Path], tree: Path) -> list[Pair]:
-    """The pairs of one set, given all of its files, which lie below `tree`. Of several folders of
-    HR images the one is taken that the table of layouts has first; without any, its LR images
-    alone.
+    """The pairs of one set, given all of its files, which lie below `tree`, see `pairs_among`."""
+    return pairs_among([read(path, tree) for path in paths])
+
+
+def pairs_among(files: Iterable[File]) -> list[Pair]:
+    """The pairs of one set, given all of its files. Of several folders of HR images the one is
+    taken that the table of layouts has first; without any, its LR images alone.
 
     Raises:
         DatasetError: there are LR images, but none is an HR image's.
     """
-    files = [replace(read(path, tree), set=()) for path in paths]
-    pairing = pair(files)
+    pairing = pair([replace(file, set=()) for file in files])
     if not pairing.pairs:
         paths = [file.path for file in pairing.alone]
         return list(_unique(Pair(LR_REST.sub("", p.stem) or p.stem, None, p) for p in paths))

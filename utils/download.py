@@ -72,7 +72,9 @@ def download(url: str, file: Path, size: int, bar: tqdm) -> None:
     part, start = file.with_name(f"{file.name}.part"), bar.n
     require_space(part.parent, SPACE * size - _size(part))
     tqdm.write(f"connecting to {url}", file=sys.stderr)
-    for wait in (*WAITS_S, None):
+    waits = iter(WAITS_S)
+    while True:
+        before = _size(part)
         try:
             if _size(part) != size:
                 transfer(url, part, size, bar, start)
@@ -89,9 +91,12 @@ def download(url: str, file: Path, size: int, bar: tqdm) -> None:
                         f"expected a file, got {error.code} {error.reason}: {url}; "
                         "give a mirror by --url"
                     ) from error
+            if _size(part) > before:  # a slow way is one, too
+                waits = iter(WAITS_S)
+            wait = next(waits, None)
             if wait is None:
                 raise DataError(
-                    f"expected {size} bytes, got {_size(part)} in {len(WAITS_S) + 1}"
+                    f"expected {size} bytes, got {_size(part)}, and no more in {len(WAITS_S)}"
                     f" attempts, {error}: {url}; run this again to continue"
                 ) from error
             tqdm.write(f"{url}: {error}; trying again in {wait:g} s", file=sys.stderr)
@@ -221,9 +226,10 @@ def _entries(opened: Any) -> Iterator[Entry]:
     """The files of an open zip or tar, in its own order."""
     if isinstance(opened, zipfile.ZipFile):
         for info in opened.infolist():
-            if not info.is_dir():
+            name = info.filename.replace("\\", "/")  # as some programs of Windows write folders
+            if not name.endswith("/"):
                 is_plain = not stat.S_ISLNK(info.external_attr >> 16)
-                yield Entry(info.filename, info.file_size, is_plain, partial(opened.open, info))
+                yield Entry(name, info.file_size, is_plain, partial(opened.open, info))
         return
     for info in opened:
         if not info.isdir():
