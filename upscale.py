@@ -119,8 +119,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--memory",
         type=int,
         metavar="MIB",
-        help="what an image may take where --tile is 0; without it half of what is free, and on a "
-        "CPU no more than what is fastest",
+        help="what an image may take where --tile is 0; without it half of what is free, of which "
+        "a CPU's network takes no more than is fastest",
     )
     add("--suffix", default="x4", help="added to each name, behind an underscore")
     add(

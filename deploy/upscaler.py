@@ -22,6 +22,7 @@ from utils.weights import SHIPPED, load_weights
 # LR pixels that a CPU is given at once by default: more take no less time each, for they leave its
 # caches sooner than the context of more tiles costs.
 CPU_PIXELS = 3 << 18
+SMALL = 256  # a side of tiles whose context costs much: with it three times their pixels are seen
 ASSUMED = 2 << 30  # bytes, where it cannot be found out how much memory is free
 ENSEMBLE = 2 * 4 * 3 * SCALE**2  # bytes a LR pixel: the sum, and a result turned back
 # LR pixels put around a picture, its own mirrored, and cut off the result: the network pads with
@@ -47,8 +48,8 @@ class Upscaler:
         checkpoint: weights of the inference form; by default the shipped ones.
         tile: side of a tile in LR pixels, without the context around it; by default an image that
             fits is not cut.
-        memory_bytes: what an image may take on the device; by default half of what is free, and
-            on a CPU no more than what is fastest.
+        memory_bytes: what an image may take on the device, a CPU's image itself included; by
+            default half of what is free, of which a CPU's network takes no more than is fastest.
         self_ensemble: average over the 8 flips and quarter turns; takes 8 times as long.
 
     Attributes:
@@ -95,6 +96,11 @@ class Upscaler:
         self.progress = False
         self._cost = self.backend.memory + (ENSEMBLE if self_ensemble else 0)
         self.memory_bytes = memory_bytes or _default_memory(self.device, self._cost)
+        by_default = memory_bytes is None
+        self._most = CPU_PIXELS if by_default and self.device.type == "cpu" else None
+        # An image has to be there in any case: by default what it takes leaves room for tiles.
+        some = (SMALL + 2 * CONTEXT) ** 2 * self._cost if by_default else 0
+        self._least = max(tiling.least_memory(self._cost), min(some, self.memory_bytes))
         try:
             tiling.tile_size(self.memory_bytes, self._cost)
         except MemoryError as error:
@@ -156,13 +162,14 @@ class Upscaler:
             return self.tile if max(height, width) > self.tile + 2 * CONTEXT else None
         if self._fits(height * width, held):
             return None
-        # What the image itself takes has to be there in any case.
-        room = max(tiling.least_memory(self._cost), self.memory_bytes - held)
-        return _best_tile(height, width, tiling.tile_size(room, self._cost))
+        room = self.memory_bytes - held
+        room = min(room, self._most * self._cost) if self._most else room
+        return _best_tile(height, width, tiling.tile_size(max(self._least, room), self._cost))
 
     def _fits(self, pixels: int, held: int) -> bool:
         held = held if self.device.type == "cpu" else 0
-        return held + pixels * self._cost <= self.memory_bytes
+        room = self.memory_bytes - held
+        return pixels * self._cost <= room and pixels <= (self._most or pixels)
 
     def _fill(self, net: Callable[[Tensor], Tensor], batch: NDArray, out: NDArray) -> None:
         """Restore (B, H, W, C) into `out`, (B, 4H, 4W, C)."""
@@ -173,6 +180,13 @@ class Upscaler:
         x = torch.from_numpy(padded).permute(0, 3, 1, 2)
         y = torch.from_numpy(out).permute(0, 3, 1, 2)
         tile = None if len(batch) > 1 and self.tile is None else self.tile_for(height, width, held)
+        if tile and tile < CONTEXT and self.tile is None:
+            logger.warning(
+                "%dx%d pixels in tiles of %d, for little memory: it takes many times as long",
+                width,
+                height,
+                tile,
+            )
         how = f"tiles of {tile} pixels" if tile else "whole"
         logger.info("%dx%d to %dx%d: %s", width, height, SCALE * width, SCALE * height, how)
         size = tile or max(x.shape[-2:])
@@ -210,8 +224,7 @@ def _default_memory(device: torch.device, cost: int) -> int:
     free = free_memory(device)
     if free is None:
         free = 2 * ASSUMED
-    some = max(free // 2, min(free, tiling.least_memory(cost)))
-    return min(some, CPU_PIXELS * cost) if device.type == "cpu" else some
+    return max(free // 2, min(free, tiling.least_memory(cost)))
 
 
 def _best_tile(height: int, width: int, largest: int) -> int:

@@ -128,6 +128,33 @@ def test_little_memory_forces_tiles(
     assert Upscaler("cpu", "eager", checkpoint=random_weights).memory_bytes > 160 * MIB
 
 
+@pytest.mark.parametrize("free_gib", [1, 2, 4, 16, 256])
+@pytest.mark.parametrize(
+    ("size", "depth"), [((5472, 3648), 1), ((4000, 3000), 2), ((8192, 8192), 1), ((8192, 8192), 2)]
+)
+def test_large_photos_leave_room_for_tiles(
+    random_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free_gib: int,
+    size: tuple[int, int],
+    depth: int,
+) -> None:
+    """Though they may take all the memory that is free, and more: little is computed twice."""
+    monkeypatch.setattr(module, "free_memory", lambda device: free_gib << 30)
+    held = 54 * depth * size[0] * size[1]  # input, the same with a border, result
+    for backend in ("eager", "native"):
+        upscaler = Upscaler("cpu", backend, checkpoint=random_weights)
+        tile = upscaler.tile_for(*size, held)
+        assert tile is not None
+        seen = (tile + 2 * tiling.CONTEXT) ** 2
+        assert seen * upscaler.backend.memory <= upscaler.memory_bytes
+        assert seen <= module.CPU_PIXELS
+        assert seen < 3.5 * tile**2 or (backend, free_gib) == ("eager", 1)
+        if free_gib >= 16:
+            assert upscaler.tile_for(800, 900) is None
+            assert upscaler.tile_for(900, 900) is not None
+
+
 def test_tiles_in_which_least_is_computed_twice_are_taken() -> None:
     for height, width, largest in ((1500, 2500, 640), (700, 90, 300), (2000, 2000, 1500)):
         computed = {}
