@@ -68,15 +68,25 @@ INLINE void prefetch(const float* at) {
     for (int n = 0; n < FLOATS; n += 16) __builtin_prefetch(at + n, 0, 2);
 }
 
+// The lanes I of two registers, counted through both.
+template <int... I, class Register>
+INLINE Register shuffled(Register a, Register b) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, I...);
+#else
+    return __builtin_shuffle(a, b, decltype(a == b){I...});
+#endif
+}
+
 // The sum of a register's lanes: of its two halves, theirs, and so on.
 template <int... LANE>
 INLINE float horizontal_sum(Vec value, std::integer_sequence<int, LANE...>) {
 #pragma GCC unroll 4
     for (int half = LANES / 2; half; half /= 2) {
-        if (half == 8) value += __builtin_shufflevector(value, value, (LANE ^ 8) % LANES...);
-        if (half == 4) value += __builtin_shufflevector(value, value, (LANE ^ 4) % LANES...);
-        if (half == 2) value += __builtin_shufflevector(value, value, (LANE ^ 2)...);
-        if (half == 1) value += __builtin_shufflevector(value, value, (LANE ^ 1)...);
+        if (half == 8) value += shuffled<(LANE ^ 8) % LANES...>(value, value);
+        if (half == 4) value += shuffled<(LANE ^ 4) % LANES...>(value, value);
+        if (half == 2) value += shuffled<(LANE ^ 2)...>(value, value);
+        if (half == 1) value += shuffled<(LANE ^ 1)...>(value, value);
     }
     return value[0];
 }

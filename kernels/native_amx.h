@@ -156,8 +156,8 @@ INLINE void exchange(Words (&row)[16], std::integer_sequence<int, I...>) {
     for (int r = 0; r < 16; ++r)
         if (!(r & SIDE)) {
             const Words a = row[r], b = row[r + SIDE];
-            row[r] = __builtin_shufflevector(a, b, (I & SIDE ? 16 + I - SIDE : I)...);
-            row[r + SIDE] = __builtin_shufflevector(a, b, (I & SIDE ? 16 + I : I + SIDE)...);
+            row[r] = shuffled<(I & SIDE ? 16 + I - SIDE : I)...>(a, b);
+            row[r + SIDE] = shuffled<(I & SIDE ? 16 + I : I + SIDE)...>(a, b);
         }
 }
 template <int FROM, int TO>

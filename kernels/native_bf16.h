@@ -54,7 +54,7 @@ INLINE void pair_neighbours(const float* x, uint32_t* to) {
 }
 template <int... I>
 INLINE Words interleave(Halves both, std::integer_sequence<int, I...>) {
-    return (Words)__builtin_shufflevector(both, both, (I % 2 * 16 + I / 2)...);
+    return (Words)shuffled<(I % 2 * 16 + I / 2)...>(both, both);
 }
 template <int COUNT>
 INLINE void pair(const float* a, const float* b, uint32_t* to) {

@@ -87,7 +87,10 @@ def load_library(source: str, **defined: int) -> ctypes.CDLL:
 
 
 def find_compiler() -> str:
-    """The C++ compiler that CXX names, or the first of COMPILERS. Raises CompileError."""
+    """The C++ compiler that CXX names, or the first of COMPILERS. Raises CompileError; also on
+    Windows, where nobody has tried what it would make."""
+    if platform.system() == "Windows":
+        raise CompileError("expected Linux or macOS for the CPU kernels, got Windows")
     for name in (os.environ.get("CXX"), *COMPILERS):
         if name and (path := shutil.which(name)):
             return path

@@ -288,4 +288,7 @@ def test_why_it_cannot_be_compiled_is_said(
     broken.chmod(0o755)
     with pytest.raises(CompileError, match="error: C\\+\\+20 is unknown"):
         NativeLKDN(LKDN(4, 1))
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    with pytest.raises(CompileError, match="got Windows"):
+        NativeLKDN(LKDN(4, 1))
     assert not cache.exists() and not list((tmp_path / "temporary").iterdir())
