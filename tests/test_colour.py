@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from image_files import noise, opened, photo, png, profile
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from deploy.photos.encode import find_losses, write
 from utils.imaging import colour
@@ -165,7 +165,23 @@ def test_what_is_no_word_on_colour_is_none() -> None:
         assert colour.read_chunks(io.BytesIO(data)) == ()
     avif = b"\0\0\0\x18ftypavif" + bytes(30) + b"colrnclx\0\x0c\0\x0d\0\x01\x80"
     assert colour.read_chunks(io.BytesIO(avif)) == (P3,)
+    assert colour.read_chunks(io.BytesIO(avif), has_profile=True) == ()
     assert colour.read_chunks(io.BytesIO(avif.replace(b"\0\x0c", b"\0\x01"))) == ()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow with AVIF")
+def test_the_profile_of_an_avif_counts_more_than_numbers_beside_it(
+    enlarge: Callable, tmp_path: Path
+) -> None:
+    """As of a picture with a gain map, whose other rendition has numbers."""
+    buffer, icc = io.BytesIO(), colour.find_profile((P3,))
+    Image.fromarray(photo(8, 9)).save(buffer, "AVIF", icc_profile=icc)
+    data = buffer.getvalue().replace(b"colrnclx\0\x02\0\x02", b"colrnclx\0\x0c\0\x10")
+    assert b"colrnclx\0\x0c\0\x10" in data
+    (tmp_path / "a.avif").write_bytes(data)
+    assert enlarge("a.avif") == 0
+    made = (tmp_path / "a_x4.png").read_bytes()
+    assert b"cICP" not in made and opened("a_x4.png").info["icc_profile"] == icc
 
 
 @pytest.mark.parametrize("source", ["png", "jpg", "tif", "bmp", "webp"])

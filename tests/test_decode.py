@@ -1,5 +1,6 @@
 """Any picture: what a file holds is what is read, whatever its mode, depth and format."""
 
+import io
 import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
 from deploy.photos.enlarge import enlarge
+from utils.imaging.colour import ADOBE_RGB, Space, make_profile
 from utils.imaging.decode import Photo, read
 
 
@@ -239,9 +241,33 @@ def test_a_profile_of_other_pixels_or_a_damaged_one_is_left_behind(
     grey, rgb = Image.new("L", (W, H)), Image.new("RGB", (W, H))
     path = tmp_path / f"a.{suffix}"
     assert read(save(path, rgb, icc_profile=profile())).icc == profile()
-    assert read(save(path, rgb, icc_profile=profile(b"GRAY"))).icc is None
+    other = read(save(path, rgb, icc_profile=profile(b"GRAY")))
+    assert other.icc is None and "its colour profile is not one of RGB" in other.note
     assert read(save(path, rgb, icc_profile=b"no profile" * 20)).icc is None
-    assert suffix == "webp" or read(save(path, grey, icc_profile=profile())).icc is None
+    if suffix == "webp":  # which has no grey
+        return
+    broken = bytearray(profile())
+    broken[128:132] = bytes(4)
+    other = read(save(path, grey, icc_profile=bytes(broken)))
+    assert other.icc is None and "its colour profile is not one of grey" in other.note
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_grey_keeps_the_curve_of_a_profile_of_rgb(tmp_path: Path, suffix: str) -> None:
+    """As converters leave it; what a viewer makes of it is the same."""
+    icc = make_profile(Space(ADOBE_RGB.corners, (1.8,)))
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    own = read(save(tmp_path / f"a.{suffix}", Image.fromarray(values), icc_profile=icc)).icc
+    assert own is not None and own[16:20] == b"GRAY"
+    shown = []
+    for data, picture in ((icc, np.stack([values] * 3, 2)), (own, values)):
+        kind = Image.fromarray(picture)
+        source = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        srgb = ImageCms.createProfile("sRGB")
+        shown.append(ImageCms.profileToProfile(kind, source, srgb, outputMode="RGB"))
+    first, second = (np.asarray(picture).astype(int) for picture in shown)
+    assert np.abs(first - second).max() <= 1
+    assert np.abs(first - np.stack([values] * 3, 2)).max() > 10  # it matters
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,21 @@ tifffile = pytest.importorskip("tifffile")
 H, W = 37, 53
 
 
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32, np.uint64])
+def test_small_counts_of_many_bits_are_not_black(tmp_path: Path, dtype: type) -> None:
+    counts = np.array([[0, 1000], [65535, 4000]], dtype)
+    tifffile.imwrite(tmp_path / "a.tif", counts)
+    np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels[..., 0], counts)
+
+
+def test_a_preview_in_place_of_its_picture_is_said(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(noise(4, 6, 3), photometric="rgb", subfiletype=1)
+        file.write(noise(16, 24, 3), photometric="rgb")
+    photo = read(tmp_path / "a.tif")
+    assert photo.pixels.shape == (4, 6, 3) and "a preview, the first page" in photo.note
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("tile", [None, (16, 32)])
 @pytest.mark.parametrize("planes", ["contig", "separate"])

@@ -12,6 +12,7 @@ from utils.imaging.formats import Png, read_checked
 
 Chunks = tuple[tuple[bytes, bytes], ...]  # names and contents of PNG chunks
 NAMES = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
+MOST_TAGS = 100  # of a profile
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # IEC 61966-2-1
 D50 = (0.9642, 1.0, 0.8249)  # XYZ of the white that profiles are relative to
 BRADFORD = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296))
@@ -39,8 +40,12 @@ PRIMARIES = {
 CURVES = {4: (2.2,), 5: (2.8,), 8: (1.0,), 13: SRGB_CURVE}
 
 
-def read_chunks(file: BinaryIO, png: Png | None = None) -> Chunks:
-    """What a PNG tells of its colours, or an AVIF in the form of PNG's cICP; else nothing."""
+def read_chunks(file: BinaryIO, png: Png | None = None, has_profile: bool = False) -> Chunks:
+    """What a PNG tells of its colours, or an AVIF in the form of PNG's cICP; else nothing.
+
+    has_profile: the picture has an ICC profile. In an AVIF or HEIC that is what counts; numbers
+    beside it may be those of another picture, such as one that a gain map makes.
+    """
     found: dict[bytes, bytes] = {}
     for name, at, length in png.chunks if png else ():
         if name == b"IDAT":
@@ -49,6 +54,8 @@ def read_chunks(file: BinaryIO, png: Png | None = None) -> Chunks:
             file.seek(at)
             if data := read_checked(file, name, length):
                 found.setdefault(name, data)
+    if has_profile:
+        return tuple(found.items())
     file.seek(0)
     head = file.read(4104)
     code = head.partition(b"colrnclx")[2][:4] if head[4:8] == b"ftyp" else b""
@@ -97,18 +104,38 @@ def find_profile(chunks: Chunks, grey: bool = False) -> bytes | None:
 
 def make_profile(space: Space, grey: bool = False) -> bytes:
     """An ICC profile, version 4.2 (ICC.1:2004-10), of RGB or of grey with that curve."""
-    text = "Made from the colour tags of the picture".encode("utf-16-be")
-    record = struct.pack(">4s4xII2s2sII", b"mluc", 1, 12, b"en", b"US", len(text), 28) + text
     kind = 3 if len(space.curve) == 5 else 0
     curve = struct.pack(">4s4xHxx", b"para", kind) + _fixed(*space.curve)
     adapt, corners = _adapted(space)
-    tags = {b"desc": record, b"cprt": record, b"wtpt": _xyz(D50)}
-    tags[b"chad"] = struct.pack(">4s4x", b"sf32") + _fixed(*adapt.flatten())
+    tags = {b"chad": struct.pack(">4s4x", b"sf32") + _fixed(*adapt.flatten())}
     if grey:
         tags[b"kTRC"] = curve
     else:
         for letter, corner in zip((b"r", b"g", b"b"), corners.T, strict=True):
             tags |= {letter + b"XYZ": _xyz(corner), letter + b"TRC": curve}
+    return _profile_of(tags, grey)
+
+
+def find_grey(icc: bytes) -> bytes | None:
+    """The profile of grey that a profile of RGB is for pixels of equal red, green and blue; None
+    where it has not one curve for all three."""
+    try:
+        (count,) = struct.unpack(">I", icc[128:132])
+        table = icc[132 : 132 + 12 * min(count, MOST_TAGS)]
+        tags = {n: icc[at : at + size] for n, at, size in struct.iter_unpack(">4sII", table)}
+        red, green, blue = (tags[name] for name in (b"rTRC", b"gTRC", b"bTRC"))
+    except (struct.error, KeyError):
+        return None
+    if not red == green == blue or red[:4] not in (b"curv", b"para"):
+        return None
+    return _profile_of({b"kTRC": red}, grey=True)
+
+
+def _profile_of(tags: dict[bytes, bytes], grey: bool) -> bytes:
+    """A profile with these tags and those that every one has."""
+    text = "Made from the colour tags of the picture".encode("utf-16-be")
+    record = struct.pack(">4s4xII2s2sII", b"mluc", 1, 12, b"en", b"US", len(text), 28) + text
+    tags = {b"desc": record, b"cprt": record, b"wtpt": _xyz(D50), **tags}
     table, body = struct.pack(">I", len(tags)), b""
     for name, data in tags.items():
         table += struct.pack(">4sII", name, 132 + 12 * len(tags) + len(body), len(data))

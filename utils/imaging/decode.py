@@ -201,8 +201,10 @@ def _decode(
             exif, orientation, note = read_exif(im, turned)
             notes.append(note)
             pixels = turn(pixels, orientation)
-            icc = read_icc(im, grey=pixels.shape[2] < 3)
-            chunks, dpi = read_chunks(file, png), read_dpi(im, orientation)
+            icc, note = read_icc(im, grey=pixels.shape[2] < 3)
+            notes.append(note)
+            chunks = read_chunks(file, png, has_profile=icc is not None)
+            dpi = read_dpi(im, orientation)
         if im.format in ("BMP", "DIB") and pixels.shape[2] == 4 and not pixels[..., 3].any():
             pixels = pixels[..., :3]  # which says that there is none
         # Last, for nothing more can be read where it takes too long to count them.
@@ -231,6 +233,8 @@ def _note_frames(im: ImageFile.ImageFile, layout: tiff.Layout | None) -> str:
         if not any(kind.startswith("Multi-Frame") for kind in kinds):
             previews = all(kind.startswith("Large Thumbnail") for kind in kinds)
             return "" if previews else "its HDR gain map is left out"
+    if layout and layout.is_preview and frames:
+        return "a preview, the first page; larger ones are left out"
     more = " or more" if layout and frames == tiff.MOST_PAGES else ""
     return f"first of {frames} frames{more}" if frames > 1 else ""
 

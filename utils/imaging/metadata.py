@@ -4,7 +4,7 @@ from typing import Any
 
 from PIL import Image
 
-from utils.imaging.colour import ADOBE_RGB, make_profile
+from utils.imaging.colour import ADOBE_RGB, find_grey, make_profile
 
 EXIF_ROOM = 65533  # bytes, all that JPEG has
 # EXIF tags that tell of the picture and not of how the file holds it: description, make, model,
@@ -76,16 +76,22 @@ def dpi_tags(dpi: tuple[float, float] | None) -> dict[int, Any]:
     return {X_RESOLUTION: dpi[0], Y_RESOLUTION: dpi[1], RESOLUTION_UNIT: 2}
 
 
-def read_icc(im: Image.Image, grey: bool) -> bytes | None:
-    """The embedded profile, if it is one for these pixels; one of Adobe RGB, if EXIF tells it."""
+def read_icc(im: Image.Image, grey: bool) -> tuple[bytes | None, str]:
+    """The embedded profile, if it is one for these pixels, or that of grey in one of RGB; one of
+    Adobe RGB, if EXIF tells it. And what to know about it."""
     if im.mode in ("CMYK", "LAB"):
-        return None
+        return None, ""
     icc = im.info.get("icc_profile")
     if not icc and _is_adobe_rgb(im):
-        return make_profile(ADOBE_RGB, grey)
+        return make_profile(ADOBE_RGB, grey), ""
     if not isinstance(icc, bytes) or icc[36:40] != b"acsp":
-        return None
-    return icc if icc[16:20] == (b"GRAY" if grey else b"RGB ") else None
+        return None, ""
+    kind = icc[16:20]
+    if kind == (b"GRAY" if grey else b"RGB "):
+        return icc, ""
+    if grey and kind == b"RGB " and (own := find_grey(icc)):
+        return own, ""
+    return None, f"its colour profile is not one of {'grey' if grey else 'RGB'} and is left out"
 
 
 def _is_adobe_rgb(im: Image.Image) -> bool:

@@ -60,6 +60,11 @@ class Layout:
         return int(self.tags[tag][0]) if len(self.tags.get(tag, ())) else default
 
     @property
+    def is_preview(self) -> bool:
+        """Whether it is a smaller version of another page, or a mask."""
+        return bool(self.get(SUBFILE) & PREVIEW)
+
+    @property
     def bits(self) -> int:
         """Of a value."""
         return self.get(BITS, 1)
@@ -200,6 +205,8 @@ def read_deep(file: BinaryIO, layout: Layout) -> NDArray:
     values = _read_values(file, layout)
     if form != 1 or bits in (8, 16):
         return values
+    if bits > 16 and samples == 1 and values.max() < 1 << 16:
+        return values.astype(np.uint16)  # counts of an instrument, not shares of white
     if bits > 16:
         return (values >> (bits - 16)).astype(np.uint16)
     most, dtype = (65535, np.uint16) if bits > 8 else (255, np.uint8)
