@@ -222,6 +222,7 @@ def test_cost_is_that_of_the_paper() -> None:
         ("--against", "broken.py:Net"),
         ("--against", "net.py:Absent"),
         ("--backends", "fastest"),
+        ("-o", "x.png"),
     ],
 )
 def test_wrong_options_are_refused(
@@ -234,7 +235,7 @@ def test_wrong_options_are_refused(
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "net.py").write_text("")
     try:
-        code = bench.main([*options, "--device", "cpu", "-o", "x.json"])
+        code = bench.main(["-o", "x.json", "--device", "cpu", *options])
     except SystemExit as stop:  # argparse
         code = int(str(stop.code))
     assert code == 2 and capsys.readouterr().err.strip()

@@ -20,6 +20,17 @@ def test_documents_say_what_the_published_runs_say(name: str) -> None:
     assert documents.fill_in(text) == text, "run python -m utils.report.documents --publish"
 
 
+def test_checkpoints_of_one_file_name_have_rows_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("<!-- generated: quality -->\n<!-- end -->\n")
+    for model, sha in (("00_RFDN@other", "2"), ("23_LKDN@other", "3")):
+        run = a_run("Set5" if sha == "2" else "Set14", model)
+        run["checkpoint"] = {"name": "other.pth", "sha256": sha * 64}
+        documents.publish([record.write_run(tmp_path, run)], tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| other.pth of 00_RFDN@other, sha256 22222222 | 31.500 / 0.9000 | not" in text
+    assert "| other.pth of 23_LKDN@other, sha256 33333333 | not measured | 31.500" in text
+
+
 def test_the_factsheets_row_stands_beside_runs_of_its_own_set_alone() -> None:
     assert summary.table([a_run("demo")])[1:] == [summary.row(a_run("demo"))]
     table = summary.table([a_run("demo"), a_run("DIV2K_valid")])

@@ -120,7 +120,9 @@ def test_the_sets_of_later_years_give_their_lines() -> None:
     assert template.table([test, valid]) == HEADER_TEST + COSTS + SPAN
     entry = template.results([test, valid])["00_SPAN"]
     assert list(entry)[:2] == ["valid_runtime", "valid_psnr"] and entry["flops"] == 9.833807872
-    both = template.results([valid, a_run("DIV2K_valid", "00_SPAN")])  # one must not hide the other
+    both = template.results(
+        [valid, a_run("DIV2K_valid", "00_SPAN") | span]
+    )  # one must not hide the other
     assert both["00_SPAN_DIV2K_LSDIR"]["valid_ave_psnr"] == 26.940388
     assert both["00_SPAN"]["valid_ave_psnr"] == 30.0
 
@@ -139,6 +141,20 @@ def test_other_sets_stand_below_and_gaps_stay_empty() -> None:
 def test_results_of_several_devices_stand_side_by_side() -> None:
     results = template.results([a_run(device="cpu"), a_run(device="cuda")])
     assert set(results) == {"23_LKDN_cpu_eager_fp32", "23_LKDN_cuda_eager_fp32"}
+
+
+def test_runs_of_other_weights_stand_in_lines_of_their_own() -> None:
+    """Or validation would be of one and test of another, and the costs of whichever came last."""
+    old = {**a_run("DIV2K_test"), "checkpoint": {"name": "w.pth", "sha256": "ab" * 32}}
+    new = {**a_run("DIV2K_valid"), "ave_psnr": 26.0, "num_parameters": 90000, "flops": 5 * 10**9}
+    new["environment"] = {**new["environment"], "date": "2026-01-03T00:00:00+00:00"}
+    for runs in ([old, new], [new, old]):
+        entries = template.results(runs)
+        assert set(entries) == {"23_LKDN", "23_LKDN_abababab"}
+        assert entries["23_LKDN"]["num_parameters"] == 0.09
+        assert "test_ave_psnr" not in entries["23_LKDN"]
+        assert entries["23_LKDN_abababab"]["flops"] == COUNTS["flops"]
+        assert template.table(runs).count("23_LKDN_abababab") == 1
 
 
 def test_a_folder_of_a_modes_name_is_none_of_the_challenges() -> None:

@@ -19,8 +19,13 @@ def results(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
     The key is the model's name; where a model ran on several devices, backends or precisions,
     their names follow it, and DIV2K_LSDIR where it ran on sets of 2023's challenge and later ones.
+    Where runs are of several weights, or of a network that changed, those of the latest run go by
+    these names, and the others have the beginning of their weights' sha256 behind.
     """
     runs = sorted(runs, key=_place)
+    latest: dict[str, dict[str, Any]] = {}
+    for run in sorted(runs, key=lambda run: run["environment"]["date"]):
+        latest[run["model"]] = run
     variants: dict[str, set[str]] = {}
     later: dict[str, set[bool]] = {}
     for run in runs:
@@ -32,6 +37,8 @@ def results(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         model, is_later = run["model"], run["dataset"] in SETS_LATER
         key = f"{model}_{_variant(run)}" if len(variants[model]) > 1 else model
         key += "_DIV2K_LSDIR" if is_later and len(later[model]) > 1 else ""
+        if _network(run) != _network(latest[model]):
+            key += f"_{(run['checkpoint']['sha256'] or 'other')[:8]}"
         entries.setdefault(key, {}).update(_measured(run))
         counts[key] = _counted(run, "flops_fvcore" if is_later else "flops")
     return {key: entry | counts[key] for key, entry in entries.items()}
@@ -44,6 +51,12 @@ def _place(run: dict[str, Any]) -> int:
 
 def _variant(run: dict[str, Any]) -> str:
     return f"{run['environment']['device_type']}_{run['backend']}_{run['precision']}"
+
+
+def _network(run: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a network from another of its name."""
+    counts = ("num_parameters", "flops", "activations", "num_conv")
+    return run["checkpoint"]["sha256"], *(run[count] for count in counts)
 
 
 def _mode(run: dict[str, Any]) -> str:

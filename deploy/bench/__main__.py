@@ -54,11 +54,24 @@ def bench(args: argparse.Namespace) -> int:
     rows = _rows(args, device)
     result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
     output = args.output or ROOT / "results" / f"benchmark_{device.type}.json"
+    command.make_folder(output.parent)
+    if output.suffix == ".png":
+        raise UserError(
+            f"expected a JSON to write by -o, beside which a picture goes, got {output}"
+        )
     earlier = (output, record.PUBLISHED / f"benchmark_{device.type}.json")
     labels = [row.label for row in rows]
     logger.info(plan.describe(labels, args.sizes, args.rounds, result["environment"], earlier))
+
+    def keep() -> None:
+        """Time goes on being taken where it cannot be written: it may be, at the next size."""
+        try:
+            write_json(output, result)
+        except OSError as error:
+            logger.warning("%s was not written: %s", output, error.strerror)
+
     try:
-        measure(result, rows, args.sizes, device, args.rounds, lambda: write_json(output, result))
+        measure(result, rows, args.sizes, device, args.rounds, keep)
         if args.big:
             result["big"] = measure_tiles(device)
     except KeyboardInterrupt:

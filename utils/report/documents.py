@@ -173,13 +173,19 @@ def _gap(ours: float, theirs: float) -> str:
 def _quality(folder: Path) -> str:
     """Table 1 of the factsheet with every published benchmark run below it, and the sets of any."""
     cells = {"factsheet (published)": comparison.published_scores()}
-    for run in sorted(published.runs(folder), key=lambda run: run["model"]):
-        if comparison.is_scored(run):
-            name = "this repository" if run["model"] == ENTRY else run["checkpoint"]["name"]
-            name += "" if summary.is_plain(run) else f", {run['backend']} {run['precision']}"
-            cells.setdefault(name, {})[run["dataset"]] = comparison.scores_of(run)
-            bicubic = cells.setdefault("bicubic (Y-PSNR)", {})
-            bicubic[run["dataset"]] = number(run["ave_psnr_y_bicubic"], 3)
+    runs = sorted(filter(comparison.is_scored, published.runs(folder)), key=lambda r: r["model"])
+    of_file: dict[str, set[tuple[str, str]]] = {}
+    for run in runs:
+        weights = (run["model"], run["checkpoint"]["sha256"])
+        of_file.setdefault(run["checkpoint"]["name"], set()).add(weights)
+    for run in runs:
+        name = "this repository" if run["model"] == ENTRY else run["checkpoint"]["name"]
+        if run["model"] != ENTRY and len(of_file[name]) > 1:  # a file's name tells too little
+            name = f"{name} of {run['model']}, sha256 {run['checkpoint']['sha256'][:8]}"
+        name += "" if summary.is_plain(run) else f", {run['backend']} {run['precision']}"
+        cells.setdefault(name, {})[run["dataset"]] = comparison.scores_of(run)
+        bicubic = cells.setdefault("bicubic (Y-PSNR)", {})
+        bicubic[run["dataset"]] = number(run["ave_psnr_y_bicubic"], 3)
     cells.setdefault("this repository", {})
     measured = [s for s in BENCHMARKS if s in cells.get("bicubic (Y-PSNR)", {})]
     return markdown(comparison.by_set(cells, TABLE_1, measured or BENCHMARKS))
