@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from repository_copy import copied, in_git, listed
 
 from deploy.submission import rules
 from deploy.submission.__main__ import main, read_entry
-from deploy.submission.package import result_files, write_zip
+from deploy.submission.package import branch, result_files, write_zip
 from deploy.submission.team import TEAM
 from utils.command import UserError
 from utils.files import ROOT, read_json, sha256, write_json
@@ -157,9 +158,9 @@ def test_over_a_clone_of_the_template_nothing_is_replaced(
         path.name for folder in ("models", "model_zoo") for path in (tmp_path / folder).iterdir()
     }
     assert added == {"team00_RFDN.py", "team00_rfdn.pth", "team23_LKDN.py", "team23_LKDN.pth"}
-    branch = (tmp_path / "team23_LKDN_select_model.txt").read_text()
-    assert branch.strip() in (ROOT / "README.md").read_text()
-    (tmp_path / "test_demo.py").write_text(SELECT_MODEL.replace("    else:", f"{branch}    else:"))
+    lines = (tmp_path / "team23_LKDN_select_model.txt").read_text()
+    assert lines.strip() in (ROOT / "README.md").read_text()
+    (tmp_path / "test_demo.py").write_text(SELECT_MODEL.replace("    else:", f"{lines}    else:"))
     done = python(tmp_path, "test_demo.py")
     assert done.stdout == "23_LKDN 1.0 torch.Size([1, 3, 20, 28])\n", done.stderr
     done = python(
@@ -175,6 +176,30 @@ def test_over_a_clone_of_the_template_nothing_is_replaced(
     assert "129177" in done.stdout and "Traceback" not in done.stderr
     done = python(tmp_path / "team23_LKDN", "train/train.py", "--help")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("key", ["", ":params_ema"])
+def test_the_lines_for_the_template_are_those_of_the_entry(
+    copy: Path, python: Callable, key: str
+) -> None:
+    """Of weights in a larger checkpoint, in 0..255, with what is to be called then."""
+    network, demo = copy / "models" / "team23_LKDN.py", copy / "test_demo.py"
+    text = network.read_text()
+    method = "    def deploy(self):\n        print('deployed')\n\n    def forward("
+    network.write_text(method.join(text.rsplit("    def forward(", 1)))
+    line = '"models.team23_LKDN:LKDN", "team23_LKDN.pth"'
+    assert line in demo.read_text()
+    changed = f'{line[:-1]}{key}", data_range=255.0, after_loading="deploy"'
+    demo.write_text(demo.read_text().replace(line, changed))
+    weights = copy / "model_zoo" / "team23_LKDN.pth"
+    state = torch.load(weights, weights_only=True)
+    bad = dict.fromkeys(state, torch.zeros(1))  # which cannot be loaded
+    torch.save({"params": bad, "params_ema": state} if key else {"params": state}, weights)
+    lines = branch(read_entry(copy))
+    demo.write_text(SELECT_MODEL.replace("    else:", f"{lines}    else:"))
+    done = python(copy, "test_demo.py")
+    said = "deployed\n23_LKDN 255.0 torch.Size([1, 3, 20, 28])\n"
+    assert done.stdout == said, done.stderr
 
 
 def test_equal_files_make_equal_packages(

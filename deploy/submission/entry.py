@@ -1,11 +1,14 @@
 """What is entered: the repository's files, its weights and their records."""
 
+import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploy.submission.team import Team
+from utils import networks
+from utils.command import UserError
 from utils.datasets import CHALLENGE
 from utils.files import read_json
 from utils.record import read_runs
@@ -58,6 +61,18 @@ class Entry:
     def checkpoint(self) -> Path:
         """The file of weights that is sent."""
         return self.root / self.own_checkpoints[0]
+
+    @property
+    def selected(self) -> networks.Entry:
+        """What test_demo.py knows of the network: the line of the team's ID in MODELS. Raises
+        UserError where there is none."""
+        for node in ast.walk(ast.parse(self.text("test_demo.py"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Entry":
+                values = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+                line = networks.Entry(*map(ast.literal_eval, node.args), **values)
+                if line.model_id == self.team.id:
+                    return line
+        raise UserError(f"expected a line Entry({self.team.id}, ..) in test_demo.py, got none")
 
     @property
     def sent(self) -> list[str]:

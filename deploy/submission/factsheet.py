@@ -146,8 +146,9 @@ def _ratio(runs: Sequence[Run], baseline: Sequence[Run]) -> str:
     ours, theirs = runs[0], baseline[0]
     if not all(theirs[count] for count in ("num_parameters", "flops", "activations")):
         return ""
+    name = ours["model"].partition("_")[2]
     return (
-        f"LKDN has {ours['num_parameters'] / theirs['num_parameters']:.1%} of the parameters of "
+        f"{name} has {ours['num_parameters'] / theirs['num_parameters']:.1%} of the parameters of "
         f"the baseline RFDN, {ours['flops'] / theirs['flops']:.1%} of its multiply-adds and "
         f"{ours['activations'] / theirs['activations']:.2f} times its activations."
     )

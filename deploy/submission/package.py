@@ -11,17 +11,9 @@ from deploy.submission.typeset import pdf
 from utils.command import UserError
 from utils.files import whole_file, write_bytes
 from utils.text import encoded
+from utils.weights import NESTED_UNDER, named_weights, read_checkpoint
 
 Files = Mapping[str, bytes | Path]  # contents, or where they lie, by name
-# What an entry adds to select_model of the organisers' test_demo.py, before its last else.
-BRANCH = """\
-    elif model_id == {id}:
-        from models.{stem} import {network}
-        name, data_range = f"{{model_id:02}}_{network}", 1.0
-        model_path = os.path.join("model_zoo", "{checkpoint}")
-        model = {network}()
-        model.load_state_dict(torch.load(model_path), strict=True)
-"""
 
 
 def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
@@ -68,16 +60,37 @@ def build(entry: Entry, output: Path, no_zip: bool = False) -> Iterator[str]:
 def code_files(entry: Entry) -> Files:
     """What is unpacked over a clone of the organisers' template, where each name is new: network,
     weights and the lines for select_model in its places, and the whole repository in a folder."""
-    network = entry.name.partition("_")[2]
-    branch = BRANCH.format(
-        id=entry.team.id, stem=entry.stem, network=network, checkpoint=entry.checkpoint.name
-    )
     own = (entry.models[0], entry.own_checkpoints[0])
     return {
-        f"{entry.stem}_select_model.txt": branch.encode(),
+        f"{entry.stem}_select_model.txt": branch(entry).encode(),
         **{file: entry.root / file for file in own},
         **{f"{entry.stem}/{file}": entry.root / file for file in entry.sent},
     }
+
+
+def branch(entry: Entry) -> str:
+    """What an entry adds to select_model of the organisers' test_demo.py, before its last else."""
+    line = entry.selected
+    module, _, network = line.network.partition(":")
+    _, key = named_weights(line.file)
+    saved = read_checkpoint(entry.checkpoint)
+    key = key or next((key for key in NESTED_UNDER if key in saved), None)
+    state = "torch.load(model_path)" + (f'["{key}"]' if key else "")
+    text = f"""\
+    elif model_id == {line.model_id}:
+        from {module} import {network}
+        name, data_range = f"{{model_id:02}}_{line.name}", {line.data_range}
+        model_path = os.path.join("model_zoo", "{entry.checkpoint.name}")
+        model = {network}()
+        model.load_state_dict({state}, strict=True)
+"""
+    if (method := line.after_loading) is None:
+        return text
+    return f"""{text}\
+        for module in [model] if hasattr(model, "{method}") else list(model.modules()):
+            if hasattr(module, "{method}"):
+                module.{method}()
+"""
 
 
 def result_files(entry: Entry) -> Files:

@@ -17,7 +17,8 @@ from utils import efficiency
 from utils.datasets import SCALE, held_out
 from utils.files import sha256
 from utils.imaging.images import EXTENSIONS
-from utils.weights import load_weights
+from utils.networks import call
+from utils.weights import load_weights, named_weights
 
 LIMIT_MB = 100  # of what is sent, without SR images, unpacked
 # What is imported from the repository; all else is a library's.
@@ -92,8 +93,11 @@ def _network(entry: Entry) -> nn.Module:
     assert spec and spec.loader  # as for any .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    net = getattr(module, entry.name.partition("_")[2])()
-    load_weights(net, entry.checkpoint)
+    line = entry.selected
+    net = getattr(module, line.network.partition(":")[2])()
+    load_weights(net, entry.checkpoint, named_weights(line.file)[1])
+    if line.after_loading:
+        call(net, line.after_loading)
     return net.eval().requires_grad_(False)
 
 
