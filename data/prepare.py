@@ -23,8 +23,8 @@ from utils.datasets import (
     Pair,
     find,
     held_out,
+    names_of,
     pairs_among,
-    set_folder,
 )
 from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
@@ -211,10 +211,9 @@ def prepare_lsdir(sources: Sequence[Path], first: int, data_dir: Path) -> None:
         found: dict[str, Path] = {}
         for source in sources:
             tree = source if source.is_dir() else unpack(source, scratch)
-            above = len(set_folder(tree).parent.parts)
             for path in find_images(tree):
                 # 0000001.png, but not 0000001x4.png, X4/0000001.png, nor what is for validation
-                file, folders = read(path, tree), path.parent.parts[above:]
+                file, folders = read(path, tree), names_of(path.parent, tree)
                 hr = file.role != "LR" and file.sure and not file.left
                 if path.stem.isdecimal() and hr and not held_out(folders):
                     found.setdefault(path.name, path)

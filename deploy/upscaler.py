@@ -96,11 +96,14 @@ class Upscaler:
         self.progress = False
         self._cost = self.backend.memory + (ENSEMBLE if self_ensemble else 0)
         self.memory_bytes = memory_bytes or _default_memory(self.device, self._cost)
-        by_default = memory_bytes is None
-        self._most = CPU_PIXELS if by_default and self.device.type == "cpu" else None
-        # An image has to be there in any case: by default what it takes leaves room for tiles.
-        some = (SMALL + 2 * CONTEXT) ** 2 * self._cost if by_default else 0
-        self._least = max(tiling.least_memory(self._cost), min(some, self.memory_bytes))
+        # Bytes that the network takes at least and at most, whatever an image itself takes, which
+        # has to be there in any case: by default tiles of a good size.
+        self._least, self._most = tiling.least_memory(self._cost), self.memory_bytes
+        if memory_bytes is None:
+            some = (SMALL + 2 * CONTEXT) ** 2 * self._cost
+            self._least = max(self._least, min(some, self.memory_bytes))
+            if self.device.type == "cpu":
+                self._most = CPU_PIXELS * self._cost
         try:
             tiling.tile_size(self.memory_bytes, self._cost)
         except MemoryError as error:
@@ -134,7 +137,8 @@ class Upscaler:
         count, height, width, channels = batch.shape
         out = np.empty((count, SCALE * height, SCALE * width, channels), image.dtype)
         seen = count * (height + 2 * BORDER) * (width + 2 * BORDER)
-        together = count if self._fits(seen, 2 * batch.nbytes + out.nbytes) else 1
+        room = self._room(2 * batch.nbytes + out.nbytes)
+        together = count if seen * self._cost <= room else 1
         for i in range(0, count, together):
             self._fill(run, batch[i : i + together], out[i : i + together])
         return out if image.ndim == 4 else out[0]
@@ -160,16 +164,15 @@ class Upscaler:
         height, width = height + 2 * BORDER, width + 2 * BORDER
         if self.tile is not None:
             return self.tile if max(height, width) > self.tile + 2 * CONTEXT else None
-        if self._fits(height * width, held):
+        if height * width * self._cost <= self._room(held):
             return None
-        room = self.memory_bytes - held
-        room = min(room, self._most * self._cost) if self._most else room
-        return _best_tile(height, width, tiling.tile_size(max(self._least, room), self._cost))
+        room = max(self._least, self._room(held))
+        return _best_tile(height, width, tiling.tile_size(room, self._cost))
 
-    def _fits(self, pixels: int, held: int) -> bool:
+    def _room(self, held: int) -> int:
+        """Bytes that the network may take beside `held` bytes of an image, which are a CPU's."""
         held = held if self.device.type == "cpu" else 0
-        room = self.memory_bytes - held
-        return pixels * self._cost <= room and pixels <= (self._most or pixels)
+        return min(self.memory_bytes - held, self._most)
 
     def _fill(self, net: Callable[[Tensor], Tensor], batch: NDArray, out: NDArray) -> None:
         """Restore (B, H, W, C) into `out`, (B, 4H, 4W, C)."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from train.packs import Pack, PackedImage, describe, digest_of, open_pack
 from utils.bicubic import downscale
-from utils.datasets import SCALE, DatasetError, held_out, set_folder
+from utils.datasets import SCALE, DatasetError, held_out, names_of
 from utils.files import remove_leftovers, whole_file, write_bytes
 from utils.imaging.images import BAD_IMAGE, ImageError, find_images, mod_crop, read_rgb
 from utils.layouts import File, read
@@ -93,9 +93,8 @@ def _find_pairs(folders: Sequence[Path], first: int | None) -> list[tuple[Path, 
     files: dict[str, File] = {}  # by what they are, whatever they are called
     left_out, again = set(), 0
     for folder in folders:
-        above = len(set_folder(folder).parent.parts)
         for path in find_images(folder):
-            if forbidden := held_out(Path(os.path.abspath(path)).parent.parts[above:]):
+            if forbidden := held_out(names_of(path.parent, folder)):
                 left_out.add(forbidden)
             elif (file := os.path.realpath(path)) in files:
                 again += 1

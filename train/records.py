@@ -12,7 +12,7 @@ from torch import Tensor
 from train.packs import Pack
 from train.recipes import Stage
 from train.state_check import FIELDS, check_state, complete_stage, is_of
-from utils.datasets import SCALE, set_folder
+from utils.datasets import SCALE, names_of
 from utils.files import read_json, write_json
 from utils.weights import CheckpointError
 
@@ -145,13 +145,13 @@ def without_digests(record: dict[str, Any]) -> dict[str, Any]:
 def note_data(run: Path, stage: Stage, folders: list[Path], first: int | None, data: Pack) -> None:
     """Write what a stage was trained on beside its checkpoint, with the digest of each image. Where
     they come as a pack of what was noted before, the folders are those."""
-    file = run / f"{stage.name}_data.json"
-    names = ["/".join(_named(folder)) for folder in folders]
+    places = [folder.resolve() for folder in folders]
+    names = ["/".join(names_of(place, place)) for place in places]
     known = _data_notes(run).get(data.fingerprint)
     if known and all(folder.suffix == ".json" for folder in folders):
         names, first = known.get("folders", names), known.get("first")
     write_json(
-        file,
+        run / f"{stage.name}_data.json",
         {
             "folders": names,
             "first": first,
@@ -162,12 +162,6 @@ def note_data(run: Path, stage: Stage, folders: list[Path], first: int | None, d
             "sha256": [image.sha256 for image in data.images],
         },
     )
-
-
-def _named(folder: Path) -> tuple[str, ...]:
-    """A folder's name, from the one on that is called like a set."""
-    place = folder.resolve()
-    return place.parts[len(set_folder(place).parent.parts) :]
 
 
 def _data_notes(run: Path) -> dict[str, dict[str, Any]]:

@@ -144,13 +144,14 @@ def held_out(folders: Sequence[str]) -> str | None:
     return next(filter(_is_held_out, folders), None)
 
 
-def set_folder(folder: Path) -> Path:
-    """The folder that is called like a set of which `folder` may be but a part: of Set5/HR or
-    Set5/LR_bicubic/X4 it is Set5."""
-    place = Path(os.path.abspath(folder))
+def names_of(folder: Path, tree: Path) -> tuple[str, ...]:
+    """The names of the folders down to `folder`, which is `tree` or below it, from that on which is
+    called like a set of which `tree` may be but a part: of Set5/HR or Set5/LR_bicubic/X4 from Set5
+    on."""
+    place = Path(os.path.abspath(tree))
     while (words := words_of(place.name)).tells and words.rest in ("", "sub"):
         place = place.parent
-    return place
+    return Path(os.path.abspath(folder)).parts[len(place.parent.parts) :]
 
 
 def _is_held_out(folder: str) -> bool:

@@ -55,10 +55,6 @@ def bench(args: argparse.Namespace) -> int:
     result: dict[str, Any] = {"environment": record.environment(device), "rows": []}
     output = args.output or ROOT / "results" / f"benchmark_{device.type}.json"
     command.make_folder(output.parent)
-    if output.suffix == ".png":
-        raise UserError(
-            f"expected a JSON to write by -o, beside which a picture goes, got {output}"
-        )
     earlier = (output, record.PUBLISHED / f"benchmark_{device.type}.json")
     labels = [row.label for row in rows]
     logger.info(plan.describe(labels, args.sizes, args.rounds, result["environment"], earlier))
@@ -126,6 +122,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="JSON to write, else results/benchmark_DEVICE.json",
     )
     args = parser.parse_args(argv)
+    if args.output and args.output.suffix == ".png":
+        parser.error(f"expected a JSON to write by -o, its picture goes beside it: {args.output}")
     if args.rounds < 1:
         parser.error(f"expected --rounds of at least 1, got {args.rounds}")
     return args

@@ -75,7 +75,8 @@ def plan(
     found = {source: content.targets[source] for source in once.values()}
     notes = _describe(content.others)
     if results := _results_among(found, suffix):
-        found = {source: folder for source, folder in found.items() if source not in results}
+        for result in results:
+            del found[result]
         notes.append(f"results of other inputs are left out: {len(results)}, such as {results[0]}")
     if not found and not content.unreadable:
         but = [f"{len(content.left_out)} named like results"] if content.left_out else []
