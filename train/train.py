@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -26,15 +25,16 @@ from train.detail import measure_detail
 from train.first_state import initial_state, warn_of_other_start
 from train.options import engine_of, parse, stages_of
 from train.packing import pack
-from train.packs import Pack, digest_of, on_device
+from train.packs import Pack, on_device
 from train.patches import count_zoomed, sampler
 from train.recipes import Engine, Stage
 from train.records import note_data
 from train.teacher import read_teacher
-from utils import command, devices, evaluate
+from train.validation import validation_samples, warn_of_seen
+from utils import command, devices
 from utils.command import UserError
-from utils.datasets import SCALE, find
-from utils.files import ROOT, remove_leftovers
+from utils.datasets import SCALE
+from utils.files import remove_leftovers
 from utils.imaging.images import ImageError
 from utils.lock import locked
 from utils.memory import is_exhausted
@@ -195,41 +195,6 @@ def prepare_machine(engine: Engine, device: torch.device, out: Path) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda"
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # read when compiling
         os.environ.setdefault(variable, str(out.resolve() / "compiled"))
-
-
-def validation_samples(folders: list[str]) -> dict[str, list[evaluate.Sample]]:
-    """The images to score while training, by the name of their folder; UserError if one has no HR
-    image, or two folders have one name."""
-    samples: dict[str, list[evaluate.Sample]] = {}
-    for folder in folders:
-        found = find(folder, ROOT / "data")
-        if found.name in samples:
-            raise UserError(
-                f"expected --val folders of different names, got {found.name} twice: rename one"
-            )
-        samples[found.name] = own = [evaluate.load(pair) for pair in found.pairs]
-        if blind := [sample.name for sample in own if sample.hr is None]:
-            raise UserError(
-                f"expected HR images to validate on in {folder}, got none for "
-                f"{', '.join(blind[:3])}"
-            )
-    return samples
-
-
-def warn_of_seen(samples: Mapping[str, Sequence[evaluate.Sample]], data: Pack) -> None:
-    """Say which images to score are trained on: what they score tells nothing of others."""
-    trained = {image.sha256 for image in data.images}
-    for name, own in samples.items():
-        hrs = ((sample.name, sample.hr) for sample in own)
-        if seen := [title for title, hr in hrs if hr is not None and digest_of(hr) in trained]:
-            logger.warning(
-                "%d of the %d images of --val %s are trained on, such as %s: their scores tell "
-                "nothing of other images",
-                len(seen),
-                len(own),
-                name,
-                seen[0],
-            )
 
 
 def train_stage(
