@@ -170,6 +170,18 @@ def test_absent_set_is_named_in_one_line(tmp_path: Path, name: str) -> None:
         find(name, tmp_path)
 
 
+def test_absence_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "mine/x3/HR/a.png", "mine/x3/HR/b.png", "mine/deep/in/HR/a.png", "mine/c.png")
+    monkeypatch.chdir(tmp_path)
+    for name, reason in {
+        "mine/x3": "got 2 such as .*/mine/x3/HR/a.png, whose names or folders tell another scale",
+        "mine/deep": f"in folders such as {tmp_path}/mine/deep/HR, found none",  # not below data
+        "mine/c.png": "got the file .*/mine/c.png: name its folder",
+    }.items():
+        with pytest.raises(AbsentError, match=reason):
+            find(name, tmp_path / "data")
+
+
 def test_folder_below_the_working_directory_is_not_taken_for_a_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

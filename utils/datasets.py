@@ -70,6 +70,7 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
     known = name in BENCHMARKS + CHALLENGE
     bases = [Path(data_dir)] if known else [Path(data_dir), Path.cwd()]
     bases = bases[-1:] if name.startswith(".") else bases  # as in a shell: from here
+    left: list[Path] = []
     for base in bases:
         here = base / name
         folders = [folder for folder in dict.fromkeys(_folders_of(here)) if os.path.isdir(folder)]
@@ -77,10 +78,8 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         if pairs := pairs_of(files, here.parent):
             label = name if known else Path(os.path.abspath(name)).name  # a link goes by its own
             return ImageSet(label, tuple(pairs))
-    raise AbsentError(
-        f"expected images of {name} in folders such as {bases[0] / name / 'HR'}, found none: "
-        "data/README.md has all in which they are looked for"
-    )
+        left += (path for path in files if path not in left)
+    raise AbsentError(_absence(name, bases, left))
 
 
 def pairs_of(paths: Sequence[Path], tree: Path) -> list[Pair]:
@@ -114,6 +113,25 @@ def pairs_among(files: Iterable[File]) -> list[Pair]:
             )
             for hr, lr in pairing.pairs
         )
+    )
+
+
+def _absence(name: str, bases: Sequence[Path], left: Sequence[Path]) -> str:
+    """What to say where no set is found; `left` are images that the names of their folders, or
+    their own, tell to be of another scale or degradation."""
+    if left:
+        return (
+            f"expected HR images, or LR images at x{SCALE} by bicubic, got {len(left)} such as "
+            f"{left[0]}, whose names or folders tell another scale or degradation: rename them if "
+            "that is not so"
+        )
+    there = [base / name for base in bases if os.path.lexists(base / name)]
+    if there and not os.path.isdir(there[0]):
+        return f"expected the folder of a set, got the file {there[0]}: name its folder"
+    place = (there or [bases[0] / name])[0] / "HR"
+    return (
+        f"expected images of {name} in folders such as {place}, found none: "
+        "data/README.md has all in which they are looked for"
     )
 
 
