@@ -17,6 +17,7 @@ from train.packing import pack
 from utils import command
 from utils.datasets import (
     BENCHMARKS,
+    IMAGES,
     SCALE,
     SPELLINGS,
     DatasetError,
@@ -231,7 +232,8 @@ def prepare_lsdir(sources: Sequence[Path], first: int, data_dir: Path) -> None:
 def prepare_benchmarks(sources: Sequence[Path], data_dir: Path) -> None:
     """Bring each set that is not there yet to NAME/HR/ and, if it has LR images, NAME/LR/. What
     several sources have of a set is taken together."""
-    if all(has_lr(find_pairs(data_dir / name)) for name in BENCHMARKS):
+    there = {name: find_pairs(data_dir / name) for name in BENCHMARKS}
+    if all(has_lr(pairs) and len(pairs) >= IMAGES[name] for name, pairs in there.items()):
         tqdm.write(f"{data_dir}: {', '.join(BENCHMARKS)}, complete already")
         return
     with scratch_in(data_dir) as scratch:
@@ -262,9 +264,14 @@ def has_lr(pairs: Sequence[Pair]) -> bool:
 
 
 def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
-    """Bring one set into place, unless it is there already. DataError if it is there without the LR
-    images that `pairs` have."""
+    """Bring one set into place, unless it is there already. DataError if it is there without all
+    images, or without the LR images, that `pairs` have."""
     if there := find_pairs(target):
+        if len(there) < len(pairs):
+            raise DataError(
+                f"expected nothing or {len(pairs)} images in {target}, got {len(there)}: move it "
+                "away and run this again to have all"
+            )
         if has_lr(pairs) and not any(pair.lr for pair in there):
             raise DataError(
                 f"expected nothing or a set with LR images in {target}, got one without: move it "

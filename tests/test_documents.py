@@ -36,6 +36,11 @@ def test_the_factsheets_row_stands_beside_runs_of_its_own_set_alone() -> None:
     table = summary.table([a_run("demo"), a_run("DIV2K_valid")])
     assert table[1][1] == "29.01" and len(table) == 4
     assert "29.01" in summary.text(a_run("DIV2K_valid"), "run.json")
+    run = a_run("DIV2K_valid")
+    few = run | {"images": run["images"][:2], "images_in_set": 2}
+    text = summary.text(few, "run.json")
+    assert "29.01" not in text and "(2 of 100 images)" in text
+    assert "DIV2K_valid, cpu, 2 of 100 images " in text and "they are of all 100 images" in text
 
 
 def test_publish_fills_tables_and_drops_runs_of_older_weights(tmp_path: Path) -> None:
@@ -81,9 +86,11 @@ def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
     failed = copy.deepcopy(a_run())
     failed["failed"] = ["b: broken"]
     write_json(tmp_path / "failed.json", failed)
+    few = a_run("Set14")
+    write_json(tmp_path / "got one of 3.json", few | {"images": few["images"][:3]})
     write_json(tmp_path / "foreign.json", [1])
     (tmp_path / "text.json").write_text("{")
-    for name in ("failed", "foreign", "text", "absent"):
+    for name in ("failed", "got one of 3", "foreign", "text", "absent"):
         with pytest.raises(UserError, match=name):
             documents.publish([tmp_path / f"{name}.json"], tmp_path)
     assert not (tmp_path / "results").exists()

@@ -84,6 +84,18 @@ def test_benchmark_is_found_after_preparing_it(
     assert {path: path.stat() for path in (tmp_path / "data" / name).rglob("*")} == before
 
 
+def test_a_part_of_a_set_is_not_called_complete(
+    tmp_path: Path, noise: MakeImage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "Set5.zip"
+    source.write_bytes(zipped({f"Set5/HR/{name}.png": png(noise(16, 20)) for name in "abc"}))
+    part = lay_out(tmp_path / "data", {"Set5/HR/a.png": png(noise(16, 20))})
+    assert prepare.main(["--benchmarks", str(source), "--data_dir", str(part)]) == 1
+    said = capsys.readouterr().err
+    assert f"expected nothing or 3 images in {part / 'Set5'}, got 1: move it away" in said
+    assert files_below(part) == {"Set5/HR/a.png"}
+
+
 def test_several_benchmarks_at_once_and_then_none_is_opened(
     tmp_path: Path, noise: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +109,7 @@ def test_several_benchmarks_at_once_and_then_none_is_opened(
     options = ["--benchmarks", str(one), str(two), "--data_dir", str(tmp_path / "data")]
     assert prepare.main(options) == 0
     assert files_below(tmp_path / "data") == set(files(*BENCHMARKS))
+    monkeypatch.setattr(prepare, "IMAGES", dict.fromkeys(BENCHMARKS, 1))
     monkeypatch.delattr(prepare, "unpack")
     assert prepare.main(options) == 0
 

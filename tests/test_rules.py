@@ -182,7 +182,7 @@ def test_images_that_no_run_wrote_are_refused(
     file = "23_LKDN_demo_cpu_eager_fp32.json"
     run = json.loads((copy / "results/published" / file).read_text())
     run["checkpoint"]["sha256"] = sha256(read_entry(copy).checkpoint)
-    run["dataset"], run["images"] = "DIV2K_valid", run["images"][:2]
+    run["dataset"], run["images"] = "DIV2K_LSDIR_valid", run["images"][:2]
     names = [image["name"] for image in run["images"]]
 
     def said() -> list[str]:
@@ -191,10 +191,12 @@ def test_images_that_no_run_wrote_are_refused(
 
     entry = read_entry(copy, tmp_path)
     for seed, image in enumerate(run["images"]):
-        path = save(tmp_path / "23_LKDN/DIV2K_valid" / f"{image['name']}.png", noise(8, 9 + seed))
+        path = save(
+            tmp_path / "23_LKDN/DIV2K_LSDIR_valid" / f"{image['name']}.png", noise(8, 9 + seed)
+        )
         image["png_sha256"] = sha256(path)
     assert said() == []
-    stale = save(tmp_path / "23_LKDN/DIV2K_valid/stale.png", noise(8, 8))
+    stale = save(tmp_path / "23_LKDN/DIV2K_LSDIR_valid/stale.png", noise(8, 8))
     (reason,) = said()
     assert "wrote, got others stale.png: remove them" in reason
     stale.unlink()
@@ -203,6 +205,8 @@ def test_images_that_no_run_wrote_are_refused(
     assert f"got others {names[0]}.png" in reason
     path.unlink()
     assert any(f"got none of {names[1]}:" in reason for reason in said())
+    run["dataset"] = "DIV2K_valid"
+    assert any("the 100 images of DIV2K_valid, got those of 2" in reason for reason in said())
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")

@@ -84,7 +84,7 @@ def restored(
     """A --save_dir as test_demo.py leaves it."""
     folder = tmp_path_factory.mktemp("restored")
     run = read_json(ROOT / "results" / "published" / "23_LKDN_demo_cpu_eager_fp32.json")
-    for dataset, names in (("DIV2K_valid", ("0801", "0802")), ("demo", ("rocket",))):
+    for dataset, names in (("DIV2K_LSDIR_valid", ("0801", "0802")), ("demo", ("rocket",))):
         images = []
         for name in names:
             file = save(folder / "23_LKDN" / dataset / f"{name}.png", noise(8, 8))
@@ -137,8 +137,8 @@ def test_this_repository_keeps_the_rules(package: tuple[str, Path]) -> None:
     assert tree >= NEEDED and not [name for name in tree if name.startswith(("train/state/", "."))]
     assert names(folder / "factsheet.zip") == ["architecture.tex", "astronaut.png", "factsheet.tex"]
     assert names(folder / "results.zip") == [
-        "23_LKDN/DIV2K_valid/0801.png",
-        "23_LKDN/DIV2K_valid/0802.png",
+        "23_LKDN/DIV2K_LSDIR_valid/0801.png",
+        "23_LKDN/DIV2K_LSDIR_valid/0802.png",
         "results.json",
         "results.txt",
     ]

@@ -19,6 +19,8 @@ from utils.template import MODES
 
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 CHALLENGE = tuple(MODES)
+# How many images the sets have that published figures are of.
+IMAGES = dict(zip(BENCHMARKS, (5, 14, 100, 100, 109), strict=True)) | {"DIV2K_valid": 100}
 # What folders of the benchmark sets are called in lower case, but for words of HR and LR.
 SPELLINGS = {name.lower(): name for name in BENCHMARKS} | {"bsd100": "B100", "bsds100": "B100"}
 # What the name of a validation or test set ends with, without words for HR, LR and scales; LSDIR's

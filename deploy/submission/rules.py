@@ -14,10 +14,11 @@ from torch import nn
 
 from deploy.submission.entry import PUBLISHED, Entry
 from utils import efficiency
-from utils.datasets import SCALE, held_out
+from utils.datasets import IMAGES, SCALE, held_out
 from utils.files import sha256
 from utils.imaging.images import EXTENSIONS
 from utils.networks import call
+from utils.report.summary import is_complete
 from utils.weights import load_weights, named_weights
 
 LIMIT_MB = 100  # of what is sent, without SR images, unpacked
@@ -209,6 +210,14 @@ def _results(entry: Entry) -> Iterator[str]:
             yield (
                 f"expected results of the weights sent, got those of others on "
                 f"{run['dataset']} in {entry.results}: run test_demo.py again"
+            )
+    for run in runs:
+        if not is_complete(run):
+            name = run["dataset"]
+            yield (
+                f"expected results of the {IMAGES[name]} images of {name}, got those of "
+                f"{len(run['images'])} in {entry.results}: complete the set and run test_demo.py "
+                "again"
             )
     for name, files in entry.images_sent().items():
         written: dict[str, set[str | None]] = {}  # digests; backends write images of one name

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.datasets import BENCHMARKS
+from utils.report.summary import is_complete
 from utils.text import aligned, in_terminal, number
 
 # Y-PSNR [dB] and SSIM, x4, of the LKDN factsheet (NTIRE 2023), Table 1.
@@ -78,8 +79,9 @@ def text(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def is_scored(run: dict[str, Any]) -> bool:
-    """Whether a run belongs into Table 1: a benchmark set, with PSNR and SSIM on luma."""
-    return bool(run["dataset"] in BENCHMARKS and run["ave_psnr_y"] and run["ave_ssim_y"])
+    """Whether a run belongs into Table 1: a whole benchmark set, with PSNR and SSIM on luma."""
+    scored = run["ave_psnr_y"] and run["ave_ssim_y"]
+    return bool(run["dataset"] in BENCHMARKS and is_complete(run) and scored)
 
 
 def published_scores() -> dict[str, str]:

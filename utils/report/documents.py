@@ -10,7 +10,7 @@ from typing import Any
 
 from utils import command
 from utils.command import UserError
-from utils.datasets import BENCHMARKS
+from utils.datasets import BENCHMARKS, IMAGES
 from utils.files import ROOT, read_json, write_all
 from utils.record import ENTRY, RUN, run_stem
 from utils.report import comparison, gpu, kernels, published, speed, summary
@@ -93,6 +93,12 @@ def _published_name(file: Path, run: Any, training: dict[str, Any]) -> str:
         raise UserError(f"expected a run with images, got none in {file}: run test_demo.py again")
     if failed := run.get("failed", ["nobody knows"]):
         raise UserError(f"expected a run without failures, got {len(failed)} in {file}")
+    if not summary.is_complete(run):
+        name, n = run["dataset"], len(run["images"])
+        raise UserError(
+            f"expected a run of the {IMAGES[name]} images of {name}, got one of {n} in {file}: "
+            "complete the set and run test_demo.py again"
+        )
     if published.is_stale(run, training):
         raise UserError(
             f"expected a run of the weights in model_zoo/, got one of others in {file}: run "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.datasets import IMAGES
 from utils.text import aligned, in_terminal, machine, number
 
 # The efficiency table of the LKDN factsheet, NTIRE 2023.
@@ -28,6 +29,7 @@ def text(run: dict[str, Any], path: Path | str) -> str:
     environment = run["environment"]
     n = len(run["images"])
     total = run.get("images_in_set", n + len(run.get("failed", [])))
+    total = IMAGES.get(run["dataset"], total)
     count = str(n) if n == total else f"{n} of {total}"
     cuda = environment["device_type"] == "cuda"
     lines = [
@@ -36,6 +38,8 @@ def text(run: dict[str, Any], path: Path | str) -> str:
         f"{run['backend']} {run['precision']}, {machine(environment)}",
         f"LR images            {run['lr_source']}",
     ]
+    if not is_complete(run):
+        lines.append(f"Published figures    left out: they are of all {total} images")
     ours, bicubic = run["ave_psnr"], run["ave_psnr_bicubic"]
     if ours is None:
         missing = (
@@ -88,7 +92,14 @@ def table(runs: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def factsheet_rows(runs: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The factsheet's row, where its set was measured: beside other images it says nothing."""
-    return [FACTSHEET_ROW] if any(run["dataset"] == FACTSHEET_SET for run in runs) else []
+    measured = {run["dataset"] for run in runs if is_complete(run)}
+    return [FACTSHEET_ROW] if FACTSHEET_SET in measured else []
+
+
+def is_complete(run: dict[str, Any]) -> bool:
+    """Whether a run is of all images of a set with published figures, or of another set."""
+    n = len(run["images"])
+    return IMAGES.get(run["dataset"], n) == n
 
 
 def is_plain(run: dict[str, Any]) -> bool:
@@ -111,6 +122,8 @@ def _plain(run: dict[str, Any]) -> list[str]:
 def row(run: dict[str, Any]) -> tuple[str, ...]:
     """A run as a row of the factsheet's efficiency table (COLUMNS)."""
     variant = "" if is_plain(run) else f", {run['backend']} {run['precision']}"
+    if not is_complete(run):
+        variant += f", {len(run['images'])} of {IMAGES[run['dataset']]} images"
     return (
         f"{run['model']}, {run['dataset']}, {run['environment']['device_type']}{variant}",
         average_psnr(run),
