@@ -74,6 +74,45 @@ def test_a_trial_has_no_scores_of_steps_after_its_checkpoint(
     assert trial.trial(run, "known", "") == known and known["validation"]
 
 
+def test_a_trial_has_the_scores_of_one_set(uninterrupted: Path, tmp_path: Path, train: Run) -> None:
+    """Of the one that decided last: a finished run is scored on it, once."""
+    shutil.copytree(uninterrupted, run := tmp_path / "run")
+    before = trial.trial(run, "known", "")["validation"]
+    assert [(x["val"], x["step"]) for x in before] == [("held out", n) for n in (4, 8, 12)]
+    for sets in (("images", "held out"), ("images", "held out"), ("images",)):
+        done = train(run, "--resume", "--val", *sets)
+        assert done.returncode == 0, done.stderr
+        if sets[1:] and len(before) == 3:
+            assert "was scored on held out, from here on it is on images" in done.stderr
+            before = before[-1:]
+        (score,) = trial.trial(run, "known", "")["validation"]
+        assert (score["val"], score["step"], list(score["others"])) == ("images", 12, ["held out"])
+        assert score["others"]["held out"]["val_psnr_y"] == before[0]["val_psnr_y"]
+    logged = (run / "log.jsonl").read_text()
+    assert logged.count('"val": "images"') == 1
+
+
+def test_a_trial_replaces_that_of_its_own_run_alone(
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(trial, "TRIALS", tmp_path)
+    monkeypatch.setattr(documents, "regenerate", lambda: None)
+    monkeypatch.setattr(trial, "draw", lambda: None)
+    file = tmp_path / "a.json"
+    for note in ("first", "second"):
+        assert trial.main([str(uninterrupted), "a", "--note", note]) == 0
+        assert json.loads(file.read_text())["note"] == note
+    others = json.loads(file.read_text()) | {"seed": 5}
+    for content in (json.dumps(others), '{"history": []}', "no JSON"):
+        file.write_text(content)
+        assert trial.main([str(uninterrupted), "a"]) == 2
+        assert "got a, which is another run's: give another NAME" in capsys.readouterr().err
+        assert file.read_text() == content
+
+
 def test_a_diverged_run_is_a_trial_until_it_goes_on(
     uninterrupted: Path, tmp_path: Path, train: Run
 ) -> None:

@@ -200,18 +200,20 @@ def _training_record(
     last_steps = {records[-1]["stage"]["name"]: records[-1]["step"]}
     if len(records) > 1 and _is_first_stage_of(file.parent, records[-2]):
         last_steps[records[-2]["stage"]["name"]] = records[-2]["step"]
-    keys = ("stage", "step", "val_psnr", "val_psnr_y")
-    scored = [
+    keys = ("stage", "step", "val", "val_psnr", "val_psnr_y")
+    lines = [
         line
         for line in log.read(file.parent / "log.jsonl")
-        if "val_psnr" in line and line["step"] <= last_steps.get(line["stage"], -1)
+        if line["step"] <= last_steps.get(line["stage"], -1)
     ]
     return {
         "training_of": ENTRY,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "stages": [without_digests(trained) for trained in records],
         "commands": commands(records),
-        "validation": [{key: line[key] for key in keys} for line in scored],
+        "validation": [
+            {key: line[key] for key in keys if key in line} for line in log.scored(lines)
+        ],
         "float64_difference": difference,
         "held_out_images_compared": compared,
     }

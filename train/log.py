@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,28 @@ def _parse(line: str) -> dict[str, Any] | None:
     good = type(content.get("step")) is int and isinstance(content.get("loss", 0), int | float)
     scores = [content.get(key) for key in ("val_psnr", "val_psnr_y")]
     good &= all(isinstance(score, int | float | None) for score in scores)
+    good &= isinstance(content.get("val", ""), str) and isinstance(content.get("others", {}), dict)
     return content if good else None
+
+
+def scored(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last scores of each step, on the set that the last line is of: a run may go on with
+    another --val, whose scores are not to be compared. Older lines name none; they count as its."""
+    scores = {(x["stage"], x["step"]): x for x in lines if "val_psnr" in x}
+    decides = list(scores.values())[-1].get("val") if scores else None
+    return [line for line in scores.values() if line.get("val", decides) == decides]
+
+
+def has_scores(lines: Sequence[dict[str, Any]], step: int, names: Iterable[str]) -> bool:
+    """Whether a step's last scores are of these sets, the first of which decides; an older line
+    does not name that one."""
+    line = next((x for x in reversed(lines) if "val_psnr" in x and x["step"] == step), None)
+    first, *others = names
+    return (
+        line is not None
+        and line.get("val", first) == first
+        and set(others) <= line.get("others", {}).keys()
+    )
 
 
 def trim(path: Path, stage: str, step: int) -> None:

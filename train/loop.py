@@ -192,13 +192,15 @@ def _check_finite(unseen: list[Tensor], step: int, stage: Stage) -> list[list[fl
             bad = step - len(values) + 1 + index
             raise Diverged(
                 f"expected a finite loss and gradient, got loss {loss} and gradient norm {norm} at "
-                f"step {bad}, learning rate {learning_rate(stage, bad):.3g}: lower --lr"
+                f"step {bad}, learning rate {learning_rate(stage, bad):.3g}: give a lower "
+                "--lr and another --out, with --init where there is a checkpoint from long before"
             )
     return values
 
 
 def validate(run: Run, state: checkpoint.State) -> None:
-    """Score what would be exported, the fused average, and log it."""
+    """Score what would be exported, the fused average, and log it; the first set is the one that
+    decides."""
     average = plain_like(state.net).to(run.world.device)
     average.load_state_dict(fuse_parameters(state.ema))
     average.float()
@@ -211,7 +213,7 @@ def validate(run: Run, state: checkpoint.State) -> None:
         if line:
             line.setdefault("others", {})[name] = own
         else:
-            line = own
+            line = {"val": name, **own}
     log_line(run, state, line)
 
 

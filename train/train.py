@@ -30,7 +30,7 @@ from train.patches import count_zoomed, sampler
 from train.recipes import Engine, Stage
 from train.records import note_data
 from train.teacher import read_teacher
-from train.validation import validation_samples, warn_of_seen
+from train.validation import validation_samples, warn_of_other_val, warn_of_seen
 from utils import command, devices
 from utils.command import UserError
 from utils.datasets import SCALE
@@ -211,6 +211,7 @@ def train_stage(
         for file in (run.file, curves, log_file):
             remove_leftovers(file)
         log.trim(log_file, stage.name, state.step)
+        warn_of_other_val(log.scored(log.read(log_file)), run.samples)
         note_data(args.out, stage, args.data, args.first, data)
     logger.info(
         "%s: %d images on %d x %s\n%s",
@@ -225,8 +226,9 @@ def train_stage(
         if finished:
             logger.info("this stage is finished already: %s", run.file)
             own = [line for line in log.read(log_file) if line["stage"] == stage.name]
-            scored = any("val_psnr" in line for line in own if line["step"] == state.step)
-            if unscored := bool(run.samples) and not scored:  # killed then, or had no --val
+            # It was killed then, or had another --val.
+            unscored = bool(run.samples) and not log.has_scores(own, state.step, run.samples)
+            if unscored:
                 loop.validate(run, state)
             if lead and (unscored or not curves.exists()):
                 log.plot(log_file, curves)

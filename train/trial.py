@@ -5,6 +5,7 @@ files: numbers, seed, steps, minutes, machine, and the scores on the validation 
 """
 
 import argparse
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -18,13 +19,15 @@ from train import log
 from train.commands import commands
 from train.records import last_stage, training_records, without_digests
 from utils import command
-from utils.files import write_bytes, write_json
+from utils.command import UserError
+from utils.files import read_json, write_bytes, write_json
 from utils.record import PUBLISHED, read_runs
 from utils.report import curves, documents, published
 from utils.weights import CheckpointError, read_checkpoint
 
 TRIALS = PUBLISHED / "trials"
 VALIDATION = "val"  # the folder whose images decide
+SCORES = ("step", "val", "val_psnr", "val_psnr_y", "others")
 
 logger = logging.getLogger("trial")
 
@@ -46,12 +49,29 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"expected a NAME of letters, digits, _ and -, got {args.name}")
 
     def work() -> None:
-        write_json(TRIALS / f"{args.name}.json", trial(args.source, args.name, args.note))
+        record = trial(args.source, args.name, args.note)
+        refuse_another(TRIALS / f"{args.name}.json", record)
+        write_json(TRIALS / f"{args.name}.json", record)
         documents.regenerate()
         draw()
         logger.info("%s and the tables are up to date", TRIALS / f"{args.name}.json")
 
     return command.run("train/trial.py", work)
+
+
+def refuse_another(file: Path, record: dict[str, Any]) -> None:
+    """Raise UserError where `file` is the trial of another run; the same may have gone on since."""
+    if not file.exists():
+        return
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        there = read_json(file)
+        runs = [(one["history"][0]["environment"]["date"], one["seed"]) for one in (there, record)]
+        if runs[0] == runs[1]:
+            return
+    raise UserError(
+        f"expected a new NAME, or that of a trial of this run, got {file.stem}, which is another "
+        f"run's: give another NAME, or remove {file}"
+    )
 
 
 def draw(folder: Path = PUBLISHED) -> None:
@@ -83,11 +103,10 @@ def trial(source: Path, name: str, note: str) -> dict[str, Any]:
         **own,
         "minutes": sum(work["minutes"] for work in own["history"]),
         "validation": [
-            {key: line[key] for key in ("step", "val_psnr", "val_psnr_y", "others") if key in line}
-            for line in lines
+            {key: line[key] for key in SCORES if key in line}
             # The log may be ahead of its checkpoint, or of a copy of an earlier one; that it
             # diverged always comes after the last weights that were saved.
-            if "val_psnr" in line and line["step"] <= own["step"]
+            for line in log.scored([line for line in lines if line["step"] <= own["step"]])
         ],
         "failed": next((line["failed"] for line in lines if "failed" in line), None),
     }

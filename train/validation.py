@@ -1,7 +1,8 @@
 """The images that a run is scored on while it trains."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from train.packs import Pack, digest_of
 from utils import evaluate
@@ -29,6 +30,18 @@ def validation_samples(folders: list[str]) -> dict[str, list[evaluate.Sample]]:
                 f"{', '.join(blind[:3])}"
             )
     return samples
+
+
+def warn_of_other_val(scored: Sequence[Mapping[str, Any]], samples: Iterable[str]) -> None:
+    """Say where a run goes on with another deciding set than its last scores are of."""
+    before, now = next((x.get("val") for x in reversed(scored)), None), next(iter(samples), None)
+    if before and now and before != now:
+        logger.warning(
+            "this run was scored on %s, from here on it is on %s: trial.py and export.py take the "
+            "scores of one set, the last",
+            before,
+            now,
+        )
 
 
 def warn_of_seen(samples: Mapping[str, Sequence[evaluate.Sample]], data: Pack) -> None:

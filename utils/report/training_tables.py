@@ -10,7 +10,7 @@ from utils.text import device_name, machine, markdown, number, revision
 
 Record = dict[str, Any]
 
-SCORE: dict[str, Kind] = {"step": int, "val_psnr": float, "val_psnr_y": float}
+SCORE: dict[str, Kind] = {"step": int, "val?": str, "val_psnr": float, "val_psnr_y": float}
 STAGE: dict[str, Kind] = {
     "stage": {
         "name": str,
@@ -202,8 +202,9 @@ def shipped(training: Record) -> str:
     lines = [markdown(stages(training)), "", f"sha256 of the file: `{training['sha256']}`"]
     if training["validation"]:
         last = training["validation"][-1]
+        of = f" of {last['val']}" if "val" in last else ""
         lines.append(
-            f"\nValidation images: {last['val_psnr']:.3f} dB on RGB, "
+            f"\nValidation images{of}: {last['val_psnr']:.3f} dB on RGB, "
             f"{last['val_psnr_y']:.3f} dB on Y."
         )
     return "\n".join(lines)
