@@ -152,7 +152,7 @@ RECIPES = {
                 patch=192,
                 lr=5e-3,
                 schedule="cosine",
-                warmup=0,
+                warmup=200,  # SOAP knows nothing yet, and a full step undoes what is there
             ),
         },
         Engine(kernels="native"),
