@@ -1,6 +1,8 @@
 """Files that appear whole or not at all, and stay."""
 
 import errno
+import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -101,3 +103,8 @@ def test_any_name_of_a_file_goes_into_json_and_comes_back(tmp_path: Path) -> Non
     write_json(tmp_path / "a.json", {name: [name]})
     assert '"\\udc82\\udca0 ü.png"' in (tmp_path / "a.json").read_text("utf-8")
     assert read_json(tmp_path / "a.json") == {name: [name]}
+
+
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": [math.inf, {"b": math.nan}], "c": 1.5})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, {"b": None}], "c": 1.5}

@@ -43,3 +43,15 @@ def test_log_drops_a_cut_line_and_what_a_resumed_run_writes_again(tmp_path: Path
     ]
     with pytest.raises(ValueError):  # NaN is no JSON
         log.append(path, {"stage": "stage2", "step": 3, "loss": float("nan")})
+
+
+def test_a_resumed_run_drops_that_it_failed_where_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    failed = {"failed": "diverged", "loss": 0.5}
+    for stage, step, more in (("stage1", 4, failed), ("stage2", 2, {"loss": 0.25})):
+        log.append(path, {"stage": stage, "step": step, **more})
+    for step in (2, 3):
+        log.append(path, {"stage": "stage2", "step": step, **failed})
+    log.trim(path, "stage2", 2)
+    kept = [(x["stage"], x["step"], "failed" in x) for x in log.read(path)]
+    assert kept == [("stage1", 4, True), ("stage2", 2, False)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.team23_LKDN import LKDN
 from train import recording, updates
-from train.forward import make_gradients
+from train.forward import _replayed, make_gradients
 from train.optim import learning_rate, make_optimizers
 from train.recipes import LONG, STAGES, TRIED, Engine, Stage
 from train.recording import Recorder, recorded
@@ -50,8 +50,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
     monkeypatch.setattr(FakeGraph, "made", [])
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "a stream")
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    current = ["a stream"]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
     return FakeGraph.made
 
 
@@ -68,6 +69,7 @@ def test_what_cannot_be_recorded_runs_on_with_one_line(
 ) -> None:
     @contextlib.contextmanager
     def capture(graph: FakeGraph, **options: object) -> Iterator[None]:
+        torch.cuda.set_stream("the recording's")  # where torch leaves it
         yield
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
@@ -84,8 +86,25 @@ def test_what_cannot_be_recorded_runs_on_with_one_line(
     # One within the recording, of which nothing runs on a GPU. What would be recorded after it
     # would read what is not written in its place any more.
     assert calls == [7, 6] and len(graphs) == 1
+    assert torch.cuda.current_stream() == "a stream"
     (line,) = caplog.messages
     assert "without CUDA graphs" in line and line.endswith("when stream is capturing")
+
+
+def test_a_replay_finds_its_patches_where_the_recording_read_them(graphs: list[FakeGraph]) -> None:
+    read: list[list[Tensor]] = []
+    replay = _replayed(
+        lambda *patches: read.append(patches) or torch.zeros(()), torch.device("cpu"), Recorder()
+    )
+    for step in range(7):
+        generator = torch.Generator().manual_seed(step)
+        patches = [
+            torch.randint(256, (2, 3, side, side), dtype=torch.uint8, generator=generator)
+            for side in (4, 16)
+        ]
+        replay(*patches)
+        assert all(map(torch.equal, read[-1], patches))
+    assert len(read) == 4 and graphs[0].replays == 4
 
 
 def train(
