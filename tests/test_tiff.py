@@ -26,6 +26,20 @@ def test_small_counts_of_many_bits_are_not_black(tmp_path: Path, dtype: type) ->
     np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels[..., 0], counts)
 
 
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "predictor": True}])
+def test_signed_grey_of_8_bits_does_not_wrap_around(tmp_path: Path, options: dict) -> None:
+    ramp = np.arange(-128, 128, dtype=np.int8).reshape(8, 32)
+    tifffile.imwrite(tmp_path / "a.tif", ramp, **options)
+    photo = read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(photo.pixels.ravel(), 257 * np.arange(256))
+    assert photo.note == "its values, -128 to 127, became 0 to 65535"
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.tif")[..., 1].ravel(), np.arange(256))
+    tifffile.imwrite(tmp_path / "a.tif", ramp[4:], photometric="minisblack", **options)
+    photo = read(tmp_path / "a.tif")
+    assert photo.pixels.dtype == np.uint8 and photo.note == ""
+    np.testing.assert_array_equal(photo.pixels[..., 0], ramp[4:])
+
+
 def test_a_preview_in_place_of_its_picture_is_said(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(noise(4, 6, 3), photometric="rgb", subfiletype=1)
@@ -163,6 +177,7 @@ def test_orientation_is_applied_for_people_alone(
             "8-bit CMYK in 5 channels",
         ),
         (np.zeros((H, W, 3), np.int16), {"photometric": "rgb"}, "16-bit signed colour"),
+        (np.zeros((H, W, 3), np.int8), {"photometric": "rgb"}, "8-bit signed colour"),
     ],
 )
 def test_what_is_not_read_is_named(
@@ -257,6 +272,9 @@ def test_24_bits_are_read_where_they_are_whole_numbers(
     np.testing.assert_array_equal(read(file).pixels[..., 0], expected)
     set_tags(file, {339: {"i": 2, "f": 3}[kind]})
     with pytest.raises(ImageError, match=note):
+        read(file)
+    Image.fromarray(noise(H, W)).save(file, tiffinfo={339: 3})
+    with pytest.raises(ImageError, match="8-bit float grey"):
         read(file)
 
 

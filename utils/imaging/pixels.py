@@ -85,8 +85,8 @@ def to_pixels(im: Image.Image, rawmode: str) -> tuple[NDArray, str]:
     return np.atleast_3d(np.asarray(im)), note
 
 
-def _deep_grey(values: NDArray) -> tuple[NDArray[np.uint16], str]:
-    """Grey of more than 8 bits as 16 bit, and what to know about it."""
+def _deep_grey(values: NDArray) -> tuple[NDArray, str]:
+    """Grey of more than 8 bits, or signed, as 16 bit, and what to know about it."""
     if not np.isfinite(values).all():
         raise ImageError("expected finite pixels, got NaN or infinity")
     low, high = float(values.min()), float(values.max())
@@ -95,7 +95,7 @@ def _deep_grey(values: NDArray) -> tuple[NDArray[np.uint16], str]:
     elif values.dtype.kind == "f" or low < 0 or high > 65535:
         values = np.rint((values.astype(np.float64) - low) * (65535 / (high - low or 1)))
         return values.astype(np.uint16), f"its values, {low:g} to {high:g}, became 0 to 65535"
-    return values.astype(np.uint16), ""
+    return values.astype(np.uint8 if values.dtype.itemsize == 1 else np.uint16), ""
 
 
 def turn(pixels: NDArray, orientation: int) -> NDArray:

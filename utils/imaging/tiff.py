@@ -1,4 +1,4 @@
-"""TIFFs of other than 8 bits a value, of which Pillow reads some and keeps 8 bits of most."""
+"""TIFFs of other than 8 bits a value, or signed: Pillow reads some, and keeps 8 bits of most."""
 
 import io
 import lzma
@@ -148,10 +148,11 @@ def _read_page(
 
 
 def is_deep(layout: Layout) -> bool:
-    """Whether it is grey or colour of a depth that Pillow does not know or not keep."""
+    """Whether it is grey or colour of a depth or sign that Pillow does not know or not keep."""
     usual = (1, 2, 4, 8) if layout.samples == 1 else (8,)
     reversed_bits = layout.get(FILL_ORDER, 1) == 2 and layout.samples > 1
-    odd = layout.bits not in usual or reversed_bits and layout.get(COMPRESSION) != 7
+    odd = layout.bits not in usual or layout.get(SAMPLE_FORMAT, 1) in (2, 3)
+    odd |= reversed_bits and layout.get(COMPRESSION) != 7
     return odd and layout.get(PHOTOMETRIC) in (0, 1, 2)
 
 
@@ -193,7 +194,7 @@ def read_deep(file: BinaryIO, layout: Layout) -> NDArray:
     """
     form, bits, samples = layout.get(SAMPLE_FORMAT, 1), layout.bits, layout.samples
     predictor, compression = layout.get(PREDICTOR, 1), layout.get(COMPRESSION, NONE)
-    whole = bits in (8, 16, 32, 64) or bits == 24 and form == 1
+    whole = bits in (8 * (form != 3), 16, 32, 64) or bits == 24 and form == 1
     if not (
         compression in (NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA)
         and (layout.tags[BITS] == bits).all()
