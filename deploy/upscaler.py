@@ -179,7 +179,7 @@ class Upscaler:
         height, width = batch.shape[1:3]
         around = (BORDER, BORDER)
         padded = np.pad(batch, ((0, 0), around, around, (0, 0)), "symmetric")
-        held = batch.nbytes + padded.nbytes + out.nbytes if self.device.type == "cpu" else 0
+        held = batch.nbytes + padded.nbytes + out.nbytes
         x = torch.from_numpy(padded).permute(0, 3, 1, 2)
         y = torch.from_numpy(out).permute(0, 3, 1, 2)
         tile = None if len(batch) > 1 and self.tile is None else self.tile_for(height, width, held)

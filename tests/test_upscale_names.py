@@ -116,6 +116,8 @@ def test_inputs_are_never_written_over(
         "1 of 2 images written to a_x4_x4.png, 1 failed:\n  a.png: the result would overwrite "
         "an input" in capsys.readouterr().out
     )
+    assert enlarge("a.png", "a_x4.png", "--skip_existing") == 1  # and is not to be moved away
+    assert "1 failed:\n  a.png: the result would overwrite" in capsys.readouterr().out
     for arguments in (
         ["a.png", "--suffix", ""],
         ["b.jpg", "-o", "b.jpg"],

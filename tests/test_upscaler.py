@@ -73,7 +73,11 @@ def test_a_batch_is_its_images(random_net: LKDN, random_weights: Path, noise: Ca
     one = 30 * 26 * 6200 + batch.nbytes * 17
     small = Upscaler("cpu", "eager", checkpoint=random_weights, memory_bytes=max(one, 130 * MIB))
     large = np.stack([noise(170, 110, seed) for seed in range(2)])
+    together: list[int] = []
+    forward = small._forward
+    small._forward = lambda piece: together.append(len(piece)) or forward(piece)  # type: ignore
     assert same(small(large), np.stack([plain(random_net, image) for image in large]))
+    assert set(together) == {1} and same(small(batch), expected) and together[-1] == 2
 
 
 def test_views_and_grey_images(random_net: LKDN, eager: Upscaler, noise: Callable) -> None:
@@ -126,6 +130,16 @@ def test_little_memory_forces_tiles(
         assert sizes.pop() <= most and upscaler.memory_bytes == memory
     assert upscaler.tile_for(5000, 5000, held=160 * MIB) == tiling.SMALLEST
     assert Upscaler("cpu", "eager", checkpoint=random_weights).memory_bytes > 160 * MIB
+
+
+def test_a_picture_takes_nothing_of_a_gpus_memory(random_weights: Path) -> None:
+    """Its pixels lie in the machine's."""
+    upscaler = Upscaler("cpu", "eager", checkpoint=random_weights, memory_bytes=160 * MIB)
+    fits = 150, 150
+    assert upscaler.tile_for(*fits, held=0) is None
+    assert upscaler.tile_for(*fits, held=159 * MIB) is not None
+    upscaler.device = torch.device("cuda")
+    assert upscaler.tile_for(*fits, held=159 * MIB) is None
 
 
 @pytest.mark.parametrize("free_gib", [1, 2, 4, 16, 256])
@@ -267,3 +281,20 @@ def test_a_broken_network_is_no_black_picture(
     torch.save(state, tmp_path / "huge.pth")
     with pytest.raises(FloatingPointError, match="expected finite pixels"):
         Upscaler("cpu", "eager", checkpoint=tmp_path / "huge.pth")(noise(8, 8))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_broken_pixel_is_noticed_wherever_it_is(
+    random_weights: Path, noise: Callable, value: float
+) -> None:
+    upscaler = Upscaler("cpu", "eager", checkpoint=random_weights)
+    for channel, y, x in ((0, 0, 0), (1, 30, 41), (2, 55, 79)):
+
+        def broken(piece: Tensor, at: tuple[int, int, int] = (channel, y, x)) -> Tensor:
+            result = piece.repeat_interleave(4, 2).repeat_interleave(4, 3)
+            result[(0, *at)] = value
+            return result
+
+        upscaler.backend = broken  # type: ignore[assignment]
+        with pytest.raises(FloatingPointError, match="expected finite pixels"):
+            upscaler(noise(8, 14))
