@@ -3,8 +3,12 @@
 import argparse
 import errno
 import importlib
+import io
 import math
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +55,62 @@ def test_ctrl_c_says_what_remains(capsys: pytest.CaptureFixture) -> None:
 
     assert command.run("a.py", work, interrupted="half is kept") == command.FAILED
     assert capsys.readouterr().err == "a.py: half is kept\n"
+
+
+def test_a_signal_that_comes_again_does_not_end_the_ending(capsys: pytest.CaptureFixture) -> None:
+    """As from a scheduler, to each process of a group and to the group."""
+    ended = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            ended.append("what was begun")
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        assert command.run("a.py", work, interrupted="half is kept") == command.FAILED
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert ended and capsys.readouterr().err == "a.py: half is kept\n"
+
+
+def test_a_pipe_that_does_not_block_is_waited_for() -> None:
+    """Another program that has the same terminal or pipe may have made it so."""
+
+    class Counting(io.FileIO):
+        tries = 0
+
+        def write(self, data: object) -> int | None:  # type: ignore[override]
+            Counting.tries += 1
+            return super().write(data)  # type: ignore[arg-type]
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    said, got = os.urandom(1 << 19), bytearray()  # a pipe holds an eighth of it
+
+    def read() -> None:
+        time.sleep(0.1)
+        while part := os.read(reader, 1 << 16):
+            got.extend(part)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    raw = command._Courtesy(Counting(writer, "w"))
+    try:
+        with io.BufferedWriter(raw) as stream:
+            stream.write(said)
+    finally:
+        raw.raw.close()
+        thread.join()
+        os.close(reader)
+    assert got == said and raw.lost is None
+    assert Counting.tries < 1000  # and not tried all the time
 
 
 def test_work_decides_its_code_and_mistakes_of_ours_are_seen() -> None:

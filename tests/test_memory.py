@@ -81,6 +81,13 @@ def test_what_is_free_is_told() -> None:
     assert free_memory(torch.device("meta")) is None
 
 
+def test_what_torch_keeps_of_a_gpu_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * GIB)
+    assert free_memory(torch.device("cuda")) == 18 * GIB
+
+
 def test_errors_that_say_that_memory_ran_out() -> None:
     huge = 2**56
     for work in (lambda: torch.empty(huge), lambda: np.empty(huge), lambda: bytes(huge)):
