@@ -129,6 +129,21 @@ def test_a_teachers_history_is_kept_once_whatever_it_taught(
     assert again.before[0]["teacher"]["records"][19]["step"] == own["step"]
 
 
+def test_one_teacher_of_two_histories_keeps_both(
+    saved: dict[str, Any], tmp_path: Path, stage: Stage
+) -> None:
+    """As where the note of its data was lost in between."""
+    own, state = record_of(saved), new_state(stage)
+    histories = [[{**own, "step": step, "teacher": None}] for step in (2, 3)]
+    teachers = [{"sha256": "1" * 64, "records": records} for records in histories]
+    state.step, state.before = 0, [{**own, "teacher": teacher} for teacher in teachers]
+    checkpoint.save(tmp_path / "stage1.pt", state, stage, 4, "data")
+    again = new_state(stage)
+    checkpoint.resume(tmp_path / "stage1.pt", again, stage, 4, "data")
+    taught = [record["teacher"]["records"] for record in again.before]
+    assert [[record["step"] for record in records] for records in taught] == [[2], [3]]
+
+
 def test_a_history_that_grows_with_every_teacher_of_teachers_is_refused(
     saved: dict[str, Any], tmp_path: Path, stage: Stage
 ) -> None:

@@ -32,7 +32,7 @@ OWN = {
 # A room inside a room, or one file, may also use what stands under its path.
 OTHERS: dict[str, set[str]] = {
     "models": {"torch"},
-    "kernels": {"torch", "triton", "numpy"},
+    "kernels": {"torch", "triton"},
     "utils": {"numpy", "cv2", "torch", "tqdm", "skimage"},
     "utils/imaging": {"PIL"},
     "utils/efficiency.py": {"fvcore"},

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from models.team23_LKDN import LKDN
-from train import log
+from train import log, loop
+from train.checkpoint import State
 from train.crops import Sampler
 from train.packing import pack
 from train.patches import sample, sampler
@@ -69,6 +71,23 @@ def test_validation_scores_the_fused_average(
     # Folding in float32 or in float64 moves single pixels of 1344 by one level at most.
     assert last["val_psnr"] == pytest.approx(expected.psnr, abs=1e-2)
     assert last["val_psnr_y"] == pytest.approx(expected.psnr_y, abs=1e-2)
+
+
+def test_validation_searches_no_kernels_for_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which cuDNN does where patches of one size are trained on, for seconds a size."""
+    searching = []
+
+    def scored(*_: object) -> evaluate.Scores:
+        searching.append(torch.backends.cudnn.benchmark)
+        return evaluate.Scores(30.0, 31.0)
+
+    monkeypatch.setattr(evaluate, "validate", scored)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    form = training_form(LKDN(channels=6, blocks=1))
+    state = State(form, dict(form.named_parameters()), [])
+    world = SimpleNamespace(device=CPU, rank=1)
+    loop.validate(SimpleNamespace(samples={"a": [], "b": []}, world=world), state)  # type: ignore
+    assert searching == [False, False] and torch.backends.cudnn.benchmark
 
 
 def test_images_that_are_scored_and_trained_on_are_told(place: Path, train: Run) -> None:
