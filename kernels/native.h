@@ -18,7 +18,6 @@ constexpr int C = CHANNELS, D = C / 2;    // channels, distilled channels
 constexpr int PITCH = up16(C);            // floats of a pixel's features
 constexpr int WIDE = up16(C + D);         // columns of a 1x1 that refines and distils at once
 constexpr int OUTS = IMAGE * SCALE * SCALE, OUT = up16(OUTS);  // values of a pixel's SR
-constexpr float ZEROS[std::max(PITCH, OUT)] = {};  // the bias of a 1x1 that has none
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, SUMS = 24, WIDEST = 5;  // floats of a register; registers for sums
@@ -39,6 +38,7 @@ constexpr int HALF = (D + UNIT - 1) / UNIT * UNIT;  // floats of a pixel's last 
 constexpr int FIRST_PART = C / UNIT * UNIT;  // columns from here on are kept as the distilled part,
 constexpr int PART = WIDE - FIRST_PART;      // so many,
 constexpr int OFFSET = C - FIRST_PART;       // with the distilled channels from here on
+constexpr float ZEROS[std::max({PITCH, OUT, PART})] = {};  // the bias of a product that has none
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
