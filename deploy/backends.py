@@ -91,7 +91,7 @@ def make(
         device: where it runs; x has to be there.
 
     Raises:
-        BackendError: it cannot run here, and why.
+        BackendError: it cannot run here, or not with these weights, and why.
     """
     device = torch.device(device)
     if name not in (*NAMES, "auto") or precision not in PRECISIONS:
@@ -100,9 +100,12 @@ def make(
             f"{', '.join(PRECISIONS)}, got {name} and {precision}"
         )
     net = copy.deepcopy(net).eval().requires_grad_(False).to(device)
-    if name == "auto":
-        return _auto(net, precision, device)
-    return Backend(name, precision, _MAKERS[name](net, precision, device))
+    try:
+        if name == "auto":
+            return _auto(net, precision, device)
+        return Backend(name, precision, _MAKERS[name](net, precision, device))
+    except OverflowError as error:
+        raise BackendError(str(error)) from error
 
 
 def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
@@ -118,6 +121,8 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                     error = float((backend(x) - expected).abs().max())
                 except BackendError as reason:
                     reasons[name] = str(reason)
+                except OverflowError:  # of the weights, whatever runs them
+                    raise
                 except Exception as failure:  # of a library's or a driver's own kind
                     reasons[name] = _in_a_line(failure)
                 else:

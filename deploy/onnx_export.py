@@ -65,7 +65,8 @@ def export(
 
     Raises:
         BackendError: onnx or onnxruntime is not installed.
-        ArithmeticError: the file computes something else; it is not written.
+        ArithmeticError: the file computes something else, or the weights are not usable; it is not
+            written.
     """
     need("onnx", "onnxruntime")
     import onnxruntime
@@ -74,12 +75,13 @@ def export(
 
     model = onnx_graph.build(net, precision == "fp16", *(size or ())).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    largest = 0.0
+    differences = []
     for height, width in [tuple(size)] if size else SIZES:
         x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
         (y,) = session.run(None, {"lr": x.numpy()})
         with torch.inference_mode():
-            largest = max(largest, float((torch.from_numpy(y) - net(x)).abs().max()))
+            differences.append((torch.from_numpy(y) - net(x)).abs().max())
+    largest = float(torch.stack(differences).max())  # NaN if one is, unlike max()
     if not largest <= TOLERANCES[precision]:
         raise ArithmeticError(
             f"expected the ONNX graph within {TOLERANCES[precision]} of the network, "

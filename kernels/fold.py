@@ -44,6 +44,9 @@ def folded(net: nn.Module) -> dict[str, Tensor]:
 
     Args:
         net: models.team23_LKDN.LKDN, of any width, blocks and scale, float32 or float64.
+
+    Raises:
+        OverflowError: weights whose layers give NaN or infinity, see `_magnitudes`.
     """
     net = rescaled(net)
     weights = {key: value.detach().double().cpu() for key, value in net.state_dict().items()}
@@ -127,7 +130,8 @@ def dense(pointwise: Tensor, depthwise: Tensor) -> Tensor:
 def _magnitudes(net: nn.Module) -> dict[str, float]:
     """Largest absolute output of each convolution on a few made-up images.
 
-    Noise, fine and coarse, and flat black, grey and white: photographs lie between.
+    Noise, fine and coarse, and flat black, grey and white: photographs lie between. Raises
+    OverflowError where float32 does not hold an output: no picture comes of such weights.
     """
     net = copy.deepcopy(net).cpu().float().eval()
     channels = net.fea_conv.pw.weight.shape[1] // int(net.copies)  # type: ignore
@@ -140,7 +144,14 @@ def _magnitudes(net: nn.Module) -> dict[str, float]:
         if isinstance(module, nn.Conv2d):
 
             def keep(_: nn.Module, __: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
-                largest[name] = max(largest.get(name, 0.0), float(out.abs().amax()))
+                most = float(out.abs().amax())
+                if not math.isfinite(most):
+                    raise OverflowError(
+                        "expected weights with which float32 holds what every layer gives, got "
+                        f"{most} of {name} on a made-up image: take other weights, such as those "
+                        "of an earlier checkpoint"
+                    )
+                largest[name] = max(largest.get(name, 0.0), most)
 
             module.register_forward_hook(keep)
     for image in (fine, coarse, *flat):

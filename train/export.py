@@ -107,7 +107,7 @@ def export(
         CheckpointError: no LKDN in the form that train.py trains, or `output` in model_zoo/, or a
             folder or device, or, to be shipped, no whole record of its training, or a held-out
             image among its data.
-        ArithmeticError: the two forms differ.
+        ArithmeticError: the two forms differ, or the weights are not usable.
         OSError: a file cannot be written.
     """
     file = last_stage(source) if source.is_dir() else source
@@ -288,7 +288,8 @@ def largest_difference(form: LKDN, plain: LKDN) -> float:
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(1, 3, *size, dtype=torch.float64, generator=generator) for size in SIZES]
     images += [torch.full((1, 3, 24, 24), level, dtype=torch.float64) for level in (0.0, 1.0)]
-    return max(float((form(x) - plain(x)).abs().max()) for x in images)
+    differences = [(form(x) - plain(x)).abs().max() for x in images]
+    return float(torch.stack(differences).max())  # NaN if one is, unlike max()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from train.aligned import align_parameters, aligned_like
 from train.recipes import Engine, Stage
 from train.recording import Recorder, recorded
 from train.reparam import fuse_parameters, plain_like
+from utils.command import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +136,15 @@ def _native_gradients(form: LKDN, stage: Stage, engine: Engine, teacher: LKDN | 
 
 def _native_forward(net: LKDN, arithmetic: str) -> Callable[[Tensor], Tensor]:
     """The SR of (B, 3, H, W), the same bits for any number of threads. By torch, with a message,
-    where the kernels cannot be compiled for this network."""
+    where the kernels cannot be compiled for this network. Raises UserError for weights that are
+    not usable."""
     try:
         return NativeLKDN(net, arithmetic, whole=True)
     except CompileError as error:
         logger.warning("the teacher runs in torch, not on compiled kernels: %s", error)
         return net
+    except OverflowError as error:
+        raise UserError(f"the teacher cannot run: {error}") from error
 
 
 def make_forward(
