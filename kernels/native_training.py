@@ -134,8 +134,9 @@ class NativeGradients:
     def _take_memory(self, batch: int, height: int, width: int) -> None:
         """Memory for patches of this size: zeros, for what lies around a map stays as it is."""
         if self.size != (height, width):
-            self.size, self.memory = (height, width), torch.empty(0)  # freed before more is taken
+            self.size, self.memory = (0, 0), torch.empty(0)  # freed before more is taken
             self.memory = zeros(self.threads * self.library.lkdn_memory(height, width))
+            self.size = (height, width)  # not before: this may have failed
         if len(self.gradients) < batch * self.library.lkdn_gradients():
             self.gradients = zeros(batch * self.library.lkdn_gradients())
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from native_gradients import errors, gradients, patches, randomised, torch_gradients
 from torch import Tensor
 
-from kernels import native_library
+from kernels import native_library, native_training
 from kernels.native_library import cpu_features
 from kernels.native_training import NativeGradients, NativeOrthogonaliser
 from models.team23_LKDN import LKDN
@@ -178,6 +178,20 @@ def test_memory_of_a_step_is_bounded() -> None:
     lr, hr = patches(LKDN(), 12, 64, 64)
     kernels(dict(LKDN().named_parameters()), lr, hr, "l1", 1.0)
     assert 4 * (len(kernels.memory) + len(kernels.gradients)) < 200e6  # bytes
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_memory_that_was_not_to_be_had_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = NativeGradients(LKDN(6, 1))
+
+    def none_left(floats: int) -> Tensor:
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(native_training, "zeros", none_left)
+        kernels._take_memory(2, 5, 4)
+    kernels._take_memory(2, 5, 4)
+    assert len(kernels.memory) == kernels.threads * kernels.library.lkdn_memory(5, 4) > 0
 
 
 @pytest.mark.usefixtures("compiled_quickly")
