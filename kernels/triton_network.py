@@ -54,7 +54,10 @@ class FusedLKDN(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 3, H, W) -> (B, 3, 4H, 4W). Raises ValueError if it has too many pixels."""
+        """x (B, 3, H, W) -> (B, 3, 4H, 4W). Raises ValueError for any other shape, or if it has too
+        many pixels."""
+        if x.ndim != 4 or x.shape[1] != self.image_channels:
+            raise ValueError(f"expected (B, {self.image_channels}, H, W), got {tuple(x.shape)}")
         with torch.cuda.device_of(x):  # Triton launches on the current device
             return self._forward(x)
 

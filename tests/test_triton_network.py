@@ -230,3 +230,14 @@ def test_image_too_large_for_int32_is_refused() -> None:
     net = LKDN(4, 1).eval().requires_grad_(False)
     with pytest.raises(ValueError, match="use tiles"):
         FusedLKDN(net)(torch.empty(1, 3, 2**13, 2**13, device="meta"))
+
+
+def test_images_of_other_channels_are_refused() -> None:
+    """The kernels would read behind the weights."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from kernels.triton_network import FusedLKDN
+
+    fast = FusedLKDN(LKDN(4, 1))
+    for shape in ((1, 1, 5, 6), (1, 4, 5, 6), (3, 5, 6)):
+        with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\), got"):
+            fast(torch.empty(shape, device="meta"))
