@@ -134,10 +134,12 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
         )
     if weight.shape[2] != weight.shape[3] or not weight.shape[2] % 2:
         raise ValueError(f"expected a square kernel of odd size, got {tuple(weight.shape[2:])}")
+    if bias is not None and bias.shape != x.shape[1:2]:
+        raise ValueError(f"expected a bias ({x.shape[1]},), got {tuple(bias.shape)}")
     if x.numel() >= 2**31:
         raise ValueError(f"expected fewer than 2**31 numbers, got {x.numel()}: fewer images")
-    if x.dtype == torch.float64:
-        raise ValueError("expected float32, float16 or bfloat16, got float64: sums are float32")
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"expected float32, float16 or bfloat16, got {x.dtype}: convert x")
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return torch.ops.lkdn.depthwise(x, weight, bias, dilation)

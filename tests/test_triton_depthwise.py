@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -54,6 +55,10 @@ weight = torch.randn(3, 1, 3, 3, device=device, requires_grad=True)
 torch.library.opcheck(torch.ops.lkdn.depthwise, (small, weight, None, 1))
 leaves = (small.detach(), small.detach(), weight.detach(), 1)
 torch.library.opcheck(torch.ops.lkdn.depthwise_backward, leaves)
+with torch.autocast(device, torch.bfloat16):
+    y = depthwise(small, weight, None)
+assert torch.equal(y, depthwise(small.bfloat16(), weight, None)) and y.dtype == torch.bfloat16
+assert torch.autograd.grad(y.sum(), small)[0].dtype == torch.float32
 """
 
 
@@ -64,3 +69,31 @@ def test_values_and_gradients_in_the_interpreter(run_triton: Callable) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_values_and_gradients_on_the_gpu(run_triton: Callable) -> None:
     run_triton(SCRIPT.format(cases=CASES + LARGE), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        (torch.empty(3, 4, 5), torch.empty(3, 1, 3, 3), None, "expected x"),
+        (torch.empty(1, 3, 4, 5), torch.empty(4, 1, 3, 3), None, "expected x"),
+        (torch.empty(1, 3, 4, 5), torch.empty(3, 1, 2, 2), None, "a square kernel of odd size"),
+        (torch.empty(1, 3, 4, 5), torch.empty(3, 1, 3, 5), None, "a square kernel of odd size"),
+        (torch.empty(1, 3, 4, 5), torch.empty(3, 1, 3, 3), torch.empty(1), r"a bias \(3,\)"),
+        (torch.empty(1, 3, 4, 5), torch.empty(3, 1, 3, 3), torch.empty(3, 1), r"a bias \(3,\)"),
+        (
+            torch.empty(2, 1, 2**15, 2**15, device="meta"),
+            torch.empty(1, 1, 3, 3),
+            None,
+            "fewer images",
+        ),
+        (torch.empty(1, 3, 4, 5).double(), torch.empty(3, 1, 3, 3), None, "got torch.float64"),
+        (torch.empty(1, 3, 4, 5).int(), torch.empty(3, 1, 3, 3), None, "got torch.int32"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(
+    x: Tensor, weight: Tensor, bias: Tensor | None, message: str
+) -> None:
+    from kernels.triton_depthwise import depthwise
+
+    with pytest.raises(ValueError, match=message):
+        depthwise(x, weight, bias)
