@@ -11,32 +11,36 @@ from torch import Tensor, nn
 from utils.memory import is_exhausted
 from utils.text import first_line
 
-GRAPHS = 8  # image sizes of which a graph is kept
+GRAPHS = 8  # image sizes and dtypes of which a graph is kept
 MOST_PIXELS = 1 << 20  # of a recorded image; beyond, launches take no time beside the kernels
+
+Kind = tuple[torch.Size, torch.dtype]  # of images that a graph is for
 
 logger = logging.getLogger(__name__)
 
 
 def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Tensor]:
-    """The network as one CUDA graph for each shape that comes a second time, the last ones kept.
+    """The network as one CUDA graph for each shape and dtype that come a second time, the ones
+    used last kept.
 
-    A shape that comes once is run kernel by kernel: recording costs more than it saves. All graphs
+    What comes once is run kernel by kernel: recording costs more than it saves. All graphs
     share one pool of memory: what the largest needs, and a result each. What a replay leaves behind
     is copied before another begins. Calls take turns; threads have to see to it. Where recording
     fails, memory apart, a line says so, and all runs kernel by kernel from then on.
     """
-    seen: OrderedDict[torch.Size, Callable[[Tensor], Tensor] | None] = OrderedDict()
+    seen: OrderedDict[Kind, Callable[[Tensor], Tensor] | None] = OrderedDict()
     shared: list[Any] = []  # a pool's handle and a stream, once they are needed
     able = True
 
     def run(x: Tensor) -> Tensor:
         if not able or len(x) * x.shape[-2] * x.shape[-1] > MOST_PIXELS:
             return fast(x)
-        known = x.shape in seen
-        own = seen.pop(x.shape, None)
+        kind = (x.shape, x.dtype)
+        known = kind in seen
+        own = seen.pop(kind, None)
         if known and own is None:
             own = record(x)
-        seen[x.shape] = own
+        seen[kind] = own
         if len(seen) > limit:
             seen.popitem(last=False)
         return (own or fast)(x)
@@ -51,7 +55,7 @@ def replay_graphs(fast: nn.Module, limit: int = GRAPHS) -> Callable[[Tensor], Te
             return _Recorded(fast, x, *shared).replay
         except Exception as error:
             torch.cuda.set_stream(stream)  # torch leaves its own where a recording cannot end
-            seen.clear()  # and their memory; this shape is not tried again while it is kept
+            seen.clear()  # and their memory; this kind is not tried again while it is kept
             if not is_exhausted(error):
                 able = False
                 reason = f"{type(error).__name__}: {first_line(error)}"

@@ -90,6 +90,24 @@ def test_graphs_share_a_pool_and_the_oldest_is_dropped(captures: list[dict[str, 
     assert len({(capture["pool"], capture["stream"]) for capture in captures}) == 1
 
 
+def test_an_image_of_another_dtype_has_a_graph_of_its_own(captures: list[dict[str, Any]]) -> None:
+    """Copied into the first one's memory it would lose bits, and come back in its dtype."""
+    run, fast = run_of()
+    x = torch.rand(1, 3, 5, 6, dtype=torch.float64)
+    for image in (x.half(), x, x.half(), x, x.half(), x):
+        y = run(image)
+        assert y.dtype == image.dtype and torch.equal(y, 2 * image)
+    assert len(captures) == FakeGraph.replays / 2 == 2
+
+
+def test_the_graph_used_longest_ago_is_dropped(captures: list[dict[str, Any]]) -> None:
+    run, fast = run_of(limit=2)
+    first, second, third = (torch.rand(1, 3, 4, width) for width in (5, 6, 7))
+    for x in (first, first, second, second, first, third, first):
+        assert torch.equal(run(x), 2 * x)
+    assert len(captures) == 2 and FakeGraph.replays == 4  # the second is what went for the third
+
+
 def test_large_images_are_not_recorded(
     captures: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,10 +129,13 @@ def test_want_of_memory_while_recording_costs_the_graph_alone(
         raise RuntimeError("Triton Error [CUDA]: out of memory")
 
     run, fast = run_of()
+    other, x = torch.rand(1, 3, 2, 2), torch.rand(1, 3, 5, 6)
+    assert all(torch.equal(run(other), 2 * other) for _ in range(2))
     monkeypatch.setattr(torch.cuda, "graph", fail)
-    x = torch.rand(1, 3, 5, 6)
     assert all(torch.equal(run(x), 2 * x) for _ in range(4))
     assert len(tries) == 1  # it would cost the other sizes their graphs each time
+    assert torch.equal(run(other), 2 * other)
+    assert FakeGraph.replays == 1  # the other's, before: its memory was given back
 
 
 def test_a_capture_that_fails_is_the_last_and_one_line(
