@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import read_json, remove_leftovers, whole_file, write_bytes, write_json
+from utils.files import read_json, remove_leftovers, whole_file, write_all, write_bytes, write_json
 
 Steps = list[tuple[str, str]]
 
@@ -41,6 +41,16 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
 ) -> None:
     write_bytes(tmp_path / "here.txt", b"whole")
     assert steps == [("sync", "whole"), ("rename", "here.txt"), ("sync folder", tmp_path.name)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc")
+def test_files_are_all_on_the_disk_before_the_first_gets_its_name(
+    tmp_path: Path, steps: Steps
+) -> None:
+    write_all({tmp_path / "1.txt": b"one", tmp_path / "2.txt": b"two"})
+    first_rename = next(i for i, (kind, _) in enumerate(steps) if kind == "rename")
+    assert steps[:first_rename][:2] == [("sync", "one"), ("sync", "two")]
+    assert {name for kind, name in steps if kind == "rename"} == {"1.txt", "2.txt"}
 
 
 def test_a_folder_that_cannot_be_synced_fails_nothing(
@@ -96,6 +106,26 @@ def test_leftovers_of_a_file_are_removed_and_no_others(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob(".*.tmp"))) == 2
     remove_leftovers(tmp_path / "mine.txt")
     assert len(list(tmp_path.glob(".*.tmp"))) == 1 and (tmp_path / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("call", ["stat", "unlink"])
+def test_a_leftover_that_gets_its_name_meanwhile_is_no_error(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another process, which renames its file just before this one looks at it or removes it."""
+    path, original = tmp_path / "here.txt", getattr(Path, call)
+    with whole_file(path) as file:
+        leftover = Path(file.name)
+    leftover.write_bytes(b"of another")
+
+    def rename_first(self: Path, *arguments: object, **options: object) -> object:
+        if self == leftover:
+            os.replace(leftover, path)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, call, rename_first)
+    remove_leftovers(path)
+    assert path.read_bytes() == b"of another"
 
 
 def test_any_name_of_a_file_goes_into_json_and_comes_back(tmp_path: Path) -> None:

@@ -106,8 +106,9 @@ def remove_leftovers(path: str | Path, age_s: float = 0) -> None:
     seconds ago: a younger file may be one that another process is writing."""
     path = Path(path)
     for leftover in path.parent.glob(f"{_leftover_stem(path)}*.tmp"):
-        if leftover.stat().st_mtime <= time.time() - age_s:
-            leftover.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another process has just renamed it
+            if leftover.stat().st_mtime <= time.time() - age_s:
+                leftover.unlink()
 
 
 def _leftover_stem(path: Path) -> str:
