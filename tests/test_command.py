@@ -171,3 +171,10 @@ def test_a_folder_or_device_for_a_file_is_refused_before_the_work(
             importlib.import_module(module).main(["-o", output])
         said = f"expected a file to write, got a folder or device: {output}"
         assert said in capsys.readouterr().err
+
+
+def test_a_link_to_where_no_file_can_be_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file" / "x.json")
+    with pytest.raises(argparse.ArgumentTypeError, match="link: .*file is a file"):
+        command.file(str(tmp_path / "link"))

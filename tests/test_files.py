@@ -87,6 +87,29 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_file_is_written(there: bool, tmp_path: Path) -> None:
+    """Whole or not at all, in the file's own folder, though it may not be there yet."""
+    far, near = tmp_path / "far" / "file.txt", tmp_path / "near"
+    near.mkdir()
+    if there:
+        write_bytes(far, b"old")
+    (near / "link.txt").symlink_to("../far/file.txt")
+    with pytest.raises(ZeroDivisionError), whole_file(near / "link.txt") as file:
+        assert Path(file.name).parent == far.parent
+        leftover = Path(file.name)
+        raise ZeroDivisionError
+    assert (far.read_bytes() == b"old") if there else not far.exists()
+    write_bytes(near / "link.txt", b"new")
+    assert far.read_bytes() == b"new"
+    write_all({near / "link.txt": b"newer", near / "plain.txt": b"plain"})
+    assert far.read_bytes() == b"newer" and (near / "link.txt").is_symlink()
+    leftover.touch()
+    remove_leftovers(near / "link.txt")
+    assert [path.name for path in far.parent.iterdir()] == ["file.txt"]
+    assert sorted(path.name for path in near.iterdir()) == ["link.txt", "plain.txt"]
+
+
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     longest = os.pathconf(tmp_path, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     path = tmp_path / ("n" * (longest - 4) + ".png")

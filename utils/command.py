@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from utils.files import is_writable_as_file, longest_name, refusal_of
+from utils.files import behind_link, is_writable_as_file, longest_name, refusal_of
 from utils.text import in_terminal
 
 GOOD, FAILED, WRONG_USAGE = 0, 1, 2  # exit codes
@@ -67,8 +67,9 @@ def file(text: str) -> Path:
     """The file to write that an option names: refused before the work if there can be none, or a
     folder or device is there, in whose place the file would be."""
     named = path(text)
-    too_long = len(os.fsencode(named.name)) > longest_name(named.parent)
-    if reason := "its name is too long" if too_long else refusal_of(named.parent):
+    target = behind_link(named)
+    too_long = len(os.fsencode(target.name)) > longest_name(target.parent)
+    if reason := "its name is too long" if too_long else refusal_of(target.parent):
         raise argparse.ArgumentTypeError(f"expected a file to write, got {named}: {reason}")
     if not is_writable_as_file(named):
         raise argparse.ArgumentTypeError(

@@ -26,6 +26,11 @@ def is_writable_as_file(path: str | Path) -> bool:
     return os.path.isfile(path) or not os.path.exists(path)
 
 
+def behind_link(path: Path) -> Path:
+    """The file that a link points to, there or not; anything else as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def find_existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there; of a link to nothing, the link."""
     return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
@@ -68,27 +73,28 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file under a temporary name beside `path`, renamed into place at the end; after an
     exception nothing remains of it, `path` is what it was, and an OSError names it. After the end
     the file outlives a power cut: its content is on the disk before its name is, and its name
-    before this returns.
+    before this returns. A link stays one: what it points to is written.
     """
     path = Path(path)
     if not is_writable_as_file(path):
         number = errno.EISDIR if path.is_dir() else errno.EEXIST
         raise OSError(number, "a folder or device is there", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_leftover_stem(path)}{secrets.token_hex(4)}.tmp")
+    target = behind_link(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{_leftover_stem(target)}{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)) and error.errno:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _sync_folder(path.parent)
+    _sync_folder(target.parent)
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:
@@ -104,7 +110,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 def remove_leftovers(path: str | Path, age_s: float = 0) -> None:
     """Remove what `whole_file(path)` left behind where its process was killed, at least `age_s`
     seconds ago: a younger file may be one that another process is writing."""
-    path = Path(path)
+    path = behind_link(Path(path))
     for leftover in path.parent.glob(f"{_leftover_stem(path)}*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process has just renamed it
             if leftover.stat().st_mtime <= time.time() - age_s:
