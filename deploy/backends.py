@@ -127,14 +127,11 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                     reasons[name] = _in_a_line(failure)
                 else:
                     if error <= TOLERANCE:
+                        ran = f"running on {name} in {tried}, not"
                         if name != first:
-                            logger.warning(
-                                "running on %s in %s, not on the faster %s: %s",
-                                name,
-                                tried,
-                                first,
-                                reasons[first],
-                            )
+                            logger.warning("%s on the faster %s: %s", ran, first, reasons[first])
+                        if tried != precision:
+                            logger.warning("%s in %s: %s", ran, precision, reasons[name])
                         return backend
                     reasons[name] = f"it is off by {error:.1e}, more than {TOLERANCE:.0e}"
                 logger.info("%s in %s: %s", name, tried, reasons[name])

@@ -192,6 +192,31 @@ def test_auto_goes_up_to_float32_where_less_is_not_exact(net: LKDN) -> None:
     assert fast.precision == "fp32"
 
 
+def test_auto_says_why_it_is_not_in_the_precision_asked_for(
+    net: LKDN, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def float32_alone(_: LKDN, precision: str, __: torch.device) -> Callable:
+        if precision != "fp32":
+            raise BackendError("only fp32 here")
+        return lambda x: net(x)
+
+    monkeypatch.setitem(backends._MAKERS, "native", float32_alone)
+    assert make("auto", net).precision == "fp32" and not caplog.records
+    assert make("auto", net, "fp16").precision == "fp32"
+    (said,) = caplog.records
+    assert said.levelname == "WARNING"
+    assert said.message == "running on native in fp32, not in fp16: only fp32 here"
+
+
+def test_auto_passes_over_what_gives_no_numbers(
+    net: LKDN, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(backends._MAKERS, "native", lambda *_: lambda x: net(x) * torch.nan)
+    monkeypatch.setattr(backends, "AUTO", {"cpu": ("native", "eager")})
+    assert make("auto", net).name == "eager"
+    assert "not on the faster native: it is off by nan" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "precision", "message"),
     [
