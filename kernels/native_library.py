@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -23,6 +24,9 @@ FLAGS = (
     "-fno-trapping-math",
     "-ffp-contract=fast",
 )
+
+UNUSED_DAYS, LEFTOVER_DAYS = 90, 1  # after which libraries, and parts of them, are removed
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
 
 # What matrices are computed in, and what native_bf16.h is compiled with.
 ARITHMETICS: dict[str, dict[str, int]] = {
@@ -76,7 +80,11 @@ def load_library(source: str, **defined: int) -> ctypes.CDLL:
             return _unkept[name]
         if (cache := _cache()) is not None:
             try:
-                return _kept(cache / name) or _compile(command, files[0], cache / name)
+                if (kept := _kept(cache / name)) is not None:
+                    return kept
+                compiled = _compile(command, files[0], cache / name)
+                _remove_unused(cache)
+                return compiled
             except (OSError, CompileError) as error:
                 logger.info("compiling the CPU kernels once more: %s", error)
         with tempfile.TemporaryDirectory(prefix="lkdn-", ignore_cleanup_errors=True) as own:
@@ -98,10 +106,16 @@ def find_compiler() -> str:
 
 
 def _kept(library: Path) -> ctypes.CDLL | None:
-    """What an earlier process compiled, if it is there and undamaged."""
+    """What an earlier process compiled, if it is there and undamaged. Its files' times become those
+    of its last use."""
+    digest = library.with_suffix(".sha256")
     try:
-        if _digest(library) == library.with_suffix(".sha256").read_text(encoding="ascii"):
-            return ctypes.CDLL(str(library))
+        if _digest(library) == digest.read_text(encoding="ascii"):
+            loaded = ctypes.CDLL(str(library))
+            with contextlib.suppress(OSError):
+                os.utime(library)
+                os.utime(digest)
+            return loaded
     except (OSError, UnicodeDecodeError):  # compiled anew
         pass
     return None
@@ -139,6 +153,16 @@ def _compile(command: list[str], source: Path, library: Path) -> ctypes.CDLL:
             library.parent.rmdir()
 
 
+def _remove_unused(cache: Path) -> None:
+    """Remove libraries that nobody has used for long, as those of earlier versions, and what killed
+    compilers left behind. Another process may do so at the same time."""
+    for file in cache.iterdir():
+        days = LEFTOVER_DAYS if file.name.startswith(tempfile.gettempprefix()) else UNUSED_DAYS
+        with contextlib.suppress(OSError):
+            if file.stat().st_mtime < time.time() - days * 24 * 3600:
+                file.unlink()
+
+
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -166,10 +190,9 @@ def _cache() -> Path | None:
 
 def _cpu() -> str:
     """What this CPU can do, and who made it: a home may be shared by machines that differ."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
+    if not CPUINFO.exists():
         return platform.processor()
-    lines = info.read_text().partition("\n\n")[0].splitlines()
+    lines = CPUINFO.read_text().partition("\n\n")[0].splitlines()
     return " ".join(x for x in lines if x.lower().startswith(("vendor_id", "flags", "features")))
 
 

@@ -1,18 +1,15 @@
 """The compiled CPU kernels against the plain network in float64, however an image is cut."""
 
 import copy
-import ctypes
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 
 from kernels import native_library
 from kernels.native import NativeLKDN
-from kernels.native_library import CompileError
 from models.team23_LKDN import LKDN
 from utils import efficiency
 from utils.devices import prepare_cpu, torch_threads
@@ -169,126 +166,3 @@ def peak_mib(sizes: list[tuple[int, int]]) -> float | None:
         fast(torch.rand(1, 3, *size))
     after = efficiency.peak_memory_mib(torch.device("cpu"))
     return None if before is None or after is None else after - before
-
-
-@pytest.fixture()
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where compiled kernels are kept, not there yet; all else of them would lie in `temporary`."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(native_library.tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(native_library, "FLAGS", (*native_library.FLAGS, "-O0"))
-    monkeypatch.setattr(native_library, "_unkept", {})
-    return tmp_path / "lkdn"
-
-
-@pytest.fixture()
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The libraries that were compiled, or were to be."""
-    done: list[Path] = []
-    compile_ = native_library._compile
-
-    def count(command: list[str], source: Path, library: Path) -> ctypes.CDLL:
-        done.append(library)
-        return compile_(command, source, library)
-
-    monkeypatch.setattr(native_library, "_compile", count)
-    return done
-
-
-def test_compiled_once_a_machine(
-    cache: Path, compilations: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled(LKDN(4, 1))
-    compiled(LKDN(4, 1))
-    (library,) = compilations
-    assert sorted(cache.iterdir()) == [library.with_suffix(".sha256"), library]
-    for path in (cache, *cache.iterdir()):
-        assert path.stat().st_mode & 0o022 == 0  # what lies there is run
-    monkeypatch.setattr(native_library, "_cpu", lambda: "another machine")
-    compiled(LKDN(4, 1))
-    assert len(set(compilations)) == 2
-
-
-def test_a_damaged_library_is_compiled_anew(cache: Path, compilations: list[Path]) -> None:
-    compiled(LKDN(4, 1))
-    (library,) = compilations
-    whole = library.read_bytes()
-    damages = {
-        "cut off": whole[: len(whole) // 2],
-        "cut off in its header": whole[:100],
-        "overwritten": whole[:4096] + bytes(len(whole) - 4096),
-    }
-    for damage in damages.values():
-        library.unlink()  # which is mapped
-        library.write_bytes(damage)
-        x = torch.rand(1, 3, 5, 6)
-        assert compiled(LKDN(4, 1))(x).isfinite().all()
-    library.with_suffix(".sha256").write_bytes(b"\xff")
-    compiled(LKDN(4, 1))
-    assert compilations == [library] * 5
-    assert sorted(cache.iterdir()) == [library.with_suffix(".sha256"), library]
-
-
-def test_a_library_that_cannot_be_loaded_is_compiled_once_more(
-    cache: Path, compilations: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = ctypes.CDLL
-    refused: list[str] = []
-
-    def refuse_the_first(path: str) -> ctypes.CDLL:
-        if not refused:
-            refused.append(path)
-            raise OSError("failed to map segment")
-        return load(path)
-
-    monkeypatch.setattr(native_library.ctypes, "CDLL", refuse_the_first)
-    compiled(LKDN(4, 1))
-    compiled(LKDN(4, 1))  # this process has it already
-    assert len(compilations) == 2 and compilations[0].parent == cache
-    assert not cache.exists() and not list((cache.parent / "temporary").iterdir())
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs owners and modes")
-@pytest.mark.parametrize("kind", ["writable", "link", "another's", "file"])
-def test_a_folder_that_others_may_write_to_is_not_used(
-    kind: str,
-    cache: Path,
-    compilations: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    own = cache.parent / "own"
-    own.mkdir(mode=0o700)
-    if kind == "link":
-        cache.symlink_to(own)
-    elif kind == "file":
-        cache.write_text("")
-    else:
-        cache.mkdir(mode=0o700)
-    if kind == "writable":
-        cache.chmod(0o770)
-    if kind == "another's":
-        monkeypatch.setattr(native_library.os, "geteuid", lambda: cache.stat().st_uid + 1)
-    compiled(LKDN(4, 1))
-    assert [library for library in compilations if library.is_relative_to(cache)] == []
-    assert len(compilations) == 1 and not list((cache.parent / "temporary").iterdir())
-    assert kind == "file" or not list(cache.iterdir())
-    assert kind == "file" or "this user, alone may write to" in caplog.text
-
-
-def test_why_it_cannot_be_compiled_is_said(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CompileError, match="got none: install"):
-        NativeLKDN(LKDN(4, 1))
-    broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho 'native.cpp:1: error: C++20 is unknown' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    with pytest.raises(CompileError, match="error: C\\+\\+20 is unknown"):
-        NativeLKDN(LKDN(4, 1))
-    monkeypatch.setattr("platform.system", lambda: "Windows")
-    with pytest.raises(CompileError, match="got Windows"):
-        NativeLKDN(LKDN(4, 1))
-    assert not cache.exists() and not list((tmp_path / "temporary").iterdir())
