@@ -178,3 +178,6 @@ def test_a_link_to_where_no_file_can_be_is_refused_before_the_work(tmp_path: Pat
     (tmp_path / "link").symlink_to(tmp_path / "file" / "x.json")
     with pytest.raises(argparse.ArgumentTypeError, match="link: .*file is a file"):
         command.file(str(tmp_path / "link"))
+    (tmp_path / "drive").symlink_to(tmp_path / "no" / "drive" / "x.json")
+    with pytest.raises(argparse.ArgumentTypeError, match="a link into .*no/drive, which is not"):
+        command.file(str(tmp_path / "drive"))

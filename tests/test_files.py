@@ -89,12 +89,15 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_stays_and_its_file_is_written(there: bool, tmp_path: Path) -> None:
-    """Whole or not at all, in the file's own folder, though it may not be there yet."""
+    """Whole or not at all, in the file's own folder, which has to be there."""
     far, near = tmp_path / "far" / "file.txt", tmp_path / "near"
     near.mkdir()
+    (near / "link.txt").symlink_to("../far/file.txt")
+    with pytest.raises(FileNotFoundError, match=r"link\.txt"):
+        write_bytes(near / "link.txt", b"new")  # a drive that is not there
+    far.parent.mkdir()
     if there:
         write_bytes(far, b"old")
-    (near / "link.txt").symlink_to("../far/file.txt")
     with pytest.raises(ZeroDivisionError), whole_file(near / "link.txt") as file:
         assert Path(file.name).parent == far.parent
         leftover = Path(file.name)

@@ -157,14 +157,16 @@ def test_an_output_that_leads_nowhere_is_refused_before_the_work(
     (tmp_path / "large").symlink_to(tmp_path / "drive" / "large")
     (tmp_path / "round").symlink_to("round")
     (tmp_path / "file").write_text("a file")
+    (tmp_path / "a link.png").symlink_to(tmp_path / "drive" / "b.png")
     for output, why in (
         ("large", "large is a link to nothing that is there"),
         ("large/sub/sub", "large is a link to nothing that is there"),
         ("round", "round is a link to nothing that is there"),
         ("file/sub", "file is a file"),
+        ("a link.png", f"it is a link into {tmp_path}/drive, which is not there"),
     ):
         assert enlarge("a.png", "-o", output) == 2
-        assert f"to write to, got {output}: " in (said := capsys.readouterr().err)
+        assert f"got {output}: " in (said := capsys.readouterr().err)
         assert said.count(why) == 1
 
 

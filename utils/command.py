@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from utils.files import behind_link, is_writable_as_file, longest_name, refusal_of
+from utils.files import behind_link, is_writable_as_file, longest_name, lost_link, refusal_of
 from utils.text import in_terminal
 
 GOOD, FAILED, WRONG_USAGE = 0, 1, 2  # exit codes
@@ -69,7 +69,8 @@ def file(text: str) -> Path:
     named = path(text)
     target = behind_link(named)
     too_long = len(os.fsencode(target.name)) > longest_name(target.parent)
-    if reason := "its name is too long" if too_long else refusal_of(target.parent):
+    reason = "its name is too long" if too_long else refusal_of(target.parent) or lost_link(named)
+    if reason:
         raise argparse.ArgumentTypeError(f"expected a file to write, got {named}: {reason}")
     if not is_writable_as_file(named):
         raise argparse.ArgumentTypeError(

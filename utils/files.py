@@ -31,6 +31,12 @@ def behind_link(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def lost_link(path: Path) -> str:
+    """Where a link's file cannot be, for want of a folder, in words; of anything else nothing."""
+    there = not path.is_symlink() or behind_link(path).parent.is_dir()
+    return "" if there else f"it is a link into {behind_link(path).parent}, which is not there"
+
+
 def find_existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there; of a link to nothing, the link."""
     return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
@@ -73,14 +79,15 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file under a temporary name beside `path`, renamed into place at the end; after an
     exception nothing remains of it, `path` is what it was, and an OSError names it. After the end
     the file outlives a power cut: its content is on the disk before its name is, and its name
-    before this returns. A link stays one: what it points to is written.
+    before this returns. A link stays one: what it points to is written, in a folder that is there.
     """
     path = Path(path)
     if not is_writable_as_file(path):
         number = errno.EISDIR if path.is_dir() else errno.EEXIST
         raise OSError(number, "a folder or device is there", str(path))
     target = behind_link(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if target == path:  # behind a link: perhaps of a drive that is not there
+        target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{_leftover_stem(target)}{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 from deploy.photos import suffixes
 from utils.command import UserError
 from utils.datasets import SCALE
-from utils.files import is_writable_as_file, longest_name, refusal_of
+from utils.files import is_writable_as_file, longest_name, lost_link, refusal_of
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def plan(
             )
         if not is_writable_as_file(output):
             raise UserError(f"expected a file or a folder for -o, got something else: {output}")
+        if reason := lost_link(output):
+            raise UserError(f"expected a file to write, got {output}: {reason}: give another -o")
         if ext not in (None, "auto") and kind not in suffixes.alike(f".{ext}"):
             raise UserError(
                 f"expected an -o that ends in .{ext}, as --ext says, got {output}: leave one out"
