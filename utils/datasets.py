@@ -72,7 +72,7 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
     known = name in BENCHMARKS + CHALLENGE
     bases = [Path(data_dir)] if known else [Path(data_dir), Path.cwd()]
     bases = bases[-1:] if name.startswith(".") else bases  # as in a shell: from here
-    left: list[Path] = []
+    left: dict[Path, None] = {}
     for base in bases:
         here = base / name
         folders = [folder for folder in dict.fromkeys(_folders_of(here)) if os.path.isdir(folder)]
@@ -80,8 +80,8 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
         if pairs := pairs_of(files, here.parent):
             label = name if known else Path(os.path.abspath(name)).name  # a link goes by its own
             return ImageSet(label, tuple(pairs))
-        left += (path for path in files if path not in left)
-    raise AbsentError(_absence(name, bases, left))
+        left |= dict.fromkeys(files)
+    raise AbsentError(_absence(name, bases, list(left)))
 
 
 def pairs_of(paths: Sequence[Path], tree: Path) -> list[Pair]:
