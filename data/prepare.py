@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,14 +14,13 @@ if __name__ == "__main__":
 
 from train.packing import pack
 from utils import command
+from utils.benchmarks import find_pairs, has_lr, set_of, with_hr
 from utils.datasets import (
     BENCHMARKS,
     IMAGES,
     SCALE,
-    SPELLINGS,
     DatasetError,
     Pair,
-    find,
     held_out,
     names_of,
     pairs_among,
@@ -31,7 +29,7 @@ from utils.div2k import DIV2K, URL, Archive
 from utils.download import ArchiveError, DataError, download, put, scratch_in, unpack
 from utils.files import ROOT, sha256
 from utils.imaging.images import ImageError, find_images
-from utils.layouts import HR_END, File, read, words_of
+from utils.layouts import File, read
 from utils.lock import locked
 
 LSDIR_IMAGES = 2000  # as in the factsheet
@@ -258,11 +256,6 @@ def prepare_benchmarks(sources: Sequence[Path], data_dir: Path) -> None:
             put_benchmark(pairs, data_dir / name, scratch)
 
 
-def has_lr(pairs: Sequence[Pair]) -> bool:
-    """Whether there are pairs, and all of them have LR images."""
-    return bool(pairs) and all(pair.lr for pair in pairs)
-
-
 def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
     """Bring one set into place, unless it is there already. DataError if it is there without all
     images, or without the LR images, that `pairs` have."""
@@ -284,31 +277,6 @@ def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
     low = {f"LR/{pair.name}x{SCALE}.png": pair.lr for pair in pairs if pair.lr}
     put(pictures | low, target, scratch)
     tqdm.write(f"{target}: {len(pictures)} images, {len(low)} of them with LR")
-
-
-def find_pairs(root: Path) -> list[Pair]:
-    """The pairs of the set called `root` whose HR images are there, by their plain names."""
-    try:
-        return with_hr(find(str(root), root.parent).pairs)
-    except DatasetError:
-        return []
-
-
-def with_hr(pairs: Sequence[Pair]) -> list[Pair]:
-    """Those whose HR images are there, by their plain names."""
-    return [replace(pair, name=HR_END.sub("", pair.name)) for pair in pairs if pair.hr]
-
-
-def set_of(image: Path, tree: Path) -> str | None:
-    """The benchmark set that an image is of, if between it and the set's own folder there are only
-    such as are called for HR or LR images or for a scale."""
-    for name in image.parents:
-        words = words_of(name.name)
-        if found := SPELLINGS.get(words.rest.lower()):
-            return found
-        if name == tree or not words.tells or words.rest:
-            return None
-    return None
 
 
 if __name__ == "__main__":
