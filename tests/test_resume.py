@@ -171,6 +171,8 @@ def test_run_on_compiled_kernels_killed_twice_ends_bit_for_bit_equal(
         0.5,
         "--mixup",
         0.5,
+        "--rotate",
+        0.5,
         "--teacher",
         random_weights,
         "--truth",

@@ -133,6 +133,12 @@ def test_patches_without_hr_want_a_teacher_and_some_with_hr(
     assert none.returncode == 2 and "1 pairs for 1 processes, got 0" in none.stderr
 
 
+def test_turned_squares_want_shrunk_ones(train: Run) -> None:
+    done = train("turned", "--rotate", 0.5, "--shrink", 1.3)
+    assert done.returncode == 2
+    assert "expected --shrink of 1.4 or more with --rotate, got 1.3" in done.stderr
+
+
 def test_weights_without_a_record_may_teach(place: Path, train: Run, random_weights: Path) -> None:
     done = train("by anyone", "--teacher", random_weights, "--truth", 0.5, "--steps", 1)
     assert done.returncode == 0, done.stderr

@@ -100,14 +100,15 @@ def test_images_that_are_scored_and_trained_on_are_told(place: Path, train: Run)
 def test_processes_together_train_as_one_and_as_a_plain_loop(
     place: Path, root: Path, python: Run, source: Sampler, logged: Logged, random_weights: Path
 ) -> None:
-    """With pairs of shrunk images, a patch without HR, blends, and a teacher."""
+    """With pairs of shrunk and turned images, a patch without HR, blends, and a teacher."""
     # Three patches on two processes: unequal shares.
     options = """
         --data images --packed packed --stage 1 --steps 5 --batch 3 --patch 32 --precision fp64
         --ema 0.9 --seed 6 --threads 1 --device cpu --log_every 1
-        --shrink 1.5 --zoom 0.34 --mixup 0.7 --truth 0.5
+        --shrink 1.5 --zoom 0.34 --mixup 0.7 --rotate 0.7 --truth 0.5
     """
-    source = replace(source, sides=sides_of(source.patch, 1.5), zoom=0.34, mixup=0.7)
+    sides = sides_of(source.patch, 1.5)
+    source = replace(source, sides=sides, zoom=0.34, mixup=0.7, rotate=0.7)
     script, taught = root / "train/train.py", ("--teacher", random_weights)
     alone = python(place, script, *options.split(), *taught, "--out", "alone")
     assert alone.returncode == 0, alone.stderr

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.detail import Cells
-from train.shrink import round_pixels, shrink_squares, zoom_sides_of, zoom_squares
+from train.shrink import (
+    ROTATED_FROM,
+    around,
+    rotate_squares,
+    round_pixels,
+    shrink_squares,
+    zoom_sides_of,
+    zoom_squares,
+)
 from utils.datasets import SCALE
 
 AS_PACKED = 0.25  # share of the pairs that are not made anew, where others are
@@ -27,6 +35,8 @@ class Sampler:
     sides: those of train.shrink, if pairs are to be made of shrunk images too.
     zoom: the share of a step's LR patches that are HR patches shrunk less, without HR of their own.
     mixup: the share of a step's patches that are blended with others.
+    rotate: the share of what is shrunk by train.shrink.ROTATED_FROM or more that is turned by any
+    angle before.
     """
 
     pixels: Tensor
@@ -37,6 +47,7 @@ class Sampler:
     sides: NDArray[np.int64] | None = None
     zoom: float = 0.0
     mixup: float = 0.0
+    rotate: float = 0.0
 
 
 def cut(
@@ -86,18 +97,29 @@ def _with_shrunk(
 ) -> tuple[Tensor, Tensor]:
     """A share of AS_PACKED of the pairs is taken as packed. Each other pair is made of a square of
     HR pixels at the same relative position in its image. Its side is one of `sides`: all that fit
-    into the image are equally likely."""
+    into the image are equally likely. A share of `source.rotate` of the squares that are shrunk by
+    ROTATED_FROM or more is turned by an angle within 45 degrees, if the image has room for that."""
     as_packed, share_of_sides = draws[:2]
-    size = SCALE * (positions_of(source, places[0]) + source.patch - 1)
-    fitting = np.searchsorted(sides, size.min(0), side="right")
+    size = SCALE * (positions_of(source, places[0]) + source.patch - 1).min(0)
+    fitting = np.searchsorted(sides, size, side="right")
     kinds = (share_of_sides * fitting).astype(np.int64) + (fitting > 0)
-    kinds[as_packed < AS_PACKED] = 0
+    anew = (as_packed - AS_PACKED) / (1 - AS_PACKED)  # 0..1 for these
+    kinds[anew < 0] = 0
+    holding = np.array([around(int(side)) for side in sides])
+    first = int(np.searchsorted(sides, ROTATED_FROM * sides[0]))
+    rotated = (anew < source.rotate) & (kinds > first) & (holding[kinds - 1] <= size)
+    angles = (anew / max(source.rotate, 1e-9) - 0.5) * np.pi / 2
+    kinds[rotated] += len(sides)
 
     def make(kind: int, chosen: NDArray[np.int64]) -> tuple[Tensor, ...]:
         if kind == 0:
             return _pairs(source, places[:, chosen])
-        side = int(sides[kind - 1])
+        turned, index = divmod(kind - 1, len(sides))
+        side = int(holding[index] if turned else sides[index])
         squares = _squares(source, places[:, chosen], draws[2:, chosen], side)
+        if turned:
+            by = _as_tensor(angles[chosen].astype(np.float32), squares.device)
+            squares = rotate_squares(squares, by, int(sides[index]))
         return shrink_squares(squares, source.patch)
 
     lr, hr = _by_kind(kinds, make, source.pixels.device)

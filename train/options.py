@@ -48,6 +48,7 @@ HELP = {
     "shrink": "largest factor that images are shrunk by for new pairs; 1: pairs as packed",
     "zoom": "share of LR patches from HR images shrunk by less than 4, for the teacher's SR alone",
     "mixup": "share of patches that are blended with others",
+    "rotate": "share of what is shrunk by 1.4 or more that is turned by any angle before",
     "kernels": "torch's, or ours compiled for this CPU",
     "fold": "fold the branches at each step",
     "dense": "fold each 1x1 and the depthwise 3x3 after it, too",
@@ -69,7 +70,7 @@ TORCH_ONLY |= dict.fromkeys(("dense", "aligned", "graphs"), True)
 LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch", "first", "log_every", "val_every", "save_every"), (1, MOST)),
     **dict.fromkeys(("lr", "warmup", "norm_start", "adam_share", "weight_decay"), (0, MOST)),
-    **dict.fromkeys(("ema", "truth", "mixup"), (0, 1)),
+    **dict.fromkeys(("ema", "truth", "mixup", "rotate"), (0, 1)),
     "momentum": (0, 0.999999),  # with 1 no gradient would count
     "patch": (SCALE, MOST),
     "shrink": (1, 4),

@@ -36,6 +36,7 @@ def sampler(
     shrink: float = 1.0,
     zoom: float = 0.0,
     mixup: float = 0.0,
+    rotate: float = 0.0,
 ) -> Sampler:
     """Prepare crops of `patch` LR pixels a side from every image that is large enough.
 
@@ -48,6 +49,7 @@ def sampler(
         shrink: the largest factor that images are shrunk by; with 1 pairs are those of the pack.
         zoom: the share of LR patches without HR.
         mixup: the share of patches that are blended with others.
+        rotate: the share of clearly shrunk squares that are turned by any angle.
 
     Raises:
         ImageError: no image is large enough.
@@ -75,7 +77,8 @@ def sampler(
     cells = as_cells([detail[i] for i in fit]) if detail else None
     sides = sides_of(patch, shrink) if shrink > 1 else None
     ends = np.cumsum(positions)
-    return Sampler(pack.pixels, np.array(columns, np.int64), ends, patch, cells, sides, zoom, mixup)
+    table = np.array(columns, np.int64)
+    return Sampler(pack.pixels, table, ends, patch, cells, sides, zoom, mixup, rotate)
 
 
 def sample(

@@ -29,6 +29,7 @@ class Stage:
     zoom: share of the LR patches that are HR patches shrunk by less than 4: they have no HR, and
     a teacher's SR is what is learned.
     mixup: share of the patches that are blended with others, see train.patches.sample.
+    rotate: share of what is shrunk by 1.4 or more that is turned by any angle before.
     Precisions other than fp64 keep weights, loss, EMA and optimiser in float32.
     """
 
@@ -55,6 +56,7 @@ class Stage:
     shrink: float = 1.0
     zoom: float = 0.0
     mixup: float = 0.0
+    rotate: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 A pack has one LR image of each HR image: the one whose pixels begin at its corner. Fifteen others
 are as good, and every shrunk image has its own. A network that sees few images often learns what
 is random in them, too; these are others each time. Images shrunk by less than SCALE have no HR, but
-a teacher's SR.
+a teacher's SR. What is shrunk may be turned by any angle before.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +20,9 @@ from utils.datasets import SCALE
 FACTORS = 8  # by how many different ones images are shrunk, 1 and the largest among them
 ZOOM_FACTORS = (1.6, 2.0, 2.5, 3.2)  # by which HR patches are shrunk to LR ones without HR
 MARGIN = 2 * SCALE  # HR pixels to each side of a patch that its LR pixels are made of, too
+# Squares are turned by any angle where they are shrunk by so much: turning blurs what is finest in
+# an image, and shrinking takes that away.
+ROTATED_FROM = 1.4
 
 
 def sides_of(patch: int, shrink: float) -> NDArray[np.int64]:
@@ -46,6 +50,30 @@ def shrink_squares(squares: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     matrix = _matrix(rows, patch + 2 * around, squares.device)[around:-around]
     lr = round_pixels(F.linear(F.linear(hr.double(), matrix).mT, matrix).mT)
     return lr, hr[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+def around(side: int) -> int:
+    """Side of the square that holds, at any angle, one of `side` and the pixels around it that it
+    is interpolated from."""
+    return math.ceil(side * math.sqrt(2)) + 4
+
+
+def rotate_squares(squares: Tensor, angles: Tensor, side: int) -> Tensor:
+    """Turn squares of HR images by any angle, by bicubic interpolation.
+
+    Args:
+        squares: (B, 3, n, n), uint8; n is `around(side)`.
+        angles: (B,), float32, radians.
+        side: of the results.
+
+    Returns:
+        (B, 3, side, side), uint8: the middle of each, turned.
+    """
+    cos, sin = angles.cos(), angles.sin()
+    axes = torch.stack((cos, -sin, sin, cos), 1).view(-1, 2, 2) * (side / squares.shape[-1])
+    where = F.affine_grid(F.pad(axes, (0, 1)), [len(squares), 3, side, side], align_corners=False)
+    turned = F.grid_sample(squares.float(), where, mode="bicubic", align_corners=False)
+    return round_pixels(turned)
 
 
 def zoom_sides_of(patch: int) -> NDArray[np.int64]:

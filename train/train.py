@@ -29,6 +29,7 @@ from train.packs import Pack, on_device
 from train.patches import count_zoomed, sampler
 from train.recipes import Engine, Stage
 from train.records import note_data
+from train.shrink import ROTATED_FROM
 from train.teacher import read_teacher
 from train.validation import validation_samples, warn_of_other_val, warn_of_seen
 from utils import command, devices
@@ -115,6 +116,10 @@ def train_stages(
                 f"expected --zoom of one patch of a batch of {stage.batch} at least, got "
                 f"{stage.zoom:g}: give more, or a larger --batch"
             )
+        if stage.rotate and stage.shrink < ROTATED_FROM:
+            raise UserError(
+                f"expected --shrink of {ROTATED_FROM:g} or more with --rotate, got {stage.shrink:g}"
+            )
         pairs_a_step = stage.batch - zoomed
         if pairs_a_step < world.size:
             raise UserError(
@@ -158,6 +163,7 @@ def train_stages(
             stage.shrink,
             stage.zoom,
             stage.mixup,
+            stage.rotate,
         )
         for number, stage in stages.items()
     }
