@@ -133,6 +133,17 @@ def test_float_grey(tmp_path: Path, dtype: type) -> None:
     assert "became 0 to 65535" in read(tmp_path / "a.tif").note
 
 
+def test_float_grey_as_differences_of_whole_numbers(tmp_path: Path) -> None:
+    """As libtiff stores it where it is told predictor 2."""
+    values = noise(H, W).astype(np.float32) / 255
+    options = {"compression": "tiff_lzw", "tiffinfo": {317: 2}}
+    path = save(tmp_path / "a.tif", Image.fromarray(values), **options)
+    with Image.open(path) as picture:
+        assert picture.tag_v2[317] == 2
+        np.testing.assert_array_equal(np.asarray(picture), values)
+    np.testing.assert_array_equal(read(path).pixels[..., 0], np.rint(values * 65535))
+
+
 def test_alpha_does_not_darken_colours(tmp_path: Path) -> None:
     rgba = noise(H, W, 4)
     for dtype in (np.uint8, np.uint16):

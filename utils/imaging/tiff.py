@@ -267,8 +267,7 @@ def _unpack(data: bytes, layout: Layout, row_bytes: int, length: int, per: int) 
         stored = np.ascontiguousarray(stored).reshape(-1, row_bytes)
     order = ">" if predictor == 3 else layout.order
     if bits in (8, 16, 32, 64):
-        kind = {2: "i", 3: "f"}.get(layout.get(SAMPLE_FORMAT, 1), "u")
-        values: NDArray = stored.view(f"{order}{kind}{size}")
+        values: NDArray = stored.view(f"{order}u{size}")
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
     elif bits == 24:
         each = stored.reshape(len(stored), -1, 3).astype(np.uint32)
@@ -277,7 +276,10 @@ def _unpack(data: bytes, layout: Layout, row_bytes: int, length: int, per: int) 
     else:
         values = _unpack_bits(stored, bits)
     values = values[:, : values.shape[1] // per * per].reshape(len(values), -1, per)
-    return values.cumsum(1, dtype=values.dtype) if predictor == 2 else values
+    if predictor == 2:  # differences of whole numbers, also where their bits are floats
+        values = values.cumsum(1, dtype=values.dtype)
+    kind = {2: "i", 3: "f"}.get(layout.get(SAMPLE_FORMAT, 1))
+    return values.view(f"{kind}{size}") if kind else values
 
 
 def _unpack_bits(stored: NDArray[np.uint8], bits: int) -> NDArray[np.uint16]:
