@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import re
 import signal
 import sys
@@ -191,8 +190,8 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     """The images of this share, and how many of it are left out because their results are there."""
     for path in plan.left_out:
         logger.info("left out, for it is named like a result: %s", path)
-    results = {os.path.abspath(job.target) for job in plan.jobs}
-    if others := [path for path in plan.left_out if os.path.abspath(path) not in results]:
+    results = {folders.place_of(job.target) for job in plan.jobs}
+    if others := [path for path in plan.left_out if folders.place_of(path) not in results]:
         logger.warning(
             "images left out, for they are named like results, though of none of these inputs: %d, "
             "such as %s; give another --suffix, or -o a folder, to enlarge them",

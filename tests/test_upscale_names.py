@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from image_files import names, opened, photo
+from image_files import exif, names, opened, photo
 from PIL import Image
 
 from deploy import pipeline
@@ -71,6 +71,35 @@ def test_results_of_one_name_are_both_kept(enlarge: Callable, tmp_path: Path) ->
         "c_png_2_x4.png": 8,
         "a_png_2_x4.png": 9,
     }
+
+
+def test_a_folder_is_the_same_through_a_link(
+    enlarge: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its images are taken once, its results known, and none of them written over another."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to("in")
+    for i, name in enumerate(("a.jpg", "a.png", "b.png")):
+        Image.fromarray(photo(8, 9 + i)).save(tmp_path / "in" / name)
+    assert enlarge("in/a.jpg", "link/a.png", "in/b.png", tmp_path / "in/b.png", "link/b.png") == 0
+    results = {"a_jpg_x4.png": 36, "a_png_x4.png": 40, "b_x4.png": 44}
+    assert names(tmp_path / "in") == sorted([*results, "a.jpg", "a.png", "b.png"])
+    assert {name: opened(tmp_path / "in" / name).width for name in results} == results
+    caplog.clear()
+    assert enlarge("in", "-o", "link") == 0 and not caplog.text
+    assert len(names(tmp_path / "in")) == 6
+    (tmp_path / "in" / "b.png").unlink()
+    assert enlarge("in", "-o", "link") == 0 and "such as in/b_x4.png" in caplog.text
+    assert len(names(tmp_path / "in")) == 5
+
+
+def test_the_result_of_a_turned_photo_is_there(
+    enlarge: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.fromarray(photo(8, 12)).save(tmp_path / "a.jpg", exif=exif(6))
+    assert enlarge("a.jpg") == 0 and opened(tmp_path / "a_x4.png").size == (32, 48)
+    assert enlarge("a.jpg", "--skip_existing") == 0
+    assert "0 of 0 images written, 1 were there" in capsys.readouterr().out
 
 
 def test_a_result_of_another_image_is_not_taken_for_this_ones(

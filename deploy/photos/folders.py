@@ -71,7 +71,7 @@ def plan(
         else:
             raise UserError(f"expected an image or a folder, found nothing: {given}")
     # What is named a second time in another way is one image.
-    once = {os.path.abspath(source): source for source in sorted(content.targets)}
+    once = {place_of(source): source for source in sorted(content.targets)}
     found = {source: content.targets[source] for source in once.values()}
     notes = _describe(content.others)
     if results := _results_among(found, suffix):
@@ -117,6 +117,12 @@ def plan(
         for source, target in zip(found, targets, strict=True)
     ]
     return Plan(jobs, content.unreadable, content.left_out, notes)
+
+
+def place_of(path: Path) -> str:
+    """A file's name from the root on, the same through whatever links to its folder. A link to the
+    file itself is a name of its own."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def is_of(result: suffixes.Header, source: Path) -> bool:
@@ -260,8 +266,7 @@ def _targets(found: dict[Path, Path], suffix: str, endings: dict[Path, str]) -> 
 def _key(path: Path) -> Path:
     """The same for names that are one on some disk: many know no upper case, or accents as macOS
     has them."""
-    whole = os.path.join(os.path.realpath(path.parent), path.name)
-    return Path(unicodedata.normalize("NFC", whole).casefold())
+    return Path(unicodedata.normalize("NFC", place_of(path)).casefold())
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
