@@ -134,6 +134,19 @@ def test_formats_and_names(enlarge: Callable, tmp_path: Path) -> None:
         assert (written.format, written.size) == (kind, (48, 32))
 
 
+def test_a_self_ensemble_makes_the_same_of_a_turned_photo(enlarge: Callable) -> None:
+    image = photo(16, 20)
+    Image.fromarray(image).save("a.png")
+    Image.fromarray(np.rot90(image)).save("b.png")
+
+    def difference(*options: str) -> int:
+        assert enlarge("a.png", "b.png", *options) == 0
+        a, b = (np.array(opened(f"{name}_x4.png")).astype(int) for name in "ab")
+        return int(np.abs(np.rot90(a) - b).max())
+
+    assert difference("--self_ensemble") <= 1 < 10 < difference()
+
+
 def test_what_a_warning_advises_can_be_done(
     enlarge: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,7 +176,10 @@ def test_what_a_warning_advises_can_be_done(
         (["a.png", "b.png", "-o", "out.png"], "expected a folder for the results"),
         (["a.png", "-o", "pipe.png"], "expected a file or a folder for -o, got something else"),
         (["a.png", "--tile", "3"], "expected a tile of at least 16"),
-        (["a.png", "--memory", "5"], "expected at least 120 MiB"),
+        (
+            ["a.png", "--memory", "5"],
+            "expected at least 120 MiB for a tile of 16 pixels and its context, got 5",
+        ),
         (["a.png", "--jobs", "0"], "expected --jobs of at least 1"),
         (["a.png", "--shard", "3/2"], "expected I/N such as 1/4"),
         (["a.png", "--suffix", "/x4"], "expected a --suffix that may stand in a file name"),
@@ -200,6 +216,8 @@ def test_inputs_may_stand_among_the_options(enlarge: Callable, tmp_path: Path) -
     assert enlarge("a.png", "-o", "out", "b.png", "--ext", "jpg", "c.png") == 0
     assert names(tmp_path / "out") == [f"{name}_x4.jpg" for name in "abc"]
     assert enlarge("a.png", "--ext", "jpg", "-o", "a.jpeg") == 0  # the same format
+    assert enlarge("a.png", "--ext", "auto", "-o", "a.webp") == 0  # which says more
+    assert opened(tmp_path / "a.webp").format == "WEBP"
     for given in (["--", "-d.png"], ["-o", "x", "a.png", "--", "b.png", "-d.png"]):
         parsed = upscale.parse(given)
         assert [str(path) for path in parsed.inputs] == [name for name in given if "png" in name]
