@@ -51,7 +51,8 @@ def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray:
     else:
         data = re.sub(rb"#[^\r\n]*", b"", file.read(16 * count + (1 << 16)))
         if header["most"]:
-            values = np.fromstring(data, np.int32, count, sep=" ")
+            # All there are: of a number of them NumPy leaves those missing as memory was before.
+            values = np.fromstring(data, np.int32, sep=" ")[:count]
         else:  # 1 is black, and there may be no blanks between
             data = data.translate(None, b" \t\r\n\v\f")
             values = np.uint8(ord("1")) - np.frombuffer(data, np.uint8, count)
