@@ -166,7 +166,9 @@ def test_what_is_no_word_on_colour_is_none() -> None:
     avif = b"\0\0\0\x18ftypavif" + bytes(30) + b"colrnclx\0\x0c\0\x0d\0\x01\x80"
     assert colour.read_chunks(io.BytesIO(avif)) == (P3,)
     assert colour.read_chunks(io.BytesIO(avif), has_profile=True) == ()
-    assert colour.read_chunks(io.BytesIO(avif.replace(b"\0\x0c", b"\0\x01"))) == ()
+    for curve in (b"\0\x0d", b"\0\x06", b"\0\x01"):  # sRGB's, BT.601's and BT.709's
+        usual = avif.replace(b"\0\x0c\0\x0d", b"\0\x01" + curve)
+        assert colour.read_chunks(io.BytesIO(usual)) == ()
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow with AVIF")
@@ -207,6 +209,10 @@ def test_no_resolution_is_made_up(tmp_path: Path) -> None:
         pixels = noise(3, 4, 3, dtype=np.uint16 if name == "deep" else np.uint8)
         cv2.imwrite(str(tmp_path / f"{name}.tif"), pixels)
         assert read(tmp_path / f"{name}.tif").dpi is None
+    Image.fromarray(photo(3, 4)).save(tmp_path / "d.jpg", dpi=(100, 50))
+    whole = (tmp_path / "d.jpg").read_bytes()
+    (tmp_path / "d.jpg").write_bytes(whole[:13] + b"\2" + whole[14:])  # of JFIF: a centimetre
+    assert read(tmp_path / "d.jpg").dpi == (254, 127)
     tags.update({0x0112: 6, 0x011A: 118.11, 0x011B: 50.0, 0x0128: 3})  # a centimetre; turned
     Image.fromarray(photo(3, 4)).save(tmp_path / "b.webp", exif=tags)
     assert read(tmp_path / "b.webp").dpi == (127, 300)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.bicubic import Convention, downscale, upscale
 from utils.datasets import Pair, find
-from utils.evaluate import Sample, load, restore, score, validate
+from utils.evaluate import Sample, load, measured, restore, score, validate
 from utils.imaging.images import ImageError
 from utils.metrics import psnr, ssim, to_y
 
@@ -64,19 +64,23 @@ def test_pairs_that_cannot_be_scored_are_errors_by_name(
         assert all(name in str(caught.value) for name in named)
 
 
-def test_restore_gives_the_network_one_float_image_and_rounds_what_comes(noise: MakeImage) -> None:
+@pytest.mark.parametrize("data_range", [1.0, 255.0])
+def test_restore_gives_the_network_one_float_image_and_rounds_what_comes(
+    noise: MakeImage, data_range: float
+) -> None:
     lr = noise(5, 7)
     seen: list[Tensor] = []
 
     def net(x: Tensor) -> Tensor:
         assert torch.is_inference_mode_enabled()
         seen.append(x)
-        return enlarge(x) + 0.4 / 255
+        return enlarge(x) + 0.4 / 255 * data_range
 
-    sr, runtime_ms = restore(net, lr, CPU)
+    sr, runtime_ms = restore(net, lr, CPU, data_range)
     (x,) = seen
     assert x.shape == (1, 3, 5, 7) and x.dtype == torch.float32
-    assert x.max() <= 1
+    levels = lr.transpose(2, 0, 1)[None].astype(np.float32)
+    np.testing.assert_allclose(x, levels * (data_range / 255), rtol=1e-6)
     np.testing.assert_array_equal(sr, lr.repeat(4, 0).repeat(4, 1))
     assert runtime_ms >= 0
 
@@ -96,6 +100,15 @@ def test_score_is_challenge_psnr_and_luma_with_ssim_where_asked(noise: MakeImage
     assert score(sr, hr).ssim is None and score(sr, hr).ssim_y is None
     with pytest.raises(ValueError):
         score(sr, hr[:-1])
+
+
+def test_bicubic_is_scored_beside_the_network(noise: MakeImage) -> None:
+    sr, hr, lr = noise(28, 32, seed=1), noise(28, 32, seed=2), noise(7, 8)
+    image = measured(Sample("a", lr, hr), sr, 1.0, False, False)
+    bicubic = upscale(lr)
+    assert (image["psnr"], image["psnr_y"]) == (psnr(sr, hr, 4), psnr(to_y(sr), to_y(hr), 4))
+    assert image["psnr_bicubic"] == psnr(bicubic, hr, 4)
+    assert image["psnr_y_bicubic"] == psnr(to_y(bicubic), to_y(hr), 4)
 
 
 def test_border_of_four_pixels_is_left_out(noise: MakeImage) -> None:

@@ -67,6 +67,9 @@ def test_grey_is_repeated_alpha_dropped_and_16_bit_made_8(tmp_path: Path, noise:
     # Dropping the low byte and scaling by 257 with rounding differ by less than one level.
     assert np.abs(read[..., 0] - deep / 257).max() < 1
     assert np.abs(read[..., 1] - deep.T / 257).max() < 1
+    for factor in (256, 257):  # as programs make 16 bits of 8
+        cv2.imwrite(str(tmp_path / "made.png"), rgb.astype(np.uint16) * factor)
+        np.testing.assert_array_equal(read_rgb(tmp_path / "made.png"), rgb[..., ::-1])
 
 
 def test_jpeg_orientation_tag_is_ignored(tmp_path: Path) -> None:

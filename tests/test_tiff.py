@@ -152,6 +152,28 @@ def test_alpha_does_not_darken_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_rgb(tmp_path / "a.tif"), rgba[..., :3])
 
 
+def test_alpha_beside_a_palette_and_multiplied_into_grey(tmp_path: Path) -> None:
+    colours, index, alpha = noise(16, 3), noise(H, W) % 16, noise(H, W, seed=1)
+    palette = Image.fromarray(index).convert("P")
+    palette.putpalette(colours.tobytes())
+    both = palette.convert("PA")
+    both.putalpha(Image.fromarray(alpha))
+    photo = read(save(tmp_path / "a.tif", both))
+    np.testing.assert_array_equal(photo.pixels, colours[index])
+    np.testing.assert_array_equal(photo.alpha, alpha)
+
+    alpha = alpha | 128  # a level of grey is lost to less alpha
+    grey = noise(H, W)
+    values = np.dstack((np.rint(grey * (alpha / 255)).astype(np.uint8), alpha))
+    tifffile.imwrite(
+        tmp_path / "b.tif", values, photometric="minisblack", extrasamples=["assocalpha"]
+    )
+    photo = read(tmp_path / "b.tif")
+    assert photo.pixels.shape == (H, W, 1)
+    assert np.abs(photo.pixels[..., 0].astype(int) - grey).max() <= 2
+    np.testing.assert_array_equal(photo.alpha, alpha)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_our_own_16_bit_with_alpha_reads_back(tmp_path: Path, channels: int) -> None:
     pixels, alpha = noise(H, W, channels, dtype=np.uint16), noise(H, W, dtype=np.uint16, seed=1)
