@@ -49,3 +49,10 @@ def test_bits_of_which_1_is_black(tmp_path: Path, blank: str) -> None:
     (tmp_path / "b.pbm").write_bytes(f"P4\n{W} {H}\n".encode() + packed)
     for name in ("a.pbm", "b.pbm"):
         np.testing.assert_array_equal(read(tmp_path / name).pixels[..., 0], 255 * (1 - bits))
+    for other in "27a-.":
+        damaged = rows[:-1] + other
+        (tmp_path / "c.pbm").write_text(f"P1\n{W} {H}\n{damaged}\n")
+        with pytest.raises(ImageError, match="expected 0 and 1 in a PBM"):
+            read(tmp_path / "c.pbm")
+    (tmp_path / "d.pbm").write_text(f"P1\n{W} {H}\n{rows}\nwhatever")  # which may stand there
+    np.testing.assert_array_equal(read(tmp_path / "d.pbm").pixels[..., 0], 255 * (1 - bits))

@@ -58,6 +58,8 @@ def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray:
             values = np.uint8(ord("1")) - np.frombuffer(data, np.uint8, count)
     if len(values) < count or not count or not 0 < most < 65536 or values.min() < 0:
         raise ImageError("expected a whole PNM, got one that lacks pixels")
+    if header["bits"] and values.max() > 1:
+        raise ImageError("expected 0 and 1 in a PBM, got other characters")
     levels, dtype = (255, np.uint8) if most < 256 else (65535, np.uint16)
     if most < levels:
         values = np.rint(values.clip(0, most) * np.float32(levels / most))
