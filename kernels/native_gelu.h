@@ -17,6 +17,7 @@ typedef int Whole __attribute__((vector_size(4 * LANES)));
 constexpr float ROUNDER = 12582912;  // 1.5 * 2^23: whoever adds it leaves a whole number
 
 INLINE Vec absolute(Vec x) { return Vec(Whole(x) & 0x7fffffff); }
+// Where one of the two is NaN, the second.
 #if defined(__AVX512F__)  // one instruction, where compilers make two of the other form
 INLINE Vec least(Vec x, Vec y) { return Vec(_mm512_min_ps(__m512(x), __m512(y))); }
 INLINE Vec greatest(Vec x, Vec y) { return Vec(_mm512_max_ps(__m512(x), __m512(y))); }
@@ -76,11 +77,11 @@ INLINE Vec parabola(const float (&factors)[3][LANES], Vec x, Whole number) {
     return (chosen[2] * x + chosen[1]) * x + chosen[0];
 }
 INLINE Vec gelu(Vec x) {
-    const Vec size = least(absolute(x), broadcast(LAST));
+    const Vec size = least(broadcast(LAST), absolute(x));
     return without_tail(x, parabola(TAIL, size, Whole(size * (1 / STEP) + ROUNDER)));
 }
 INLINE Gelu gelu_and_slope(Vec x) {
-    const Vec size = least(absolute(x), broadcast(LAST));
+    const Vec size = least(broadcast(LAST), absolute(x));
     const Whole number = Whole(size * (1 / STEP) + ROUNDER);  // of its last four bits
     return {without_tail(x, parabola(TAIL, size, number)),
             slope_without(x, parabola(TAIL_SLOPE, size, number))};
@@ -117,14 +118,14 @@ INLINE Vec exp2(Vec x) {
 constexpr float LAST = 6.5f;  // where the share is 4e-11
 INLINE Vec share_beyond(Vec size) { return exp2(polynomial(size, BEYOND)); }
 INLINE Vec gelu(Vec x) {
-    const Vec size = least(absolute(x), broadcast(LAST));
+    const Vec size = least(broadcast(LAST), absolute(x));
     return without_tail(x, size * share_beyond(size));
 }
 // The density is minus the slope of the share beyond, so it costs no other power.
 template <int... I>
 INLINE Gelu gelu_and_slope(Vec x, std::integer_sequence<int, I...>) {
     constexpr float FALL[] = {-0.69314718f * (I + 1) * BEYOND[I + 1]...};
-    const Vec size = least(absolute(x), broadcast(LAST)), beyond = share_beyond(size);
+    const Vec size = least(broadcast(LAST), absolute(x)), beyond = share_beyond(size);
     return {without_tail(x, size * beyond),
             slope_without(x, beyond - size * beyond * polynomial(size, FALL))};
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kernels.native_library import ARITHMETICS, COMPILERS, FLAGS
 from utils.files import ROOT
@@ -39,9 +40,15 @@ def test_gelu_and_slope(arithmetic: str, bound: float, slope_bound: float, tmp_p
     subprocess.run(command, cwd=tmp_path, check=True)
     x = np.concatenate((np.linspace(-13, 13, 260_000), [0, -0.0, 1e-30, -1e-30, 100, -100]))
     x = np.resize(x, 16 * (len(x) // 16 + 1)).astype(np.float32)
-    value, slope, alone = (np.empty_like(x) for _ in range(3))
-    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (x, value, slope, alone))
-    ctypes.CDLL(str(tmp_path / "gelu.so")).run(*pointers, len(x))
+    library = ctypes.CDLL(str(tmp_path / "gelu.so"))
+
+    def run(x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        results = [np.empty_like(x) for _ in range(3)]
+        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (x, *results))
+        library.run(*pointers, len(x))
+        return results
+
+    value, slope, alone = run(x)
     exact = x.astype(np.float64)
     share = np.array([math.erfc(-number / math.sqrt(2)) / 2 for number in exact])
     density = np.exp(-exact * exact / 2) / math.sqrt(2 * math.pi)
@@ -51,3 +58,4 @@ def test_gelu_and_slope(arithmetic: str, bound: float, slope_bound: float, tmp_p
     assert np.abs(slope - (share + exact * density)).max() < slope_bound
     assert np.array_equal(alone, value)
     assert not value[x == 0].any()  # or the channels that pad others would be none of zeros
+    assert np.isnan(run(np.full(16, np.nan, np.float32))).all()  # or nobody would see that it is
