@@ -204,7 +204,7 @@ def _run(
         (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS)),
         x,
         kernel,
-        kernel if bias is None else bias.detach().float(),
+        kernel if bias is None else bias.detach().float().contiguous(),
         out,
         pixels,
         height,

@@ -59,6 +59,11 @@ with torch.autocast(device, torch.bfloat16):
     y = depthwise(small, weight, None)
 assert torch.equal(y, depthwise(small.bfloat16(), weight, None)) and y.dtype == torch.bfloat16
 assert torch.autograd.grad(y.sum(), small)[0].dtype == torch.float32
+# Of every second number, and of one for all.
+for bias in (torch.randn(6, device=device)[::2], torch.randn(1, device=device).expand(3)):
+    leaves = [leaf.double() for leaf in (small, weight, bias)]
+    expected = F.conv2d(*leaves, padding=1, groups=3).float()
+    torch.testing.assert_close(depthwise(small, weight, bias), expected)
 """
 
 
