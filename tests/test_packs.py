@@ -76,6 +76,18 @@ def test_damage_is_noticed(
     assert torch.equal(again.pixels, pixels) and again.fingerprint == fingerprint
 
 
+def test_an_index_of_images_without_pixels_is_damage(tree: Path, tmp_path: Path) -> None:
+    pack([tree], tmp_path / "cache")
+    (index,) = (tmp_path / "cache").glob("*.json")
+    content = json.loads(index.read_text())
+    for image in content["images"]:
+        image["height"] = 0
+    index.write_text(json.dumps(content))
+    index.with_suffix(".bin").write_bytes(b"")
+    with pytest.raises(ImageError, match="expected the index of a pack"):
+        pack([index], tmp_path)
+
+
 def test_a_pack_is_verified_once(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -114,11 +114,14 @@ def _read_index(
         fingerprint, skipped = index["fingerprint"], tuple(index["skipped"])
         unread = tuple(index.get("unread", ()))  # older packs have none
         texts = [fingerprint, *skipped, *unread, *(t for i in images for t in (i.name, i.sha256))]
-        numbers = [number for image in images for number in astuple(image)[1:5]]
+        sizes = [number for image in images for number in (image.height, image.width)]
+        offsets = [number for image in images for number in (image.lr_offset, image.hr_offset)]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError
-        if not all(type(number) is int and number >= 0 for number in numbers):
+        if not all(type(number) is int for number in (*sizes, *offsets)):
             raise TypeError
+        if min(sizes, default=1) < 1 or min(offsets, default=0) < 0:
+            raise ValueError
     except (ValueError, LookupError, TypeError) as error:
         raise ImageError(
             f"expected the index of a pack, got something else in {path}: pack the images again"
