@@ -11,8 +11,11 @@ import pytest
 from deploy.gpu_check import parts
 from train import throughput, trial
 from utils.command import UserError
+from utils.files import read_json
 from utils.imaging.images import read_rgb
+from utils.record import ENTRY, PUBLISHED
 from utils.report import curves, documents
+from utils.report.training_tables import curve
 from utils.weights import CheckpointError
 
 Run = Callable[..., CompletedProcess[str]]
@@ -41,6 +44,26 @@ def test_trials_are_drawn_over_all_pixels_that_they_have_seen(tmp_path: Path) ->
     trial.draw(tmp_path / "results" / "published")
     height, width, _ = read_rgb(tmp_path / "results" / "published" / "trials.png").shape
     assert height > 400 < width
+
+
+def test_a_score_of_equal_images_is_no_number_and_loses_no_record(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    """A set of a black image is restored as it is: its PSNR is infinite, which JSON has not."""
+    unknown = {"val_psnr": None, "val_psnr_y": None}
+    record = trial.trial(uninterrupted, "black", "")
+    known = curves.curve(record)
+    record["validation"][-1] |= unknown | {"others": {"val_structure": unknown}}
+    publish(tmp_path, "trials", "black", record)
+    assert "| not measured at 12 | not measured |" in documents.fill_in(TRIALS, tmp_path)
+    assert curves.curve(record) == known[:-1]
+    training = read_json(PUBLISHED / f"{ENTRY}_training.json")
+    training["validation"][-1] |= unknown
+    publish(tmp_path, "", f"{ENTRY}_training", training)
+    for table in ("training", "validation"):
+        text = documents.fill_in(f"<!-- generated: {table} -->\n<!-- end -->", tmp_path)
+        assert "not measured" in text and "not trained yet" not in text
+    assert curve(training).keys() == curve(read_json(PUBLISHED / f"{ENTRY}_training.json")).keys()
 
 
 def test_a_trial_says_what_its_run_was_and_scored(uninterrupted: Path, tmp_path: Path) -> None:

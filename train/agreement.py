@@ -17,6 +17,7 @@ if __name__ == "__main__":
 from train.process import add_data, run_train
 from utils import command, devices, record
 from utils.files import write_json
+from utils.text import number
 
 logger = logging.getLogger("agreement")
 
@@ -51,7 +52,7 @@ def compare(args: argparse.Namespace) -> int:
             "%s: %s",
             name,
             run.get("failed")
-            or f"loss {run['losses'][-1][1]:.6f}, validation {run['val_psnr_y']:.3f} dB Y",
+            or f"loss {run['losses'][-1][1]:.6f}, validation {number(run['val_psnr_y'], 3)} dB Y",
         )
         runs.append(run)
         write_json(

@@ -185,10 +185,8 @@ def _trained(training: Run) -> str:
     """The last score on validation images."""
     if not (scores := training.get("validation")):
         return ""
-    return (
-        f"The last score on validation images of its own: {scores[-1]['val_psnr']:.3f} dB on "
-        f"RGB, {scores[-1]['val_psnr_y']:.3f} on Y."
-    )
+    rgb, luma = (number(scores[-1][key], 3) for key in ("val_psnr", "val_psnr_y"))
+    return f"The last score on validation images of its own: {rgb} dB on RGB, {luma} on Y."
 
 
 def _teacher(training: Run) -> str:

@@ -12,7 +12,8 @@ Curve = list[tuple[float, float]]  # (LR megapixels seen, Y-PSNR in dB)
 
 def curve(record: Record) -> Curve:
     """The validation scores of a trial's record."""
-    return [(lr_pixels(record | s) / 1e6, s["val_psnr_y"]) for s in record["validation"]]
+    scores = [s for s in record["validation"] if s["val_psnr_y"] is not None]
+    return [(lr_pixels(record | s) / 1e6, s["val_psnr_y"]) for s in scores]
 
 
 def begins_at_random(record: Record) -> bool:

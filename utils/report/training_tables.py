@@ -10,7 +10,7 @@ from utils.text import device_name, machine, markdown, number, revision
 
 Record = dict[str, Any]
 
-SCORE: dict[str, Kind] = {"step": int, "val?": str, "val_psnr": float, "val_psnr_y": float}
+SCORE: dict[str, Kind] = {"step": int, "val?": str, "val_psnr": FIGURE, "val_psnr_y": FIGURE}
 STAGE: dict[str, Kind] = {
     "stage": {
         "name": str,
@@ -38,7 +38,7 @@ TRIAL: dict[str, Kind] = {
     **dict.fromkeys(("trial", "note", "command"), str),
     **STAGE,
     "minutes": float,
-    "validation": [{**SCORE, "others?": {"*": {"val_psnr_y": float}}}],
+    "validation": [{**SCORE, "others?": {"*": {"val_psnr_y": FIGURE}}}],
     "failed": (str, None),
 }
 SPEEDS = ("steps_per_s", "steps_per_s_p20", "steps_per_s_p80", "patches_per_s", "loss")
@@ -190,6 +190,7 @@ def curve(training: Record) -> dict[str, list[tuple[float, float, str]]]:
                 f"step {entry['step']}: {entry['val_psnr']:.3f} dB",
             )
             for entry in entries
+            if entry["val_psnr"] is not None
         ]
         done += record["step"]
     return curves
@@ -204,8 +205,8 @@ def shipped(training: Record) -> str:
         last = training["validation"][-1]
         of = f" of {last['val']}" if "val" in last else ""
         lines.append(
-            f"\nValidation images{of}: {last['val_psnr']:.3f} dB on RGB, "
-            f"{last['val_psnr_y']:.3f} dB on Y."
+            f"\nValidation images{of}: {number(last['val_psnr'], 3)} dB on RGB, "
+            f"{number(last['val_psnr_y'], 3)} dB on Y."
         )
     return "\n".join(lines)
 
@@ -257,7 +258,12 @@ def validation(training: Record) -> str:
     """The score of the fused average on the validation images over the steps."""
     rows = [["stage", "step", "PSNR (RGB) [dB]", "PSNR (Y) [dB]"]]
     rows += [
-        [line["stage"], str(line["step"]), f"{line['val_psnr']:.3f}", f"{line['val_psnr_y']:.3f}"]
+        [
+            line["stage"],
+            str(line["step"]),
+            number(line["val_psnr"], 3),
+            number(line["val_psnr_y"], 3),
+        ]
         for line in training.get("validation", [])
     ]
     return markdown(rows)
