@@ -17,7 +17,15 @@ from train.detail import measure_detail
 from train.packing import pack
 from train.packs import Pack
 from train.patches import sample, sampler
-from train.shrink import MARGIN, ZOOM_FACTORS, shrink_squares, sides_of, zoom_sides_of, zoom_squares
+from train.shrink import (
+    MARGIN,
+    ZOOM_FACTORS,
+    round_pixels,
+    shrink_squares,
+    sides_of,
+    zoom_sides_of,
+    zoom_squares,
+)
 from utils.bicubic import downscale
 
 Image = NDArray[np.uint8]
@@ -89,6 +97,11 @@ def test_pairs_are_the_middle_of_what_pillow_and_matlab_shrink(
             edge = downscale((whole + 0.5).astype(np.uint8))[2:-2, 2:-2]
             assert np.abs(edge.astype(int) - small).max() <= 1  # around large: Pillow's rounding
             assert np.array_equal(edge[2:-2, 2:-2], small[2:-2, 2:-2])
+
+
+def test_halves_are_rounded_up_and_what_lies_beyond_is_cut() -> None:
+    values = torch.tensor([-3, -0.4, 0.4999, 0.5, 1.5, 2.5, 254.5, 255.4, 300])
+    assert round_pixels(values).tolist() == [0, 0, 0, 1, 2, 3, 255, 255, 255]
 
 
 def test_unshrunk_pairs_begin_at_every_pixel_and_are_the_images(
