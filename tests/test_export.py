@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -91,16 +91,17 @@ def test_a_run_is_shipped_with_its_record(
     assert regenerated
 
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(
+    "other", [{}, {"seed": 7}, {"data": "others"}, {"history": [{"minutes": 2.0}]}]
+)
 def test_a_record_has_the_scores_of_its_own_first_stage_alone(
-    tmp_path: Path, zoo: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, own: bool
+    tmp_path: Path, zoo: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
 ) -> None:
     """Where stage 2 was given other weights, the folder's stage 1 is no part of it."""
     run = tmp_path / "run"
     state = a_run(run)
     first = training_records(torch.load(run / "stage1.pt", weights_only=False), run)
-    if not own:
-        first[0] = {**first[0], "seed": 7}
+    first[0] |= other
     second = checkpoint.State(state.net, state.ema, state.optimizers, step=2, before=first)
     checkpoint.save(run / "stage2.pt", second, replace(STAGES[2], steps=2), 0, "fingerprint")
     note_data(run, STAGES[2], [Path("images")], None, NO_DATA)
@@ -111,9 +112,9 @@ def test_a_record_has_the_scores_of_its_own_first_stage_alone(
     monkeypatch.setattr(documents, "regenerate", lambda: None)
     export(run, ship=True)
     said = json.loads(zoo[1].read_text())
-    assert [stage["seed"] for stage in said["stages"]] == [0 if own else 7, 0]
+    assert [stage["seed"] for stage in said["stages"]] == [other.get("seed", 0), 0]
     scores = [(line["stage"], line["val_psnr_y"]) for line in said["validation"]]
-    assert scores == [("stage1", 32.25)] * own + [("stage2", 41.0)]
+    assert scores == [("stage1", 32.25)] * (not other) + [("stage2", 41.0)]
 
 
 def test_a_run_without_branches_is_shipped_as_it_is(
