@@ -1,6 +1,7 @@
 """A network made fast by name: what runs it, in which precision, on which device."""
 
 import copy
+import importlib
 import importlib.util
 import logging
 import threading
@@ -104,8 +105,12 @@ def make(
         if name == "auto":
             return _auto(net, precision, device)
         return Backend(name, precision, _MAKERS[name](net, precision, device))
-    except OverflowError as error:
+    except BackendError:
+        raise
+    except OverflowError as error:  # of the weights, whatever runs them
         raise BackendError(str(error)) from error
+    except Exception as error:  # of a library's or a driver's own kind
+        raise BackendError(f"{name} does not run here: {_in_a_line(error)}") from error
 
 
 def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
@@ -183,10 +188,7 @@ def _triton(net: nn.Module, precision: str, device: torch.device) -> Callable[[T
     if reason := triton_backend.refusal(device):
         raise BackendError(reason)
     need("triton")
-    try:
-        return triton_backend.prepare(net, DTYPES[precision], device)
-    except Exception as error:
-        raise BackendError(f"triton does not run here: {_in_a_line(error)}") from error
+    return triton_backend.prepare(net, DTYPES[precision], device)
 
 
 def _native(net: nn.Module, precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -278,12 +280,19 @@ def _openvino(net: nn.Module, precision: str, device: torch.device) -> Callable[
 
 
 def need(*packages: str) -> None:
-    """BackendError unless these packages are installed."""
+    """BackendError unless these packages are installed, and can be imported."""
     absent = [package for package in packages if not importlib.util.find_spec(package)]
     if absent:
         raise BackendError(
             f"expected {' and '.join(absent)} to be installed: pip install -r requirements-fast.txt"
         )
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # whatever a library does without one of its own
+            raise BackendError(
+                f"expected {package} to be whole, got {_in_a_line(error)}: install it anew"
+            ) from error
 
 
 _MAKERS: dict[str, Callable[[nn.Module, str, torch.device], Callable[[Tensor], Tensor]]] = {

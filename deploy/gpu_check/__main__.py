@@ -56,10 +56,10 @@ def _run_inside(args: argparse.Namespace) -> int:
     Raises:
         UserError: the device cannot be had, or Triton is not installed.
     """
-    backends.need("triton")
     device = devices.select_device(args.device)
     if device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    backends.need("triton")
     (part,) = args.parts
     rows = PARTS[part](device, args.sizes)
     result = run_rows(part, rows, device, args.output / f"{part}.json")
