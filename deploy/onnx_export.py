@@ -11,6 +11,7 @@ from deploy.backends import need
 from models.team23_LKDN import LKDN
 from utils import command
 from utils.files import whole_file
+from utils.memory import is_exhausted
 from utils.weights import SHIPPED, load_weights
 
 SIZES = ((37, 64), (50, 41))  # odd, prime, not square: what a graph of one size would get wrong
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         help="fix the LR height and width; without it any",
     )
     args = parser.parse_args(argv)
-    failures = (ArithmeticError,)
+    failures = (ArithmeticError, MemoryError)
     return command.run("deploy.onnx_export", lambda: write(args), failures=failures)
 
 
@@ -42,8 +43,16 @@ def write(args: argparse.Namespace) -> None:
     """Write the file that was asked for, and say how exact it is."""
     net = LKDN().eval().requires_grad_(False)
     load_weights(net, args.checkpoint)
-    error = export(net, args.output, args.precision, args.size)
     size = "any size" if args.size is None else "{}x{}".format(*args.size)
+    try:
+        error = export(net, args.output, args.precision, args.size)
+    except Exception as failure:
+        if not is_exhausted(failure):
+            raise
+        raise MemoryError(
+            f"expected memory to run the graph of {size}, too little is free: {args.output} is not "
+            "written; give a smaller --size, or none"
+        ) from failure
     print(f"{args.output}: {args.precision}, {size}, within {error:.1e} of the network in torch")
 
 

@@ -50,9 +50,12 @@ def parser(about: str | None, module: str | None = None) -> argparse.ArgumentPar
 
 
 def size(text: str) -> tuple[int, int]:
-    """The two numbers of an option such as 340x510, pixels; the option says which is the width."""
-    if not (sides := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise argparse.ArgumentTypeError(f"expected a size such as 340x510, got {text}")
+    """The two numbers of an option such as 340x510, pixels; the option says which is the width.
+    Records hold sides below a million."""
+    if not (sides := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)):
+        raise argparse.ArgumentTypeError(
+            f"expected a size such as 340x510, of at most 999999 a side, got {text}"
+        )
     return int(sides[1]), int(sides[2])
 
 
