@@ -86,11 +86,14 @@ def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
     failed = copy.deepcopy(a_run())
     failed["failed"] = ["b: broken"]
     write_json(tmp_path / "failed.json", failed)
+    del (unsaid := a_run())["failed"]  # of before it was recorded
+    write_json(tmp_path / "nobody knows how many in unsaid.json", unsaid)
     few = a_run("Set14")
     write_json(tmp_path / "got one of 3.json", few | {"images": few["images"][:3]})
     write_json(tmp_path / "foreign.json", [1])
     (tmp_path / "text.json").write_text("{")
-    for name in ("failed", "got one of 3", "foreign", "text", "absent"):
+    unsaid = "nobody knows how many in unsaid"
+    for name in ("failed", unsaid, "got one of 3", "foreign", "text", "absent"):
         with pytest.raises(UserError, match=name):
             documents.publish([tmp_path / f"{name}.json"], tmp_path)
     assert not (tmp_path / "results").exists()
