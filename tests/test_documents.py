@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,13 @@ def test_publish_refuses_what_is_no_whole_run(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=name):
             documents.publish([tmp_path / f"{name}.json"], tmp_path)
     assert not (tmp_path / "results").exists()
+
+
+def test_the_citation_has_what_its_format_requires() -> None:
+    """Of version 1.2.0; without one of these GitHub offers no citation."""
+    text = (ROOT / "CITATION.cff").read_text()
+    keys = set(re.findall(r"^([\w-]+):", text, re.M))
+    assert keys >= {"authors", "cff-version", "message", "title", "preferred-citation"}
 
 
 def test_a_published_benchmark_makes_tables_and_picture(tmp_path: Path) -> None:
