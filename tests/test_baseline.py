@@ -138,7 +138,9 @@ def test_scores_and_estimate_are_told() -> None:
     assert "of this a chip, while" in text and "no CUDA" not in text
     for one in runs:
         one["environment"]["device_type"] = "cpu"
-    assert "makes no runtime term" in comparison.text(runs)
+    text = comparison.text(runs)
+    assert "makes no runtime term" in text
+    assert text.count("no CUDA") == 2 * len(YEARS) * len(runs)  # nor a sum
     assert comparison.text(runs[1:]) == ""
 
 
