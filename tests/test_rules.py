@@ -14,6 +14,7 @@ from repository_copy import copied
 
 from deploy.submission import rules
 from deploy.submission.__main__ import main, read_entry
+from utils.command import UserError
 from utils.files import sha256
 
 CHECKPOINT = "model_zoo/team23_LKDN.pth"
@@ -58,6 +59,13 @@ def put(*images: str) -> Callable[[Path], None]:
             shutil.copyfile(copy / "results/published/benchmark_cpu.png", copy / name)
 
     return change
+
+
+def let_a_teacher_see_test_images(copy: Path) -> None:
+    """Only the last stage's teacher, in the first stage of its own."""
+    content = json.loads((copy / RECORD).read_text())
+    content["stages"][-1]["teacher"]["records"][0]["data_summary"]["folders"] = ["DIV2K_test_HR"]
+    (copy / RECORD).write_text(json.dumps(content))
 
 
 def grow(copy: Path) -> None:
@@ -134,6 +142,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit(RECORD, '"teacher": null', '"teacher": {"sha256": "0", "records": []}'),
         r"expected a teacher of known training for stage1",
     ),
+    "teacher of test images": (
+        let_a_teacher_see_test_images,
+        r"violations of the rules:\n.*no validation or test images under .*DIV2K_test_HR\n\Z",
+    ),
     "model not selected": (
         edit("test_demo.py", "team23_LKDN", "team24_LKDN"),
         r"expected an import of models\.team23_LKDN in test_demo\.py",
@@ -207,6 +219,14 @@ def test_images_that_no_run_wrote_are_refused(
     assert any(f"got none of {names[1]}:" in reason for reason in said())
     run["dataset"] = "DIV2K_valid"
     assert any("the 100 images of DIV2K_valid, got those of 2" in reason for reason in said())
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_why_git_lists_no_files_is_said(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    (copy / ".git").write_text("gitdir: nowhere\n")
+    with pytest.raises(UserError, match="list the files of .*, got fatal: not a git repository"):
+        read_entry(copy)
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")

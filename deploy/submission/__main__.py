@@ -87,7 +87,9 @@ def read_entry(root: Path, results: Path | None = None) -> Entry:
                 timeout=60,
             ).stdout
         except (OSError, subprocess.SubprocessError) as error:
-            raise UserError(f"expected git to list the files of {root}, got {error}") from error
+            said = os.fsdecode(getattr(error, "stderr", None) or b"").splitlines()
+            reason = said[0] if said else error
+            raise UserError(f"expected git to list the files of {root}, got {reason}") from error
         files = [file for file in os.fsdecode(listed).split("\0") if (root / file).is_file()]
     else:
         files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
