@@ -4,12 +4,22 @@ import errno
 import json
 import math
 import os
+import shutil
 import stat
+import types
 from pathlib import Path
 
 import pytest
 
-from utils.files import read_json, remove_leftovers, whole_file, write_all, write_bytes, write_json
+from utils.files import (
+    free_space,
+    read_json,
+    remove_leftovers,
+    whole_file,
+    write_all,
+    write_bytes,
+    write_json,
+)
 
 Steps = list[tuple[str, str]]
 
@@ -159,6 +169,16 @@ def test_any_name_of_a_file_goes_into_json_and_comes_back(tmp_path: Path) -> Non
     write_json(tmp_path / "a.json", {name: [name]})
     assert '"\\udc82\\udca0 ü.png"' in (tmp_path / "a.json").read_text("utf-8")
     assert read_json(tmp_path / "a.json") == {name: [name]}
+
+
+def test_a_disk_that_tells_nothing_is_not_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of some programs, on which everything would be refused for want of space."""
+    for total, free in ((0, None), (9, 0)):
+        usage = types.SimpleNamespace(total=total, free=0)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
+        assert free_space(tmp_path) == free
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:
