@@ -120,7 +120,9 @@ def test_large_images_are_not_recorded(
 
 
 def test_want_of_memory_while_recording_costs_the_graph_alone(
-    captures: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    captures: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     tries: list[int] = []
 
@@ -131,11 +133,15 @@ def test_want_of_memory_while_recording_costs_the_graph_alone(
     run, fast = run_of()
     other, x = torch.rand(1, 3, 2, 2), torch.rand(1, 3, 5, 6)
     assert all(torch.equal(run(other), 2 * other) for _ in range(2))
+    capture = torch.cuda.graph
     monkeypatch.setattr(torch.cuda, "graph", fail)
     assert all(torch.equal(run(x), 2 * x) for _ in range(4))
     assert len(tries) == 1  # it would cost the other sizes their graphs each time
     assert torch.equal(run(other), 2 * other)
     assert FakeGraph.replays == 1  # the other's, before: its memory was given back
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    assert torch.equal(run(other), 2 * other) and FakeGraph.replays == 2  # recorded anew
+    assert not caplog.records
 
 
 def test_a_capture_that_fails_is_the_last_and_one_line(

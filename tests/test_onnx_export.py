@@ -67,6 +67,20 @@ def test_export_says_where_memory_ran_out(
         onnx_export.main(arguments)
 
 
+def test_export_does_not_write_what_differs_at_one_size(tmp_path: Path) -> None:
+    """By something that is no number, which is larger than none."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+    class Odd(LKDN):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y * torch.nan if x.shape[-2:] == onnx_export.SIZES[-1] else y
+
+    with pytest.raises(ArithmeticError, match="got nan: .* is not written"):
+        onnx_export.export(Odd(4, 1).eval(), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_does_not_write_a_wrong_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
