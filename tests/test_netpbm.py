@@ -21,8 +21,10 @@ def test_shares_of_any_number(tmp_path: Path, channels: int, most: int) -> None:
     data = values.astype(">u2" if most > 255 else "u1").tobytes()
     raw = f"P{5 if channels == 1 else 6}\n{header}".encode() + data
     (tmp_path / "raw").write_bytes(raw)
+    for name, after in (("text", "whatever\n"), ("another", f"P2\n{header}{digits}\n")):
+        (tmp_path / name).write_text((tmp_path / "digits").read_text() + after)
     levels = 255 if most < 256 else 65535
-    for name in ("digits", "raw"):
+    for name in ("digits", "raw", "text", "another"):
         photo = read(tmp_path / name)
         assert photo.pixels.dtype == (np.uint8 if most < 256 else np.uint16) and photo.note == ""
         assert np.abs(photo.pixels - values * levels / most).max() <= 0.51, name  # half a level

@@ -51,8 +51,10 @@ def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray:
     else:
         data = re.sub(rb"#[^\r\n]*", b"", file.read(16 * count + (1 << 16)))
         if header["most"]:
-            # All there are: of a number of them NumPy leaves those missing as memory was before.
-            values = np.fromstring(data, np.int32, sep=" ")[:count]
+            # All there are: of a number of them NumPy leaves those missing as memory was before. A
+            # text or another picture may follow.
+            digits = re.match(rb"[-\d\s]*", data)[0]  # type: ignore[index]
+            values = np.fromstring(digits, np.int32, sep=" ")[:count]
         else:  # 1 is black, and there may be no blanks between
             data = data.translate(None, b" \t\r\n\v\f")
             values = np.uint8(ord("1")) - np.frombuffer(data, np.uint8, count)
