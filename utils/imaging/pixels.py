@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from utils.imaging import tiff
+from utils.imaging import tiff, tiff_values
 from utils.imaging.formats import ImageError, check_size
 
 GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
@@ -27,7 +27,7 @@ def deep_tiff(
     file: BinaryIO, layout: tiff.Layout, bands: tuple[str, ...], rawmode: str
 ) -> tuple[NDArray, str]:
     """More than 8 bits of a TIFF, in the bands and of the rawmode that it had with 8."""
-    pixels, note = tiff.read_deep(file, layout)[..., : len(bands)], ""
+    pixels, note = tiff_values.read_deep(file, layout)[..., : len(bands)], ""
     if layout.get(tiff.SAMPLE_FORMAT, 1) != 1:
         pixels, note = _deep_grey(pixels)
     if layout.get(tiff.PHOTOMETRIC) == 0:  # white is zero
