@@ -72,16 +72,17 @@ def test_a_share_of_what_is_clearly_shrunk_is_turned_by_angles_alike(
     made: dict[str, list[int]] = {"low": [], "ramp": []}
     turned: dict[str, list[int]] = {"low": [], "ramp": []}
 
-    def note_turned(squares: Tensor, angles: Tensor, side: int) -> Tensor:
+    def note(where: dict[str, list[int]], squares: Tensor, side: int) -> None:
         of_low = (squares == 7).flatten(1).all(1)
-        turned["low"] += [side] * int(of_low.sum())
-        turned["ramp"] += [side] * int((~of_low).sum())
+        where["low"] += [side] * int(of_low.sum())
+        where["ramp"] += [side] * int((~of_low).sum())
+
+    def note_turned(squares: Tensor, angles: Tensor, side: int) -> Tensor:
+        note(turned, squares, side)
         return rotate_squares(squares, angles, side)
 
     def note_made(squares: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-        of_low = (squares == 7).flatten(1).all(1)
-        made["low"] += [squares.shape[-1]] * int(of_low.sum())
-        made["ramp"] += [squares.shape[-1]] * int((~of_low).sum())
+        note(made, squares, squares.shape[-1])
         return shrink_squares(squares, patch)
 
     monkeypatch.setattr("train.crops.rotate_squares", note_turned)

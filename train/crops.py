@@ -108,7 +108,6 @@ def _with_shrunk(
     holding = np.array([around(int(side)) for side in sides])
     first = int(np.searchsorted(sides, ROTATED_FROM * sides[0]))
     rotated = (anew < source.rotate) & (kinds > first) & (holding[kinds - 1] <= size)
-    angles = (anew / max(source.rotate, 1e-9) - 0.5) * np.pi / 2
     kinds[rotated] += len(sides)
 
     def make(kind: int, chosen: NDArray[np.int64]) -> tuple[Tensor, ...]:
@@ -118,7 +117,8 @@ def _with_shrunk(
         side = int(holding[index] if turned else sides[index])
         squares = _squares(source, places[:, chosen], draws[2:, chosen], side)
         if turned:
-            by = _as_tensor(angles[chosen].astype(np.float32), squares.device)
+            angles = ((anew[chosen] / source.rotate - 0.5) * np.pi / 2).astype(np.float32)
+            by = _as_tensor(angles, squares.device)
             squares = rotate_squares(squares, by, int(sides[index]))
         return shrink_squares(squares, source.patch)
 
