@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deploy.backends import need
+from deploy.runners import need
 from models.team23_LKDN import LKDN
 from utils import command
 from utils.files import whole_file

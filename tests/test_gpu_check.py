@@ -99,7 +99,7 @@ def test_a_part_that_failed_or_was_cut_makes_the_exit_code_1(
 DYING = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
-from deploy import backends
+from deploy import runners
 from deploy.gpu_check import __main__ as gpu_check, rows
 
 def lose():
@@ -119,7 +119,7 @@ def speed(device, sizes):
         yield name, lambda: open("begun", "a").write(name + ",") and measure()
 
 gpu_check.PARTS["speed"] = speed
-backends.need = lambda name: None
+runners.need = lambda name: None
 sys.exit(gpu_check.main(sys.argv[1:]))
 """
 

@@ -106,7 +106,7 @@ def test_the_files_are_seen() -> None:
     assert {"torch", "models.team23_LKDN", "train.reparam"} <= set(
         imported(read("train/forward.py"))
     )
-    late = set(imported(read("deploy/backends.py")))
+    late = set(imported(read("deploy/runners.py")))
     assert {"deploy.onnx_graph", "onnxruntime"} <= late
-    assert "deploy.onnx_graph" not in set(imported(read("deploy/backends.py"), late=False))
+    assert "deploy.onnx_graph" not in set(imported(read("deploy/runners.py"), late=False))
     assert room_of("deploy/photos/encode.py") == "deploy/photos"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deploy import onnx_export
-from deploy.backends import BackendError, make
+from deploy.backends import make
+from deploy.runners import BackendError
 from kernels.fold import folded, reduced, rescaled
 from models.team23_LKDN import LKDN
 from train import checkpoint

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy import backends, triton_backend
-from deploy.backends import BackendError
+from deploy.runners import BackendError
 from models.team23_LKDN import LKDN
 from utils import devices
 

@@ -25,7 +25,7 @@ WITHOUT_PRODUCTS = {"shallow_kernel", "spread_kernel"}
 SCRIPT = """
 import json, sys
 import torch
-from deploy.backends import DTYPES
+from deploy.runners import DTYPES
 from deploy.bench.ahead import forward_launches, launches
 from kernels.triton_depthwise import depthwise
 from models.team23_LKDN import LKDN

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deploy import backends
+from deploy import backends, runners
 from deploy.bench.worker import milliseconds
 from utils import devices
 
@@ -43,7 +43,7 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     copied = min(milliseconds(other.copy_, large) for _ in range(8))
     ceilings = {"gb_s": 2 * 4 * large.numel() / copied / 1e6}
     side, channels, image = (8192, 512, 128) if cuda else (2048, 256, 64)
-    for name, dtype in backends.DTYPES.items():
+    for name, dtype in runners.DTYPES.items():
         if backends.is_emulated(name, device):
             continue  # it would take minutes
         # Random: a GPU flips fewer bits for ones, and its clock stays higher than images allow.

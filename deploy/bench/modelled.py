@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploy import backends
+from deploy import backends, runners
 from deploy.bench.ahead import Launch, forward_launches
 from deploy.bench.sass import loops, parse
 from deploy.bench.worker import load_shipped
@@ -138,7 +138,7 @@ def busy_s(launch: Launch, size: tuple[int, int, int], dtype: torch.dtype) -> di
 def model(size: tuple[int, int, int], precision: str) -> dict[str, Any]:
     """A forward of the shipped network: a row a kernel, its launches and how long they take
     together; their sum, and the memory held at most."""
-    dtype = backends.DTYPES[precision]
+    dtype = runners.DTYPES[precision]
     made = forward_launches(load_shipped(), dtype, CAPABILITY, size)
     rows = []
     for name in dict.fromkeys(launch.kernel.name for launch in made):
@@ -174,7 +174,7 @@ def compile_all() -> list[dict[str, Any]]:
         rows.append(row)
         try:
             made = forward_launches(
-                load_shipped(), backends.DTYPES[precision], capability, (1, 34, 51)
+                load_shipped(), runners.DTYPES[precision], capability, (1, 34, 51)
             )
         except Exception as error:  # the compiler's
             row["failed"] = type(error).__name__
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
-        backends.need("triton")
+        runners.need("triton")
         if devices.is_interpreted():
             raise UserError("expected Triton's compiler, got TRITON_INTERPRET=1: unset it")
         import triton

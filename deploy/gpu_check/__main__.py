@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy import backends
+from deploy import runners
 from deploy.gpu_check.parts import PARTS
 from deploy.gpu_check.rows import LOST, UNENDED, run_rows
 from utils import command, devices
@@ -59,7 +59,7 @@ def _run_inside(args: argparse.Namespace) -> int:
     device = devices.select_device(args.device)
     if device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-    backends.need("triton")
+    runners.need("triton")
     (part,) = args.parts
     rows = PARTS[part](device, args.sizes)
     result = run_rows(part, rows, device, args.output / f"{part}.json")

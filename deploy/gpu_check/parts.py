@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy import backends
+from deploy import backends, runners
 from deploy.bench.worker import load_shipped, milliseconds, raise_clock
 from deploy.cuda_graphs import replay_graphs
 from deploy.gpu_check.rows import Measure
@@ -53,7 +53,7 @@ def agreement(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Me
             results = torch.stack([fast(x) for _ in range(3 if cuda else 1)])
             # torch's maximum: Python's passes over a NaN that comes later.
             worst = float((results - exact(x.double())).abs().max())
-        most = TOLERANCES[backends.DTYPES[precision]]
+        most = TOLERANCES[runners.DTYPES[precision]]
         if not worst <= most:
             raise ArithmeticError(f"expected a difference up to {most}, got {worst}")
         return {"largest_difference": worst}
@@ -71,7 +71,7 @@ def products(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Mea
 
     def measure(precision: str, inner: int, columns: int, last: int) -> dict:
         torch.manual_seed(0)
-        dtype = backends.DTYPES[precision]
+        dtype = runners.DTYPES[precision]
         a = torch.randn(128, inner, device=device).to(dtype)
         b, c = (torch.randn(n, 96, device=device).to(dtype) for n in (inner, columns))
         b, c = b[:, 32 : 32 + columns], c[:, 64 : 64 + last]
@@ -121,7 +121,7 @@ def sweep(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measur
 
     def measure(precision: str, tile: Size, warps: int, stages: int) -> dict:
         def make() -> Callable[[Tensor], Tensor]:
-            fast = FusedLKDN(net, backends.DTYPES[precision])
+            fast = FusedLKDN(net, runners.DTYPES[precision])
             fast.blocks = replace(fast.blocks, tile=tile, warps=warps, stages=stages)
             return replay_graphs(fast) if device.type == "cuda" else fast
 
@@ -132,7 +132,7 @@ def sweep(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Measur
 
     height, width = sizes[-1]
     for precision in ("fp16", "fp32"):
-        own = FusedLKDN(net, backends.DTYPES[precision]).blocks
+        own = FusedLKDN(net, runners.DTYPES[precision]).blocks
         tried = [(own.tile, own.warps, own.stages)]
         tried += product(((4, 16), (8, 16), (4, 32), (8, 8)), (4, 8), (1, 2, 3))
         for tile, warps, stages in dict.fromkeys(tried):
@@ -150,7 +150,7 @@ def kernels(device: torch.device, sizes: list[Size]) -> Iterator[tuple[str, Meas
     size = "{}x{}".format(*sizes[-1])
 
     def measure(precision: str) -> dict:
-        fast = FusedLKDN(load_shipped().to(device), backends.DTYPES[precision])
+        fast = FusedLKDN(load_shipped().to(device), runners.DTYPES[precision])
         x = torch.rand(1, 3, *sizes[-1], device=device)
         milliseconds(fast, x)  # compiled: the clock is not up for that
         raise_clock(fast, x)
