@@ -275,7 +275,7 @@ def find_sets(args: argparse.Namespace) -> list[ImageSet]:
         raise UserError(f"expected a folder, found none: --data_dir {args.data_dir}")
     data_dir = args.data_dir or ROOT / "data"
     # A folder that is not asked for may be unreadable.
-    wanted = DEFAULTS if args.include_test or not args.dataset else ()
+    wanted = DEFAULTS if args.include_test or not (args.dataset or args.hybrid_test) else ()
     there = next((name for name in wanted if is_there(name, data_dir)), None)
     challenge = there or DEFAULTS[0]
     names = list(dict.fromkeys(args.dataset or [challenge] * (not args.hybrid_test)))

@@ -14,7 +14,8 @@ STEM = "23_LKDN@random"
 
 
 def judge(cwd: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    done = python(cwd, SCRIPT, *arguments, **environment)
+    device = () if "--device" in arguments else ("--device", "cpu")  # also where a GPU is
+    done = python(cwd, SCRIPT, *arguments, *device, **environment)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -2,6 +2,7 @@
 
 import mmap
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,6 +145,10 @@ def test_runtime_keeps_the_cold_image_in_the_mean_alone() -> None:
 
 def test_peak_memory_sees_what_was_freed_again() -> None:
     device = torch.device("cpu")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # a test before this one may have needed more
+        pytest.skip("this system lets no process begin its peak anew")
     reset_peak_memory(device)
     before = peak_memory_mib(device)
     if before is None:

@@ -1,5 +1,6 @@
 """Which networks and sets the judge's command takes, and networks that take turns."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from models.team00_RFDN import RFDN
 from utils.command import UserError
 from utils.datasets import find
 from utils.imaging.images import write_png
-from utils.measure import Model, Options, measure_set
+from utils.measure import Model, Options, measure_set, runs_locked
 from utils.networks import Entry
 
 
@@ -133,6 +134,20 @@ def test_the_templates_flags_choose_its_sets(
     assert [image_set.name for image_set in sets] == expected
 
 
+def test_the_hybrid_set_alone_needs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import test_demo
+
+    def refuse(*arguments: object) -> NoReturn:
+        raise UserError("cannot read the folder DIV2K_valid_HR")
+
+    monkeypatch.setattr(test_demo, "is_there", refuse)
+    write_png(tmp_path / "LSDIR_DIV2K_test_HR" / "a.png", photo(16, 16))
+    args = test_demo.parse(["--data_dir", str(tmp_path), "--hybrid_test"])
+    assert [s.name for s in test_demo.find_sets(args)] == ["LSDIR_DIV2K_test"]
+
+
 def test_another_backend_gives_the_same_picture_and_both_runtimes(
     tmp_path: Path, random_weights: Path
 ) -> None:
@@ -198,3 +213,30 @@ def test_baseline_and_network_take_turns(tmp_path: Path, random_weights: Path) -
     assert results["00_RFDN"]["flops"] == pytest.approx(27.10262256)
     assert "Report in out" in done.stdout
     assert f"SR {STEM}" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_runs_that_would_replace_each_other_or_their_images_are_refused(tmp_path: Path) -> None:
+    """Of net on DIV2K_valid and net_DIV2K on valid; and of a folder of restored images again."""
+    (tmp_path / "weights").touch()
+    net = nn.Upsample(scale_factor=4)
+    cpu = torch.device("cpu")
+    models = [Model(f"23_{n}", net, tmp_path / "weights", net) for n in ("net", "net_DIV2K")]
+    for name in ("DIV2K_valid", "valid"):
+        write_png(tmp_path / name / "HR" / "a.png", photo(32, 32))
+    sets = [find(name, tmp_path) for name in ("DIV2K_valid", "valid")]
+    with (
+        pytest.raises(UserError, match="of different names, got two called 23_net_div2k_valid"),
+        runs_locked(models, sets, cpu, Options(tmp_path / "out")),
+    ):
+        pass
+    restored = tmp_path / "out" / "23_net" / "valid"
+    write_png(restored / "a.png", photo(32, 32))
+    again = [find(str(restored), tmp_path)]
+    for options, refused in ((Options(tmp_path / "out"), True), (Options(tmp_path), False)):
+        with (
+            pytest.raises(UserError, match="no image of the set is replaced")
+            if refused
+            else contextlib.nullcontext(),
+            runs_locked(models[:1], again, cpu, options),
+        ):
+            pass

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from utils import efficiency, evaluate, record
 from utils.bicubic import Convention
+from utils.command import UserError
 from utils.datasets import BENCHMARKS, ImageSet, Pair
 from utils.files import sha256
 from utils.imaging.images import BAD_IMAGE, ImageError, write_png
@@ -82,11 +84,27 @@ def runs_locked(
     """Keep other processes from measuring the same runs into the same folder.
 
     Raises:
-        UserError: one does already; nothing is locked then.
+        UserError: one does already, two of the runs have one name, or an image would be written
+            over one of the set; nothing is locked then.
     """
+    pairs = list(itertools.product(models, sets))
+    stems = [record.run_stem(_conditions(*both, device, options)) for both in pairs]
+    if twice := [s for s, n in Counter(map(str.casefold, stems)).items() if n > 1]:
+        raise UserError(
+            f"expected runs of different names, got two called {twice[0]}: rename a checkpoint or "
+            "a set"
+        )
+    for model, image_set in pairs if options.images else ():
+        for pair in image_set.pairs:
+            file = _sr_file(model, image_set, pair, options)
+            inputs = (path for path in (pair.hr, pair.lr) if path and path.exists())
+            if file.exists() and any(map(file.samefile, inputs)):
+                raise UserError(
+                    f"expected a --save_dir in which no image of the set is replaced, got {file}: "
+                    "give another, or --no_images"
+                )
     with ExitStack() as stack:
-        for model, image_set in itertools.product(models, sets):
-            stem = record.run_stem(_conditions(model, image_set, device, options))
+        for stem in stems:
             file = options.save_dir / f".{stem}.lock"
             stack.enter_context(locked(file, f"the run {stem} in {options.save_dir}"))
         yield
@@ -196,7 +214,7 @@ def _first_pass(
             tally.again.append(sample.lr)
         logger.info("%s", _image_line(model, image), extra={"model": model.name})
         if options.images and model.file:
-            file = options.save_dir / model.name / image_set.name / f"{pair.name}.png"
+            file = _sr_file(model, image_set, pair, options)
             try:
                 write_png(file, sr)
                 image["png_sha256"] = sha256(file)
@@ -205,6 +223,10 @@ def _first_pass(
         for problem in problems:
             _fail(tally, f"{pair.name}: {problem}", image_set)
         bar.update()
+
+
+def _sr_file(model: Model, image_set: ImageSet, pair: Pair, options: Options) -> Path:
+    return options.save_dir / model.name / image_set.name / f"{pair.name}.png"
 
 
 def _scored(
