@@ -265,12 +265,14 @@ def put_benchmark(pairs: Sequence[Pair], target: Path, scratch: Path) -> None:
                 f"expected nothing or {len(pairs)} images in {target}, got {len(there)}: move it "
                 "away and run this again to have all"
             )
-        if has_lr(pairs) and not any(pair.lr for pair in there):
+        if has_lr(pairs) and not has_lr(there):
             raise DataError(
-                f"expected nothing or a set with LR images in {target}, got one without: move it "
-                "away and run this again to have both"
+                f"expected nothing or a set with all LR images in {target}, got one without: move "
+                "it away and run this again to have both"
             )
-        tqdm.write(f"{target}: {len(there)} images, complete already")
+        total = IMAGES[target.name]
+        state = "complete" if len(there) >= total else f"of {total}, there"
+        tqdm.write(f"{target}: {len(there)} images, {state} already")
         return
     require_empty(target, f"{target.name} as HR/ and LR/")
     pictures = {f"HR/{pair.name}.png": pair.hr for pair in pairs if pair.hr}

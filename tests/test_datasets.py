@@ -1,5 +1,6 @@
 """Sets are found in every layout in which people have them, and absence is said."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,7 +167,9 @@ def test_an_empty_name_is_no_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["DIV2K_valid", "Set5", "my photos"])
 def test_absent_set_is_named_in_one_line(tmp_path: Path, name: str) -> None:
     touch(tmp_path, f"{name}/HR/notes.txt")
-    with pytest.raises(DatasetError, match=f"^expected images of {name} in .*{tmp_path}/{name}/HR"):
+    with pytest.raises(
+        DatasetError, match=f"^expected images of {name} in .*{re.escape(str(tmp_path))}/{name}/HR"
+    ):
         find(name, tmp_path)
 
 
@@ -175,7 +178,8 @@ def test_absence_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     for name, reason in {
         "mine/x3": "got 2 such as .*/mine/x3/HR/a.png, whose names or folders tell another scale",
-        "mine/deep": f"in folders such as {tmp_path}/mine/deep/HR, found none",  # not below data
+        # not below data
+        "mine/deep": f"in folders such as {re.escape(str(tmp_path))}/mine/deep/HR, found none",
         "mine/c.png": "got the file .*/mine/c.png: name its folder",
     }.items():
         with pytest.raises(AbsentError, match=reason):
@@ -234,3 +238,16 @@ def test_a_dot_means_the_working_directory(
     ):
         found = find(name, tmp_path / "data")
         assert (found.name, [pair.name for pair in found.pairs]) == (label, [image])
+
+
+def test_two_dots_mean_the_folder_above(
+    tmp_path: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not HR/.., in which the images of the working directory would be found."""
+    save(tmp_path / "all" / "set" / "HR" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.chdir(tmp_path / "all" / "set")
+    with pytest.raises(AbsentError):
+        find("..", tmp_path)
+    save(tmp_path / "all" / "HR" / "b.png", np.zeros((8, 8, 3), np.uint8))
+    found = find("..", tmp_path)
+    assert (found.name, [pair.name for pair in found.pairs]) == ("all", ["b"])

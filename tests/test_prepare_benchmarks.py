@@ -80,7 +80,7 @@ def test_benchmark_is_found_after_preparing_it(
     before = {path: path.stat() for path in (tmp_path / "data" / name).rglob("*")}
     capsys.readouterr()
     assert prepare.main(options) == 0
-    assert "complete already" in capsys.readouterr().out
+    assert " already" in capsys.readouterr().out
     assert {path: path.stat() for path in (tmp_path / "data" / name).rglob("*")} == before
 
 
@@ -94,6 +94,23 @@ def test_a_part_of_a_set_is_not_called_complete(
     said = capsys.readouterr().err
     assert f"expected nothing or 3 images in {part / 'Set5'}, got 1: move it away" in said
     assert files_below(part) == {"Set5/HR/a.png"}
+    source.write_bytes(zipped({"Set5/HR/a.png": png(noise(16, 20))}))
+    assert prepare.main(["--benchmarks", str(source), "--data_dir", str(part)]) == 0
+    assert "1 images, of 5, there already" in capsys.readouterr().out
+
+
+def test_a_set_that_lost_an_lr_image_is_not_called_complete(
+    tmp_path: Path, noise: MakeImage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"Set5/HR/{name}.png": png(noise(16, 20)) for name in "abcde"}
+    files |= {f"Set5/LR/{name}x4.png": png(noise(4, 5)) for name in "abcde"}
+    source = tmp_path / "Set5.zip"
+    source.write_bytes(zipped(files))
+    data = lay_out(tmp_path / "data", files)
+    (data / "Set5/LR/cx4.png").unlink()
+    assert prepare.main(["--benchmarks", str(source), "--data_dir", str(data)]) == 1
+    said = capsys.readouterr()
+    assert "a set with all LR images" in said.err and "complete" not in said.out
 
 
 def test_several_benchmarks_at_once_and_then_none_is_opened(

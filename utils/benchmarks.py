@@ -9,8 +9,8 @@ from utils.layouts import HR_END, words_of
 
 
 def has_lr(pairs: Sequence[Pair]) -> bool:
-    """Whether there are pairs, and all of them have LR images."""
-    return bool(pairs) and all(pair.lr for pair in pairs)
+    """Whether there are pairs, and the LR images of all of them."""
+    return bool(pairs) and all(pair.lr and pair.lr.exists() for pair in pairs)
 
 
 def find_pairs(root: Path) -> list[Pair]:

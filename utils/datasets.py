@@ -75,10 +75,12 @@ def find(name: str, data_dir: str | Path) -> ImageSet:
     left: dict[Path, None] = {}
     for base in bases:
         here = base / name
+        here = here.resolve() if here.name == ".." else here  # HR/.. is no folder of a set
         folders = [folder for folder in dict.fromkeys(_folders_of(here)) if os.path.isdir(folder)]
         files = [path for folder in folders for path in find_images(folder, recursive=False)]
         if pairs := pairs_of(files, here.parent):
-            label = name if known else Path(os.path.abspath(name)).name  # a link goes by its own
+            own = Path(os.path.abspath(name)).name or "root"  # a link goes by its own
+            label = name if known else own
             return ImageSet(label, tuple(pairs))
         left |= dict.fromkeys(files)
     raise AbsentError(_absence(name, bases, list(left)))

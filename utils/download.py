@@ -186,7 +186,7 @@ def unpack(archive: Path, scratch: Path) -> Path:
             the folder.
     """
     # Called like the archive: Set5.zip may hold HR/ and LR/ themselves.
-    folder = Path(mkdtemp(dir=scratch), archive.name.split(".")[0])
+    folder = Path(mkdtemp(dir=scratch), archive.name.strip(".").split(".")[0])
     folder.mkdir()
     try:
         is_zip = zipfile.is_zipfile(archive)
