@@ -129,3 +129,14 @@ def test_a_published_benchmark_makes_tables_and_picture(tmp_path: Path) -> None:
     (published / "benchmark_cuda.json").write_text(json.dumps(a_benchmark("cuda")))
     documents.publish([], tmp_path)
     assert "not measured" not in (tmp_path / "README.md").read_text()
+
+
+def test_the_authors_scores_are_those_of_the_plain_network(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("<!-- generated: scores -->\n<!-- end -->\n")
+    theirs = a_run("Set5", "23_LKDN@fused") | {"ave_psnr_y": 32.1}
+    theirs["checkpoint"] = {"name": documents.AUTHORS_FILE, "sha256": "1" * 64}
+    half = theirs | {"backend": "native", "precision": "bf16", "ave_psnr_y": 32.0}
+    files = [record.write_run(tmp_path, run) for run in (a_run(), theirs, half)]
+    documents.publish(files, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| the authors' weights, measured here | 32.100 /" in text

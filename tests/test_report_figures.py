@@ -1,8 +1,12 @@
 """What the page draws and crops, without the page."""
 
-import numpy as np
+from pathlib import Path
 
-from utils.report import markup, pictures, training_tables
+import numpy as np
+from made_records import a_run
+
+from utils.files import write_json
+from utils.report import groups, markup, pictures, training_tables
 
 
 def test_the_crop_lies_where_the_error_is_largest() -> None:
@@ -35,3 +39,20 @@ def test_the_training_curve_counts_every_stage_and_names_the_one_without_scores(
 
 def test_the_least_time_that_json_holds_can_be_drawn() -> None:
     assert "<circle" in markup.chart({"a": [(1.0, 5e-324, "")]}, "pixels", "ms")
+
+
+def test_a_run_without_scores_hides_no_scores_of_the_others(tmp_path: Path) -> None:
+    """The baseline's, whose weights are not shipped and whose name comes first."""
+    ours, baseline = a_run("set", "23_LKDN@mine"), a_run("set", "00_RFDN")
+    one = ours["images"][0]
+    ours["images"] = [one | {"name": n, "psnr": p} for n, p in (("a", 35.0), ("b", 25.0))]
+    none = dict.fromkeys(("psnr", "psnr_y", "psnr_bicubic", "psnr_y_bicubic"))
+    baseline["images"] = [image | none for image in ours["images"]]
+    for run in (baseline, ours):
+        write_json(tmp_path / f"{run['model']}.json", run)
+    (group,) = groups.by_set(groups.read(tmp_path))
+    assert group.runs[0]["model"] == "23_LKDN@mine"
+    assert [(image["name"], image["psnr_bicubic"]) for image in group.images] == [
+        ("b", 28.0),
+        ("a", 28.0),
+    ]

@@ -86,6 +86,18 @@ def test_a_trial_says_what_its_run_was_and_scored(uninterrupted: Path, tmp_path:
         trial.trial(tmp_path, "none", "")
 
 
+def test_notes_and_commands_of_trials_are_shown_as_they_are(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    record = trial.trial(uninterrupted, "a", "batch*2, rate*2 | ~3 & [4]")
+    record["command"] = "train.py --data '/a [b]*' # 1 < 2"
+    publish(tmp_path, "trials", "a", record)
+    *_, row, empty, command, end = documents.fill_in(TRIALS, tmp_path).splitlines()
+    shown = "batch&#42;2, rate&#42;2 &#124; &#126;3 &#38; &#91;4]"
+    assert row.endswith(f"| {shown} |") and (empty, end) == ("", "<!-- end -->")
+    assert command == "    a: train.py --data '/a [b]*' # 1 < 2"
+
+
 def test_a_trial_has_no_scores_of_steps_after_its_checkpoint(
     uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Figures, tables and machines as text."""
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,12 +61,17 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 
 # What Markdown reads as more than the character, or ends a cell of a table.
-MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "|<`[\\"})
+MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "|<`[\\&*~"})
 
 
 def in_markdown(record: Any) -> Any:
     """The same record, its texts as Markdown that shows them as they are, on one line each."""
     return _changed(record, lambda text: printable(text, len(text)).translate(MARKDOWN))
+
+
+def in_code(text: str) -> str:
+    """A text that in_markdown made, for a block of code, which shows all characters as they are."""
+    return html.unescape(text)
 
 
 def in_terminal(record: Any) -> Any:

@@ -17,7 +17,7 @@ from utils.report import comparison, gpu, kernels, published, speed, summary
 from utils.report import training_tables as tables
 from utils.report.published import Record, benchmarks, records
 from utils.schema import NAME, misfit
-from utils.text import device_name, encoded, in_markdown, markdown, number, revision
+from utils.text import device_name, encoded, in_code, in_markdown, markdown, number, revision
 
 DOCUMENTS = (
     "README.md",
@@ -139,7 +139,7 @@ def _output(folder: Path) -> str:
     run = next(filter(summary.is_plain, demo), None)
     if run is None:
         return "not measured"
-    return f"```\n{summary.text(run, f'results/{run_stem(run)}.json').strip()}\n```"
+    return f"```\n{in_code(summary.text(run, f'results/{run_stem(run)}.json')).strip()}\n```"
 
 
 def _scores(folder: Path) -> str:
@@ -148,7 +148,11 @@ def _scores(folder: Path) -> str:
     ours = {
         run["dataset"]: run for run in scored if run["model"] == ENTRY and summary.is_plain(run)
     }
-    theirs = {run["dataset"]: run for run in scored if run["checkpoint"]["name"] == AUTHORS_FILE}
+    theirs = {
+        run["dataset"]: run
+        for run in scored
+        if run["checkpoint"]["name"] == AUTHORS_FILE and summary.is_plain(run)
+    }
     if not ours:
         return "not measured"
     cells = {

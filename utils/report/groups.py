@@ -27,13 +27,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return sorted((run for run in read_runs(folder) if run["images"]), key=_order)
 
 
-def _order(run: dict[str, Any]) -> tuple[int, str, bool, str, bool]:
+def _order(run: dict[str, Any]) -> tuple[int, str, bool, bool, str, bool]:
     """Where a run stands: by set, the challenge's and the benchmarks first; in each the shipped
-    weights and the plain network come first."""
+    weights and the plain network come first, and what has no scores last."""
     known = [*CHALLENGE, *BENCHMARKS]
     name, model = run["dataset"], run["model"]
     place = known.index(name) if name in known else len(known)
-    return place, name, model != ENTRY, model, not summary.is_plain(run)
+    unscored = all(psnr_of(image) == "not measured" for image in run["images"])
+    return place, name, unscored, model != ENTRY, model, not summary.is_plain(run)
 
 
 def by_set(runs: Sequence[dict[str, Any]]) -> list[Group]:

@@ -6,7 +6,7 @@ from typing import Any
 from utils.datasets import SCALE
 from utils.record import ENVIRONMENT, FIGURE
 from utils.schema import Kind
-from utils.text import device_name, machine, markdown, number, revision
+from utils.text import device_name, in_code, machine, markdown, number, revision
 
 Record = dict[str, Any]
 
@@ -87,7 +87,7 @@ def trials(records: Sequence[Record]) -> str:
                 f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
             ]
         )
-    lines = [f"    {trial['trial']}: {trial['command']}" for trial in records]
+    lines = [in_code(f"    {trial['trial']}: {trial['command']}") for trial in records]
     return "\n".join([markdown(rows), "", *lines])
 
 
@@ -251,7 +251,7 @@ def _teacher(record: Record) -> str:
 def commands(training: Record) -> str:
     """The commands that trained the shipped weights."""
     lines = training.get("commands", ["not trained yet"])
-    return "\n".join(f"    {line}" for line in lines)
+    return "\n".join(in_code(f"    {line}") for line in lines)
 
 
 def validation(training: Record) -> str:
