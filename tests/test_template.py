@@ -141,3 +141,14 @@ def test_an_image_without_ssim_is_a_gap() -> None:
     run = {**a_run("demo"), "ave_ssim": 0.5}
     del run["images"][0]["ssim"]
     assert template.results([run])["23_LKDN"]["demo_ssim"] == [None]
+
+
+def test_validation_sets_of_two_years_are_told_apart_also_of_two_networks() -> None:
+    runs = [a_run("DIV2K_valid", "00_A"), a_run("DIV2K_LSDIR_valid", "23_B")]
+    assert set(template.results(runs)) == {"00_A", "23_B_DIV2K_LSDIR"}
+
+
+def test_a_set_called_like_another_ones_average_is_a_set() -> None:
+    entry = template.results([a_run("photos"), a_run("photos_ave")])["23_LKDN"]
+    assert entry["photos_ave_psnr"] == 30.0 and entry["photos_ave__psnr"] == [30.0]
+    assert template.table([a_run("photos"), a_run("photos_ave")]).count("23_LKDN") == 2

@@ -18,25 +18,24 @@ def results(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The runs under the keys, in the order and in the units of the template's results.json.
 
     The key is the model's name; where a model ran on several devices, backends or precisions,
-    their names follow it, and DIV2K_LSDIR where it ran on sets of 2023's challenge and later ones.
-    Where runs are of several weights, or of a network that changed, those of the latest run go by
-    these names, and the others have the beginning of their weights' sha256 behind.
+    their names follow it, and DIV2K_LSDIR where there are runs on sets of later years and on
+    others. Where runs are of several weights, or of a network that changed, those of the latest run
+    go by these names, and the others have the beginning of their weights' sha256 behind.
     """
     runs = sorted(runs, key=_place)
     latest: dict[str, dict[str, Any]] = {}
     for run in sorted(runs, key=lambda run: run["environment"]["date"]):
         latest[run["model"]] = run
     variants: dict[str, set[str]] = {}
-    later: dict[str, set[bool]] = {}
+    is_both = len({run["dataset"] in SETS_LATER for run in runs}) > 1
     for run in runs:
         variants.setdefault(run["model"], set()).add(_variant(run))
-        later.setdefault(run["model"], set()).add(run["dataset"] in SETS_LATER)
     entries: dict[str, dict[str, Any]] = {}
     counts: dict[str, dict[str, Any]] = {}
     for run in runs:
         model, is_later = run["model"], run["dataset"] in SETS_LATER
         key = f"{model}_{_variant(run)}" if len(variants[model]) > 1 else model
-        key += "_DIV2K_LSDIR" if is_later and len(later[model]) > 1 else ""
+        key += "_DIV2K_LSDIR" if is_later and is_both else ""
         if _network(run) != _network(latest[model]):
             key += f"_{(run['checkpoint']['sha256'] or 'other')[:8]}"
         entries.setdefault(key, {}).update(_measured(run))
@@ -61,7 +60,7 @@ def _network(run: dict[str, Any]) -> tuple[Any, ...]:
 
 def _mode(run: dict[str, Any]) -> str:
     """The template's word for a run's set; a folder of such a name is none of the challenge's."""
-    name = run["dataset"]
+    name = run["dataset"] + "_" * run["dataset"].endswith("_ave")  # or a key has two meanings
     return MODES.get(name, f"folder_{name}" if name in MODES.values() else name)
 
 
