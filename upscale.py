@@ -85,7 +85,8 @@ def make_upscaler(args: argparse.Namespace) -> Upscaler:
             self_ensemble=args.self_ensemble,
         )
     except Exception as error:
-        if not is_exhausted(error):
+        of_library = error.__cause__ if isinstance(error, backends.BackendError) else None
+        if not is_exhausted(of_library or error):
             raise
         told = isinstance(error, MemoryError) and str(error)
         advice = f"{error}: free some, or allow more by --memory MIB" if told else OUT_OF_MEMORY
@@ -112,7 +113,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="side of a tile in pixels of the input; with 0 what fits into memory is not cut",
+        help="side of a tile in pixels of the input; with 0 a CPU takes the fastest, and a GPU "
+        "cuts what does not fit into memory",
     )
     add(
         "--memory",
@@ -154,7 +156,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--backend",
         choices=("auto", *backends.NAMES),
         default="auto",
-        help="what runs the network; auto is the fastest that runs here and is as exact",
+        help="what runs the network; auto is the fastest that runs here, as exact as --precision "
+        "allows",
     )
     add("--precision", choices=backends.PRECISIONS, default="fp32", help="of weights and features")
     add("--checkpoint", type=command.path, help="weights to use instead of the shipped ones")
@@ -190,8 +193,10 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     """The images of this share, and how many of it are left out because their results are there."""
     for path in plan.left_out:
         logger.info("left out, for it is named like a result: %s", path)
-    results = {folders.place_of(job.target) for job in plan.jobs}
-    if others := [path for path in plan.left_out if folders.place_of(path) not in results]:
+    # Of whatever format: an earlier run may have had another --ext.
+    results = {folders.place_of(job.target.with_suffix("")) for job in plan.jobs}
+    others = [p for p in plan.left_out if folders.place_of(p.with_suffix("")) not in results]
+    if others:
         logger.warning(
             "images left out, for they are named like results, though of none of these inputs: %d, "
             "such as %s; give another --suffix, or -o a folder, to enlarge them",

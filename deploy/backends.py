@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,7 @@ MEMORY = {
 }
 NAMES = tuple(MEMORY)
 TRITON_HALF_MEMORY = 1500  # .. in fp16 and bf16
+TRITON_PIXELS = 1 << 24  # LR pixels at once: its kernels count numbers in int32
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,11 @@ class Backend:
         """Bytes a LR pixel that it takes at its peak, with the result."""
         half = self.name == "triton" and self.precision != "fp32"
         return TRITON_HALF_MEMORY if half else MEMORY[self.name]
+
+    @property
+    def most_pixels(self) -> float:
+        """LR pixels that it takes at once, of all images of a batch."""
+        return TRITON_PIXELS if self.name == "triton" else math.inf
 
 
 def make(
@@ -118,6 +125,7 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
     x = torch.rand(1, 3, 48, 56, generator=torch.Generator().manual_seed(0)).to(device)
     first = AUTO[device.type][0]
     reasons: dict[str, str] = {}
+    latest: Exception | None = None
     with torch.inference_mode():
         expected = prepare_plain(net, "fp32", device)(x)
         for name in AUTO[device.type]:
@@ -130,7 +138,7 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
                 except OverflowError:  # of the weights, whatever runs them
                     raise
                 except Exception as failure:  # of a library's or a driver's own kind
-                    reasons[name] = in_a_line(failure)
+                    reasons[name], latest = in_a_line(failure), failure
                 else:
                     if error <= (most := TOLERANCES[tried]):
                         ran = f"running on {name} in {tried}, not"
@@ -144,7 +152,7 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise BackendError(
         f"expected a backend within {TOLERANCES['fp32']} of the plain network, got none: {why}"
-    )
+    ) from latest
 
 
 _MAKERS: dict[str, Callable[[nn.Module, str, torch.device], Callable[[Tensor], Tensor]]] = {

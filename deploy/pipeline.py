@@ -86,7 +86,8 @@ def read(job: Job) -> Photo:
 def _restore(job: Job, photo: Photo, upscaler: Upscaler, pool: ThreadPoolExecutor) -> Writing:
     """Restore an image and hand it to the threads that write."""
     height, width = photo.pixels.shape[:2]
-    check_space(job.target, SCALE**2 * photo.pixels.nbytes)
+    deep = job.target.suffix.lower() in suffixes.DEEP
+    check_space(job.target, SCALE**2 * (photo.pixels.nbytes if deep else photo.pixels.size))
     began = time.perf_counter()
     enlarged = enlarge(photo, upscaler)
     spent = time.perf_counter() - began

@@ -37,17 +37,18 @@ class Upscaler:
     """LKDN with its weights on a backend: `upscaler(image)` is the image of 4 times the size.
 
     The picture is continued by its own mirror image, BORDER pixels wide, so that its edge is as
-    bright as the rest. What does not fit is restored in tiles, equal to the whole to the last bits.
-    Threads may share one on eager, native, onnxruntime or openvino. After a fork go on with native
-    alone: the others' threads are missing there, and a forked process would wait for them.
+    bright as the rest. What does not fit, or is faster so on a CPU, is restored in tiles, equal to
+    the whole to the last bits. Threads may share one on eager, native, onnxruntime or openvino.
+    After a fork go on with native alone: the others' threads are missing there, and a forked
+    process would wait for them.
 
     Args:
         device: auto, cpu, cuda or mps.
         backend: see deploy/backends.py; auto is the fastest that runs here.
         precision: fp32, fp16 or bf16.
         checkpoint: weights of the inference form; by default the shipped ones.
-        tile: side of a tile in LR pixels, without the context around it; by default an image that
-            fits is not cut.
+        tile: side of a tile in LR pixels, without the context around it; by default what fits
+            is cut on a CPU alone, where that is faster.
         memory_bytes: what an image may take on the device, a CPU's image itself included; by
             default half of what is free, of which a CPU's network takes no more than is fastest.
         self_ensemble: average over the 8 flips and quarter turns; takes 8 times as long.
@@ -104,6 +105,7 @@ class Upscaler:
             self._least = max(self._least, min(some, self.memory_bytes))
             if self.device.type == "cpu":
                 self._most = CPU_PIXELS * self._cost
+        self._most = int(min(self._most, self.backend.most_pixels * self._cost))
         try:
             tiling.tile_size(self.memory_bytes, self._cost)
         except MemoryError as error:

@@ -10,7 +10,7 @@ import torch
 from image_files import names, opened, photo
 from PIL import Image
 
-from deploy import upscaler
+from deploy import backends, upscaler
 from utils.memory import free_memory, group_limits, is_exhausted
 
 resource = pytest.importorskip("resource", reason="needs POSIX")
@@ -156,6 +156,22 @@ def test_no_memory_at_all_is_one_line_that_says_what_to_do(
     said = printed.out if where == "_forward" else printed.err
     assert "out of memory: free some, or let the network take less of it by --memory" in said
     assert "Traceback" not in printed.err and names(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_no_memory_for_the_network_itself_is_no_wrong_usage(
+    backend: str, enlarge: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As on a GPU that others have filled."""
+
+    def fails(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    Image.fromarray(photo(8, 9)).save("a.png")
+    for name in backends._MAKERS:
+        monkeypatch.setitem(backends._MAKERS, name, fails)
+    assert enlarge("a.png", "--backend", backend) == 1
+    assert "out of memory: free some" in capsys.readouterr().err
 
 
 def test_the_smallest_tile_may_take_all_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,21 @@ def test_shares_of_any_number(tmp_path: Path, channels: int, most: int) -> None:
     data = values.astype(">u2" if most > 255 else "u1").tobytes()
     raw = f"P{5 if channels == 1 else 6}\n{header}".encode() + data
     (tmp_path / "raw").write_bytes(raw)
-    for name, after in (("text", "whatever\n"), ("another", f"P2\n{header}{digits}\n")):
+    texts = {"text": "whatever\n", "dashes": "-- by hand\n", "another": f"P2\n{header}{digits}\n"}
+    for name, after in texts.items():
         (tmp_path / name).write_text((tmp_path / "digits").read_text() + after)
     levels = 255 if most < 256 else 65535
-    for name in ("digits", "raw", "text", "another"):
+    for name in ("digits", "raw", *texts):
         photo = read(tmp_path / name)
         assert photo.pixels.dtype == (np.uint8 if most < 256 else np.uint16) and photo.note == ""
         assert np.abs(photo.pixels - values * levels / most).max() <= 0.51, name  # half a level
+
+
+@pytest.mark.parametrize("most", [200, 255, 1000, 65535])
+def test_values_above_the_maximum_are_the_maximum(tmp_path: Path, most: int) -> None:
+    (tmp_path / "a.pgm").write_text(f"P2\n3 1\n{most}\n{most} {most + 45} 70000\n")
+    pixels = read(tmp_path / "a.pgm").pixels
+    assert pixels.tolist() == [[[255 if most < 256 else 65535]] * 3]
 
 
 @pytest.mark.parametrize("most", [255, 1000])

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +56,21 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[int, int]]]
     monkeypatch.setattr(pipeline, "enlarge", enlarge)
     monkeypatch.setattr(pipeline.encode, "write", write)
     return run
+
+
+def test_a_bmp_of_a_deep_photo_needs_half_the_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has 8 bits."""
+    photo = Photo(np.zeros((300, 200, 3), np.uint16))
+    asked: list[int] = []
+    monkeypatch.setattr(pipeline, "check_space", lambda target, size: asked.append(size))
+    monkeypatch.setattr(pipeline, "enlarge", lambda photo, upscaler: photo)
+    with ThreadPoolExecutor(1) as pool:
+        for suffix in (".bmp", ".png"):
+            job = Job(Path("a.png"), tmp_path / f"a_x4{suffix}")
+            pipeline._restore(job, photo, SimpleNamespace(), pool).done.result()  # type: ignore[arg-type]
+    assert asked == [16 * 300 * 200 * 3, 2 * 16 * 300 * 200 * 3]
 
 
 def test_no_more_photos_are_held_than_threads_may_be(held: Callable) -> None:

@@ -33,6 +33,23 @@ def test_alpha_does_not_darken_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_rgb(tmp_path / "a.tif"), rgba[..., :3])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_alpha_in_a_plane_of_its_own(tmp_path: Path, channels: int) -> None:
+    for dtype in (np.uint8, np.uint16):
+        planes = noise(channels + 1, H, W, dtype=dtype)
+        kind = "rgb" if channels == 3 else "minisblack"
+        tifffile.imwrite(
+            tmp_path / "a.tif",
+            planes,
+            photometric=kind,
+            planarconfig="separate",
+            extrasamples=["unassalpha"],
+        )
+        photo = read(tmp_path / "a.tif")
+        np.testing.assert_array_equal(photo.pixels, planes[:-1].transpose(1, 2, 0))
+        np.testing.assert_array_equal(photo.alpha, planes[-1])
+
+
 def test_alpha_beside_a_palette_and_multiplied_into_grey(tmp_path: Path) -> None:
     colours, index, alpha = noise(16, 3), noise(H, W) % 16, noise(H, W, seed=1)
     palette = Image.fromarray(index).convert("P")

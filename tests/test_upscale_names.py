@@ -125,6 +125,15 @@ def test_a_photo_that_is_named_like_a_result_is_not_left_out_without_a_word(
     assert names(tmp_path) == ["a.png", "a_x4.png", "b_x4.png"]
 
 
+def test_results_in_another_format_are_known(
+    enlarge: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(photo(8, 9)).save(tmp_path / "a.jpg")
+    assert enlarge(".") == enlarge(".", "--ext", "jpg") == 0
+    assert "though of none" not in caplog.text
+    assert names(tmp_path) == ["a.jpg", "a_x4.jpg", "a_x4.png"]
+
+
 def test_numbered_results_are_no_inputs_either(enlarge: Callable, tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a_png.jpg"):
         Image.fromarray(photo(8, 9)).save(tmp_path / name)

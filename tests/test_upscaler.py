@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from skimage import data
 from torch import Tensor
 
-from deploy import tiling
+from deploy import backends, tiling
 from deploy import upscaler as module
 from deploy.upscaler import Upscaler
 from models.team23_LKDN import LKDN
@@ -167,6 +167,24 @@ def test_large_photos_leave_room_for_tiles(
         if free_gib >= 16:
             assert upscaler.tile_for(800, 900) is None
             assert upscaler.tile_for(900, 900) is not None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_triton_gets_no_more_than_it_can_count(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Photos of 30 megapixels fit into a large GPU's memory."""
+    made = backends.Backend("triton", precision, lambda x: x)
+    monkeypatch.setattr(module, "free_memory", lambda device: 139 << 30)
+    monkeypatch.setattr(module, "select_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(module.backends, "make", lambda *arguments: made)
+    upscaler = Upscaler("cuda")
+    assert upscaler.tile_for(4000, 4000) is None
+    for width, height in ((6000, 5000), (8192, 8192), (67_000, 1000)):
+        tile = upscaler.tile_for(width, height)
+        assert tile is not None
+        assert (tile + 2 * tiling.CONTEXT) ** 2 * 72 < 2**31  # numbers of features, in int32
+        assert upscaler.tile_for(width, height, held=1 << 30) == tile
 
 
 def test_tiles_in_which_least_is_computed_twice_are_taken() -> None:

@@ -53,7 +53,7 @@ def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray:
         if header["most"]:
             # All there are: of a number of them NumPy leaves those missing as memory was before. A
             # text or another picture may follow.
-            digits = re.match(rb"[-\d\s]*", data)[0]  # type: ignore[index]
+            digits = re.match(rb"[\d\s]*", data)[0]  # type: ignore[index]
             values = np.fromstring(digits, np.int32, sep=" ")[:count]
         else:  # 1 is black, and there may be no blanks between
             data = data.translate(None, b" \t\r\n\v\f")
@@ -63,8 +63,9 @@ def read_netpbm(file: BinaryIO, header: re.Match[bytes]) -> NDArray:
     if header["bits"] and values.max() > 1:
         raise ImageError("expected 0 and 1 in a PBM, got other characters")
     levels, dtype = (255, np.uint8) if most < 256 else (65535, np.uint16)
+    values = values.clip(0, most)
     if most < levels:
-        values = np.rint(values.clip(0, most) * np.float32(levels / most))
+        values = np.rint(values * np.float32(levels / most))
     return values.reshape(shape).astype(dtype)
 
 

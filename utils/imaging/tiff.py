@@ -147,6 +147,8 @@ def is_deep(layout: Layout) -> bool:
     reversed_bits = layout.get(FILL_ORDER, 1) == 2 and layout.samples > 1
     odd = layout.bits not in usual or layout.get(SAMPLE_FORMAT, 1) in (2, 3)
     odd |= reversed_bits and layout.get(COMPRESSION) != 7
+    # Grey and alpha in planes of their own, which Pillow takes for pixels side by side.
+    odd |= layout.samples == 2 and layout.get(PLANAR, 1) == 2 and layout.get(COMPRESSION) != 7
     return odd and layout.get(PHOTOMETRIC) in (0, 1, 2)
 
 
