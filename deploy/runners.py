@@ -115,7 +115,15 @@ def prepare_onnxruntime(
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # between two images
     model = onnx_graph.build(net, half=precision == "fp16").SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    exact = {"use_tf32": 0} if device.type == "cuda" else {}
+    session = onnxruntime.InferenceSession(
+        model, options, providers=[(provider, exact)], enable_fallback=0
+    )
+    if session.get_providers()[0] != provider:  # its libraries are missing, and it says nothing
+        raise BackendError(
+            f"onnxruntime cannot use {device.type} here, only {session.get_providers()[0]}: see to "
+            "its CUDA and cuDNN, or give --device cpu"
+        )
 
     def run(x: Tensor) -> Tensor:
         (y,) = session.run(None, {"lr": x.contiguous().cpu().numpy()})

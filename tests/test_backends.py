@@ -267,6 +267,21 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         runners.need("openvino")
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")  # only where it was not built for CUDA
+def test_onnxruntime_goes_to_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lists what it was built for, and without CUDA's libraries takes the CPU unasked."""
+    runtime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(
+        runtime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without CUDA")
+    with pytest.raises(BackendError, match="cannot use cuda here, only CPUExecutionProvider"):
+        runners.prepare_onnxruntime(LKDN(4, 1).eval(), "fp32", torch.device("cuda"))
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_a_library_that_fails_is_one_line(
     name: str, net: LKDN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from made_records import a_benchmark
 
 from deploy import backends
 from deploy.bench import __main__ as bench
-from deploy.bench import large, limits, plan
+from deploy.bench import large, limits, plan, worker
 from deploy.bench.worker import Ready, Row, RunImages, Timing
 from models.team23_LKDN import LKDN
 from utils.command import UserError
@@ -40,6 +41,18 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deploy.bench.worker"])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
+def test_a_rival_may_have_dataclasses(tmp_path: Path) -> None:
+    """They look for their module among those that are imported."""
+    (tmp_path / "json.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from torch.nn import Upsample\n\n\n@dataclass\nclass Size:\n    scale: float\n\n\n"
+        "class Net(Upsample):\n    def __init__(self):\n"
+        "        super().__init__(scale_factor=Size(4).scale)\n"
+    )
+    assert worker.rival(f"{tmp_path / 'json.py'}:Net")(torch.zeros(1, 3, 2, 2)).shape[-1] == 8
+    assert sys.modules["json"] is json
 
 
 def test_networks_of_one_class_have_rows_of_their_own(tmp_path: Path, rival: Path) -> None:

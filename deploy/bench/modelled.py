@@ -200,6 +200,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
+        if args.size[0] * args.size[1] > backends.TRITON_PIXELS:
+            raise UserError(
+                f"expected a --size of at most {backends.TRITON_PIXELS} pixels, got "
+                "{}x{}: give a smaller one".format(*args.size)
+            )
         runners.need("triton")
         if devices.is_interpreted():
             raise UserError("expected Triton's compiler, got TRITON_INTERPRET=1: unset it")

@@ -173,10 +173,11 @@ def rival(against: str) -> nn.Module:
     """
     file, _, rest = against.partition(":")
     name, _, checkpoint = rest.partition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    spec = importlib.util.spec_from_file_location(f"rival {file}", file)
     if not name or spec is None or spec.loader is None or not Path(file).is_file():
         raise UserError(f"expected --against FILE.py:Class[:CHECKPOINT], got {against}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     sys.path.insert(0, str(Path(file).resolve().parent))
     try:
         spec.loader.exec_module(module)

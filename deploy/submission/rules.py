@@ -90,9 +90,10 @@ def _checkpoint_file(entry: Entry) -> Iterator[str]:
 def _network(entry: Entry) -> nn.Module:
     """The entry's network with its weights, loaded strictly."""
     path = entry.root / entry.models[0]
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"entry {path.stem}", path)
     assert spec and spec.loader  # as for any .py
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     line = entry.selected
     net = getattr(module, line.network.partition(":")[2])()
