@@ -62,7 +62,7 @@ def load_library(source: str, **defined: int) -> ctypes.CDLL:
     compiler = find_compiler()
     arm_mac = platform.system() == "Darwin" and platform.machine() == "arm64"
     command = [
-        compiler,
+        *compiler,
         *FLAGS,
         "-mcpu=native" if arm_mac else "-march=native",
         *(f"-D{name}={value}" for name, value in defined.items()),
@@ -70,7 +70,7 @@ def load_library(source: str, **defined: int) -> ctypes.CDLL:
     folder = Path(__file__).parent
     try:
         version = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, errors="replace"
+            [*compiler, "--version"], capture_output=True, text=True, errors="replace"
         ).stdout
         files = (folder / source, *sorted(folder.glob("*.h")))
         texts = [file.read_text(encoding="utf-8") for file in files]
@@ -94,14 +94,15 @@ def load_library(source: str, **defined: int) -> ctypes.CDLL:
         raise CompileError(f"expected to compile and load the CPU kernels, got: {error}") from error
 
 
-def find_compiler() -> str:
-    """The C++ compiler that CXX names, or the first of COMPILERS. Raises CompileError; also on
-    Windows, where nobody has tried what it would make."""
+def find_compiler() -> list[str]:
+    """The command of the C++ compiler that CXX names, arguments and all, or the first of COMPILERS.
+    Raises CompileError; also on Windows, where nobody has tried what it would make."""
     if platform.system() == "Windows":
         raise CompileError("expected Linux or macOS for the CPU kernels, got Windows")
-    for name in (os.environ.get("CXX"), *COMPILERS):
-        if name and (path := shutil.which(name)):
-            return path
+    own = os.environ.get("CXX", "")
+    for command in ([own], own.split(), *([name] for name in COMPILERS)):
+        if command and (path := shutil.which(command[0])):
+            return [path, *command[1:]]
     raise CompileError("expected a C++ compiler for the CPU kernels, got none: install g++")
 
 

@@ -171,6 +171,23 @@ def test_why_it_cannot_be_compiled_is_said(
     assert not cache.exists() and not list((tmp_path / "temporary").iterdir())
 
 
+def test_the_compilers_own_arguments_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ccache", "my c++"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for own, command in {
+        "ccache g++-13 -m64": ["ccache", "g++-13", "-m64"],
+        "my c++": ["my c++"],
+        str(tmp_path / "ccache"): ["ccache"],
+    }.items():
+        monkeypatch.setenv("CXX", own)
+        program, *arguments = native_library.find_compiler()
+        assert [program, *arguments] == [str(tmp_path / command[0]), *command[1:]]
+
+
 CPUINFO = """processor\t: {number}
 vendor_id\t: {vendor}
 model name\t: of number {number}

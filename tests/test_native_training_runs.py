@@ -90,7 +90,7 @@ def test_a_home_that_cannot_be_written_to_is_done_without(
 ) -> None:
     (tmp_path / "file").write_text("")
     quick = tmp_path / "quick"  # a compiler that spares itself the optimisation
-    compiler = native_library.find_compiler()
+    compiler = " ".join(native_library.find_compiler())
     quick.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
     quick.chmod(0o755)
     monkeypatch.setenv("CXX", str(quick))
@@ -110,7 +110,7 @@ def test_no_read_or_write_outside_of_memory_and_nothing_undefined(
     """Both libraries' entry points under AddressSanitizer and UndefinedBehaviorSanitizer."""
     compiler = native_library.find_compiler()
     command = [
-        compiler,
+        *compiler,
         "-std=c++20",
         "-O0",
         "-g",
