@@ -11,9 +11,10 @@ import pytest
 from conftest import OPTIONS
 from warm_python import python
 
-from train import checkpoint, log, train
+from train import checkpoint, log, loop, train
 from utils.files import ROOT
 from utils.imaging.images import read_rgb
+from utils.weights import read_checkpoint
 
 REASON = "No space left on device|Input/output error|Permission denied"
 
@@ -95,6 +96,29 @@ def test_training(tmp_path: Path, save: Callable, noise: Callable) -> None:
             assert "run/curves.png" in below(outcome) or "no out/run/curves.png" in outcome["said"]
 
 
+def test_training_goes_on_where_an_image_is_too_large_to_score(
+    tmp_path: Path,
+    save: Callable,
+    noise: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A step is dearer than a score, and no option of a run that goes on would help."""
+
+    def exhausted(*_: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    save(tmp_path / "images" / "a.png", noise(48, 64))
+    save(tmp_path / "val" / "HR" / "b.png", noise(48, 64))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop.evaluate, "validate", exhausted)
+    numbers = ["--out", "run", "--steps", "4", "--val", "val", "--val_every", "2"]
+    assert train.main([*OPTIONS.split(), *numbers]) == 1
+    said = capfd.readouterr().err
+    assert "2 files or scores of it are missing: scores of val at step 2: images too large" in said
+    assert read_checkpoint(tmp_path / "run" / "stage1.pt")["step"] == 4
+
+
 def test_training_goes_on_where_log_and_checkpoint_cannot_be_written_meanwhile(
     tmp_path: Path,
     save: Callable,
@@ -123,6 +147,6 @@ def test_training_goes_on_where_log_and_checkpoint_cannot_be_written_meanwhile(
     numbers = ["--out", "run", "--steps", "4", "--save_every", "1"]
     assert train.main([*OPTIONS.split(), *numbers]) == 1
     said = capfd.readouterr().err
-    assert "train/train.py: the run is saved, but 4 times not written: run" in said
+    assert "train/train.py: the run is saved, but 4 files or scores of it are missing: run" in said
     assert (tmp_path / "run" / "stage1.pt").exists()
     assert [line["step"] for line in log.read(tmp_path / "run" / "log.jsonl")] == [3, 4]

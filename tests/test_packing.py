@@ -15,6 +15,7 @@ from train import packing
 from train.packing import pack
 from utils.bicubic import downscale
 from utils.command import UserError
+from utils.files import _leftover_stem
 from utils.imaging.images import ImageError
 
 Image = NDArray[np.uint8]
@@ -188,7 +189,25 @@ def test_one_image_that_cannot_be_had_is_skipped_and_the_others_packed(
             assert set(unpacked(packed)) == {"a.png", "ü.png"}
             said = str(error) or "MemoryError"
             assert packed.skipped == (said if "b.png" in said else f"{tree / 'b.png'}: {said}",)
-    assert set(unpacked(pack([tree], tmp_path / "cache"))) == {"a.png", "b.png", "ü.png"}
+    begun = [packed.fingerprint]  # a run goes on with what it began with
+    assert set(unpacked(pack([tree], tmp_path / "cache", keep=begun))) == {"a.png", "ü.png"}
+    monkeypatch.chdir(tree.parent)  # the same images by another name of their folder
+    again = pack([Path(tree.name)], tmp_path / "cache")
+    assert set(unpacked(again)) == {"a.png", "b.png", "ü.png"}
+
+
+def test_what_a_killed_packer_left_goes_though_another_has_packed(
+    tree: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    packed = pack([tree], cache)
+    (data,) = cache.glob("*.bin")
+    left, own = (data.parent / f"{_leftover_stem(data)}{name}.tmp" for name in ("old", "new"))
+    for file in (left, own):
+        file.touch()
+    os.utime(left, (0, 0))
+    assert pack([tree], cache).fingerprint == packed.fingerprint
+    assert own.exists() and not left.exists()
 
 
 def test_a_link_to_nowhere_is_skipped_until_there_is_something(tree: Path, tmp_path: Path) -> None:

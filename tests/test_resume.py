@@ -282,6 +282,10 @@ def test_a_run_that_goes_on_says_that_init_is_another_than_it_began_with(
             again = train(name, *plain, "--init", given, "--resume")
             assert again.returncode == 0, again.stderr
             assert ("goes on from what it began with" in again.stderr) == told, again.stderr
+    # A run as the first one but for its rate is another one, too.
+    assert train("slower", "--lr", "1e-5").returncode == 0
+    again = train("of ours", *plain, "--init", place / "slower" / "stage1.pt", "--resume")
+    assert "goes on from what it began with" in again.stderr
     (place / "damaged.pt").write_text("no weights")
     again = train("of ours", *plain, "--init", place / "damaged.pt", "--resume")
     assert again.returncode == 0, again.stderr

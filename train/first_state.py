@@ -106,6 +106,7 @@ def warn_of_other_start(args: argparse.Namespace, file: Path, state: checkpoint.
         same_run = began["stage"]["name"] == stage.get("name") and all(
             began[key] == saved.get(key) for key in ("seed", "data")
         )
+        same_run &= _first_date(began) == _first_date(saved)
         same_step = began["step"] == saved.get("step")
         # Without --init the first stage here need not be the one that this one began with.
         other = not (same_run and same_step) if given else same_run and not same_step
@@ -118,6 +119,14 @@ def warn_of_other_start(args: argparse.Namespace, file: Path, state: checkpoint.
             file,
             start,
         )
+
+
+def _first_date(record: dict[str, Any]) -> object:
+    """When a run began, of its record or its checkpoint, as far as that says so."""
+    try:
+        return record["history"][0]["environment"]["date"]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _orthogonaliser(stage: Stage, engine: Engine) -> NativeOrthogonaliser | None:

@@ -30,6 +30,7 @@ from train.reparam import fuse_parameters, plain_like
 from train.updates import make_update
 from utils import devices, evaluate
 from utils.files import finite
+from utils.memory import is_exhausted
 from utils.record import environment
 
 logger = logging.getLogger(__name__)
@@ -206,8 +207,15 @@ def validate(run: Run, state: checkpoint.State) -> None:
     average.float()
     line: dict[str, Any] = {}
     for name, samples in run.samples.items():
-        with devices.without_search():  # images have other sizes than patches
-            scores = evaluate.validate(average, samples, run.world.device)
+        try:
+            with devices.without_search():  # images have other sizes than patches
+                scores = evaluate.validate(average, samples, run.world.device)
+        except Exception as error:  # steps are dearer than scores
+            if not is_exhausted(error):
+                raise
+            run.failed.append(f"scores of {name} at step {state.step}: images too large for memory")
+            logger.warning("not scored: %s; training goes on", run.failed[-1])
+            return
         tqdm.write(f"step {state.step}: {name} {scores.psnr:.3f} dB RGB, {scores.psnr_y:.3f} dB Y")
         own = {"val_psnr": scores.psnr, "val_psnr_y": scores.psnr_y}
         if line:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,9 @@ FORMAT = 2
 UNUSABLE = (*BAD_IMAGE, OSError)  # one image, whatever is wrong with it, never ends the others
 
 
-def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack:
+def pack(
+    folders: Sequence[Path], cache: Path, first: int | None = None, keep: Collection[str] = ()
+) -> Pack:
     """Pack every HR image below `folders`, or open the pack made of the same files before.
 
     LR images are found by the table in utils/layouts.py; where there is none, LR is made from the
@@ -44,6 +46,7 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
             which is opened as it is.
         cache: where packs are kept; needs about 3.2 bytes a HR pixel.
         first: take only the first so many HR images, by path, of each folder; not for a pack.
+        keep: fingerprints of packs that runs go on from, which stay without what was not read.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -63,8 +66,14 @@ def pack(folders: Sequence[Path], cache: Path, first: int | None = None) -> Pack
     index_path, pixels_path = stem.with_suffix(".json"), stem.with_suffix(".bin")
     try:
         pack = open_pack(index_path)
-        unread = [pair for pair in pairs if str(pair[0]) in pack.unread]
-        if not all(isinstance(_load(pair), Skipped) for pair in unread):
+        for path in (pixels_path, index_path, index_path.with_suffix(".verified")):
+            remove_leftovers(path, age_s=3600)  # of one who was killed before another packed
+        known = set(map(os.path.abspath, pack.unread))
+        unread = [pair for pair in pairs if os.path.abspath(pair[0]) in known]
+        if pack.fingerprint in keep:
+            if unread:
+                logger.info("%d images that were not read stay out of the run", len(unread))
+        elif not all(isinstance(_load(pair), Skipped) for pair in unread):
             logger.warning("what could not be read before can be now: the pack is made anew")
             pack = _write(pairs, pixels_path, index_path)
     except FileNotFoundError:
@@ -192,7 +201,7 @@ def _write(pairs: Sequence[tuple[Path, Path | None]], pixels_path: Path, index_p
         "fingerprint": total.hexdigest(),
         "images": [asdict(image) for image in images],
         "skipped": [skip.reason for skip in skipped.values()],
-        "unread": [path for path, skip in skipped.items() if skip.may_pass],
+        "unread": [os.path.abspath(path) for path, skip in skipped.items() if skip.may_pass],
     }
     write_bytes(index_path, json.dumps(index).encode())
     return open_pack(index_path)

@@ -39,6 +39,7 @@ from utils.files import remove_leftovers
 from utils.imaging.images import ImageError
 from utils.lock import locked
 from utils.memory import is_exhausted
+from utils.weights import read_checkpoint
 
 logger = logging.getLogger("train")
 
@@ -95,7 +96,9 @@ def work(args: argparse.Namespace, stop_at: float) -> int:
             stack.enter_context(locked(args.out / ".lock", f"the run in {args.out}"))
         code = train_stages(args, world, stop_at, failed)
     if failed:
-        raise OSError(f"the run is saved, but {len(failed)} times not written: {failed[0]}")
+        raise OSError(
+            f"the run is saved, but {len(failed)} files or scores of it are missing: {failed[0]}"
+        )
     return code
 
 
@@ -148,7 +151,9 @@ def train_stages(
     states = {first: initial_state(args, first, stages[first], engine, world.device, teacher)}
     if world.rank:  # the first process packs, the others open what it packed
         dist.barrier()
-    data = pack(args.data, args.packed, args.first)
+    states_there = [file for s in stages.values() if (file := args.out / f"{s.name}.pt").exists()]
+    begun = {str(read_checkpoint(file).get("data")) for file in states_there}
+    data = pack(args.data, args.packed, args.first, keep=begun)
     if world.size > 1 and world.rank == 0:
         dist.barrier()
     warn_of_seen(samples, data)
