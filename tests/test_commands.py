@@ -45,6 +45,14 @@ def test_commands_of_stages_and_recipes() -> None:
     assert commands([begun, {**begun, "data": "other"}])[1] == (
         f"{start.format(1, 'RUN2')} --steps 5 --init RUN/stage1.pt"
     )
+    # So have two endings that began at other steps: README's way to cool a long run down.
+    late = {**begun, "step": 4}
+    ending["teacher"] = {"records": [late, cooled]}
+    assert commands([begun, cooled, ending])[1:] == [
+        f"{second} --steps 6",
+        f"{start.format(2, 'RUN2')} --steps 6 --init RUN/stage1.pt",
+        f"{start.format(2, 'RUN3')} --steps 7 --teacher RUN2/stage2.pt --init RUN/stage2.pt",
+    ]
     # Used early, once by its own next stage and once as a teacher, and again at its end.
     early, later = {**begun, "step": 2}, {**pupil, "teacher": {"records": [{**begun, "step": 4}]}}
     assert commands([early, later])[0] == f"{first} --steps 5  # used after 2 and 4 steps"

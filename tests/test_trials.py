@@ -15,7 +15,7 @@ from utils.files import read_json
 from utils.imaging.images import read_rgb
 from utils.record import ENTRY, PUBLISHED
 from utils.report import curves, documents
-from utils.report.training_tables import curve
+from utils.report.training_tables import curve, shipped
 from utils.weights import CheckpointError
 
 Run = Callable[..., CompletedProcess[str]]
@@ -98,6 +98,15 @@ def test_notes_and_commands_of_trials_are_shown_as_they_are(
     assert command == "    a: train.py --data '/a [b]*' # 1 < 2"
 
 
+def test_a_trial_has_no_paths_of_this_machine(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    note = read_json(run / "stage1_data.json")
+    note["skipped"] = ["/home/me/b.png: no image"] * 2
+    (run / "stage1_data.json").write_text(json.dumps(note))
+    assert trial.trial(run, "a", "")["data_summary"]["skipped"] == 2
+
+
 def test_a_trial_has_no_scores_of_steps_after_its_checkpoint(
     uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +149,8 @@ def test_a_trial_replaces_that_of_its_own_run_alone(
     for note in ("first", "second"):
         assert trial.main([str(uninterrupted), "a", "--note", note]) == 0
         assert json.loads(file.read_text())["note"] == note
+    assert trial.main([str(uninterrupted), "a"]) == 0  # without --note it stays
+    assert json.loads(file.read_text())["note"] == "second"
     others = json.loads(file.read_text()) | {"seed": 5}
     for content in (json.dumps(others), '{"history": []}', "no JSON"):
         file.write_text(content)
@@ -201,10 +212,54 @@ def test_a_round_that_fails_late_costs_no_earlier_one(
     results = [{"speeds": [2.0, 4.0], "loss": 0.5}, {"failed": "not done after 10 minutes"}]
     monkeypatch.setattr(throughput, "measure", lambda options, args: dict(results.pop(0)))
     file = tmp_path / "a.json"
-    options = ["--data", "d", "-o", file, "--rounds", 2, "--rows", 0, "--device", "cpu"]
+    options = ["--data", tmp_path, "-o", file, "--rounds", 2, "--rows", 0, "--device", "cpu"]
     assert throughput.measure_all(throughput.parse([*map(str, options)])) == 1
     (row,) = json.loads(file.read_text())["rungs"]
     assert row["steps_per_s"] == 3 and "failed" not in row and not results
+
+    def measure(row: int, data: Path, result: dict) -> int:
+        results.extend([result] * 2)
+        options = ["--data", data, "-o", file, "--rounds", 2, "--rows", row, "--device", "cpu"]
+        return throughput.measure_all(throughput.parse([*map(str, options)]))
+
+    assert measure(0, tmp_path, {"failed": "no memory"}) == 1  # nor one of a call before
+    assert json.loads(file.read_text())["rungs"] == [row]
+    assert measure(1, tmp_path, {"failed": "no memory"}) == 1
+    assert measure(0, tmp_path, {"speeds": [5.0], "loss": 0.5}) == 0  # whatever others did
+    with pytest.raises(UserError, match="got none: .*imagse"):
+        measure(1, tmp_path / "imagse", {})
+
+
+def test_what_has_nothing_to_be_compared_with_is_not_equal_to_it(tmp_path: Path) -> None:
+    record = read_json(PUBLISHED / "agreement_cpu.json")
+    record["runs"][0] = {"name": "torch fp32", "options": [], "failed": "no memory"}
+    (tmp_path / "results" / "published").mkdir(parents=True)
+    (tmp_path / "results" / "published" / "agreement_cpu.json").write_text(json.dumps(record))
+    text = documents.fill_in("<!-- generated: agreement -->\n<!-- end -->", tmp_path)
+    assert text.count("| not measured |") == 2 and " %" not in text
+
+
+def test_scores_of_other_images_are_marked(uninterrupted: Path, tmp_path: Path) -> None:
+    record = trial.trial(uninterrupted, "a", "")
+    for name, shown in (("val", "at 12 |"), ("Set5", "at 12 on Set5 |")):
+        record["validation"][-1]["val"] = name
+        publish(tmp_path, "trials", "a", record)
+        assert shown in documents.fill_in(TRIALS, tmp_path)
+
+
+def test_scores_of_an_earlier_stage_or_step_are_not_those_of_shipped_weights() -> None:
+    training = read_json(PUBLISHED / f"{ENTRY}_training.json")
+    last, step = training["validation"][-1], training["stages"][-1]["step"]
+    assert last["step"] == step
+    shown = "Validation images{}: 29.000 dB on RGB"
+    for change, expected in (
+        ({"val": "val"}, shown.format(" of val")),
+        ({"val": "val", "step": 7}, shown.format(" of val at step 7")),
+        ({"stage": "stage1"}, None),
+    ):
+        training["validation"] = [last | {"val_psnr": 29.0} | change]
+        text = shipped(training)
+        assert (expected in text) if expected else ("Validation images" not in text)
 
 
 def test_rows_of_throughput_go_by_number_or_name() -> None:

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     # In place of train/, where `train` would be train.py.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
-from train.process import add_data, run_train
+from train.process import add_data, require_data, run_train
 from utils import command, devices, record
 from utils.files import write_json
 from utils.text import number
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Train in every way and record it; the exit code."""
+    require_data(args)
     device = devices.select_device("cpu")
     runs = []
     for name, options in WAYS.items():

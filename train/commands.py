@@ -39,7 +39,7 @@ def commands(records: list[dict[str, Any]]) -> list[str]:
 
 def _find_commands(records: list[dict[str, Any]], found: list[_Command]) -> str:
     """Add the commands of a chain of stages to those that were found; the last one's checkpoint."""
-    run, before, file = "", 0, ""
+    run, before, file, at = "", 0, "", ""
     for trained in records:
         stage = trained["stage"]
         number = int(stage["name"].removeprefix("stage"))
@@ -51,7 +51,7 @@ def _find_commands(records: list[dict[str, Any]], found: list[_Command]) -> str:
             options.append(f"--teacher {taught_by}")
         if first := (trained.get("data_summary") or {}).get("first"):
             options.append(f"--first {first}")
-        key = (file, str(number), trained.get("data", ""), *options)
+        key = (file, at, str(number), trained.get("data", ""), *options)
         if foreign := trained.get("init"):
             file, key = foreign["name"], (foreign["sha256"], *key)
         own = next((other for other in found if other.key == key), None)
@@ -67,7 +67,7 @@ def _find_commands(records: list[dict[str, Any]], found: list[_Command]) -> str:
             own = _Command(" ".join((start, *options)), run, number, key, stage["steps"])
             found.append(own)
         own.used.add(trained["step"])
-        run, before, file = own.run, number, own.file
+        run, before, file, at = own.run, number, own.file, str(trained["step"])
     return file
 
 

@@ -261,10 +261,11 @@ def check_data(records: list[dict[str, Any]], held_out: Sequence[Path], file: Pa
         known = (trained["data_summary"] or {}).get("sha256")
         if known is None:
             name = f"{trained['stage']['name']}_data.json"
+            other = f"{trained['stage']['name']}_before_data.json"  # that of this run may stay
             raise CheckpointError(
                 f"expected the digests of the images that {of} was trained on, found none: copy "
-                f"the {name} of that run into {file.parent}, or repeat its train.py command with "
-                "--resume, which writes it"
+                f"the {name} of that run into {file.parent} as {other}, or repeat its train.py "
+                "command with --resume, which writes it"
             )
         if seen := [name for digest, name in seen_by.items() if digest in known]:
             raise CheckpointError(

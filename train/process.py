@@ -15,6 +15,7 @@ from typing import Any
 from train import log
 from train.options import add_packed
 from utils import command
+from utils.command import UserError
 from utils.files import ROOT
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data", type=command.path, nargs="+", required=True, metavar="DIR", help="as for train.py"
     )
     add_packed(parser)
+
+
+def require_data(args: argparse.Namespace) -> None:
+    """UserError unless what add_data's options name is there: no row could be measured."""
+    for folder in args.data:
+        if not folder.exists():
+            raise UserError(f"expected a folder of images, got none: {folder}")
 
 
 def run_train(

@@ -133,11 +133,15 @@ def _with_tensor(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_digests(record: dict[str, Any]) -> dict[str, Any]:
-    """A training record without the digest of every image, to be read by people."""
+    """A training record to be read by people, and anywhere: without the digest of every image, and
+    how many files were skipped in place of their paths and reasons."""
 
     def shorten(own: dict[str, Any]) -> dict[str, Any]:
         summary = own["data_summary"] or {}
-        return {"data_summary": {k: v for k, v in summary.items() if k != "sha256"}}
+        shown = {k: v for k, v in summary.items() if k != "sha256"}
+        if isinstance(reasons := shown.get("skipped"), list):
+            shown["skipped"] = len(reasons)
+        return {"data_summary": shown}
 
     return _changed(record, shorten)
 

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     # In place of train/, where `train` would be train.py.
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
-from train.process import add_data, run_train
+from train.process import add_data, require_data, run_train
 from utils import command, devices, record
 from utils.command import UserError
 from utils.files import sha256, write_json
@@ -75,9 +75,10 @@ def measure_all(args: argparse.Namespace) -> int:
     """Measure and record every row that was asked for; the exit code.
 
     Raises:
-        UserError: the device cannot be had, or there is no such row.
+        UserError: the device or the data cannot be had, or there is no such row.
         OSError: the record cannot be written.
     """
+    require_data(args)
     device = devices.select_device(args.device)
     rows = ROWS["cuda" if device.type == "cuda" else "cpu"]
     names = [row_of(asked, list(rows)) for asked in args.rows or rows]
@@ -94,6 +95,7 @@ def measure_all(args: argparse.Namespace) -> int:
     measured["rungs"] = earlier_rows(args.output, measured)
     chosen = [(name, row.split()) for name, row in rows.items() if name in names]
     speeds: dict[str, list[float]] = {}
+    earlier = {row["name"] for row in measured["rungs"] if "failed" not in row}
     failed_late = False
     for name, options in chosen * args.rounds:
         with busy_process() if name.endswith(BUSY) else contextlib.nullcontext():
@@ -101,8 +103,8 @@ def measure_all(args: argparse.Namespace) -> int:
         if "failed" not in row:
             speeds.setdefault(name, []).extend(row.pop("speeds"))
             row = {**row, **spread(speeds[name], args.batch)}
-        elif name in speeds:
-            logger.info("%s: %s; its earlier rounds stay", name, row["failed"])
+        elif name in earlier or name in speeds:
+            logger.info("%s: %s; what was measured before stays", name, row["failed"])
             failed_late = True
             continue
         logger.info(
@@ -113,7 +115,7 @@ def measure_all(args: argparse.Namespace) -> int:
         by_name = {other["name"]: other for other in [*measured["rungs"], row]}
         measured["rungs"] = [by_name[other] for other in rows if other in by_name]
         write_json(args.output, measured)  # after each: time may run out
-    failed = any("failed" in row for row in measured["rungs"])
+    failed = any("failed" in row for row in measured["rungs"] if row["name"] in names)
     return command.FAILED if failed or failed_late else command.GOOD
 
 

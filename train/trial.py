@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         record = trial(args.source, args.name, args.note)
         refuse_another(TRIALS / f"{args.name}.json", record)
+        if not args.note and (TRIALS / f"{args.name}.json").exists():
+            record["note"] = read_json(TRIALS / f"{args.name}.json").get("note", "")
         write_json(TRIALS / f"{args.name}.json", record)
         documents.regenerate()
         draw()

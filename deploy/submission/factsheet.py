@@ -183,10 +183,8 @@ def _stages(training: Run) -> str:
 
 def _trained(training: Run) -> str:
     """The last score on validation images."""
-    if not (scores := training.get("validation")):
-        return ""
-    rgb, luma = (number(scores[-1][key], 3) for key in ("val_psnr", "val_psnr_y"))
-    return f"The last score on validation images of its own: {rgb} dB on RGB, {luma} on Y."
+    score = training_tables.score(training) if training.get("stages") else ""
+    return f"The last score on validation images of its own{score}." if score else ""
 
 
 def _teacher(training: Run) -> str:

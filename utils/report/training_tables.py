@@ -11,6 +11,7 @@ from utils.text import device_name, in_code, machine, markdown, number, revision
 Record = dict[str, Any]
 
 SCORE: dict[str, Kind] = {"step": int, "val?": str, "val_psnr": FIGURE, "val_psnr_y": FIGURE}
+VAL = "val"  # the images that most trials are scored on, and older ones do not name
 STAGE: dict[str, Kind] = {
     "stage": {
         "name": str,
@@ -18,7 +19,7 @@ STAGE: dict[str, Kind] = {
         "*": (int, float, str, bool, None),
     },
     "step": int,
-    "seed": int,
+    "seed": range(2**63),  # as train.py takes
     "data": str,
     "history": [{"minutes": float, "environment": {"device": str, "threads": int}}],
     "teacher?": (
@@ -73,6 +74,7 @@ def trials(records: Sequence[Record]) -> str:
     for trial in records:
         stage, last = trial["stage"], (trial["validation"] or [{}])[-1]
         score = number(last.get("val_psnr_y"), 3)
+        other = f" on {last['val']}" if last.get("val", VAL) != VAL else ""
         structure = last.get("others", {}).get("val_structure", {})
         rows.append(
             [
@@ -82,7 +84,7 @@ def trials(records: Sequence[Record]) -> str:
                 str(trial["seed"]),
                 f"{trial['minutes']:.0f}",
                 devices(trial),
-                f"{score} at {last.get('step', 0)}",
+                f"{score} at {last.get('step', 0)}{other}",
                 number(structure.get("val_psnr_y"), 3),
                 f"diverged; {trial['note']}" if trial["failed"] else trial["note"],
             ]
@@ -144,12 +146,12 @@ def agreement(records: Sequence[Record]) -> str:
                 rows.append([run["name"], f"failed: {run['failed']}", "", ""])
                 continue
             pairs = zip(run["losses"], first, strict=False)
-            apart = max((abs(a / b - 1) for (_, a), (_, b) in pairs if b), default=0.0)
+            apart = max((100 * abs(a / b - 1) for (_, a), (_, b) in pairs if b), default=None)
             rows.append(
                 [
                     run["name"],
                     f"{run['losses'][-1][1]:.5f}",
-                    f"{100 * apart:.2f} %",
+                    number(apart, 2) + (" %" if apart is not None else ""),
                     number(run["val_psnr_y"], 3),
                 ]
             )
@@ -201,14 +203,21 @@ def shipped(training: Record) -> str:
     if not training:
         return "not trained yet"
     lines = [markdown(stages(training)), "", f"sha256 of the file: `{training['sha256']}`"]
-    if training["validation"]:
-        last = training["validation"][-1]
-        of = f" of {last['val']}" if "val" in last else ""
-        lines.append(
-            f"\nValidation images{of}: {number(last['val_psnr'], 3)} dB on RGB, "
-            f"{number(last['val_psnr_y'], 3)} dB on Y."
-        )
+    if of_these := score(training):
+        lines.append(f"\nValidation images{of_these}.")
     return "\n".join(lines)
+
+
+def score(training: Record) -> str:
+    """The last score of the last stage on validation images, with their name and its step where it
+    is not the last; empty where only stages before were scored."""
+    final, last = training["stages"][-1], (training.get("validation") or [{}])[-1]
+    if last.get("stage") != final["stage"]["name"]:
+        return ""
+    of = f" of {last['val']}" if "val" in last else ""
+    at = f" at step {last['step']}" if last["step"] != final["step"] else ""
+    rgb, luma = (number(last[key], 3) for key in ("val_psnr", "val_psnr_y"))
+    return f"{of}{at}: {rgb} dB on RGB, {luma} dB on Y"
 
 
 def stages(training: Record) -> list[list[str]]:
