@@ -62,7 +62,9 @@ inline void Task::backward(int block, Block& g) {
     };
     float *refined = m.rows[1], *slope = m.rows[2];
     auto activate_refined = [&](int i, int y) INLINED {
-        activate(long(width()) * PITCH, k.refined[i].row(y), refined, slope);
+        depthwise<PITCH, 3, 1>(width(), b.depthwise[i][0], b.depthwise_bias[i],
+                               [&](int t) INLINED { return k.up[i].row(y + t - 1); },
+                               into_gelu<PITCH>(refined, slope));
     };
     auto times_slope = [&](float* to) INLINED {
         return [=](int p, int n, Vec value) INLINED {
@@ -96,7 +98,7 @@ inline void Task::backward(int block, Block& g) {
                 g_attention, g.large, g.large_bias);
         }},
         Lagged{6, [&](int y) {
-            prefetch_rows(y - 2, k.merged, k.part[0], k.part[1], k.part[2], k.part4);
+            prefetch_rows(y - 2, k.merged, k.part[0], k.part[1], k.part[2]);
             prefetch_rows(y - 1, k.last);
             depthwise<PITCH, 5, 3>(
                 width(), operands.large_back[0], ZEROS,
@@ -108,7 +110,7 @@ inline void Task::backward(int block, Block& g) {
         }},
         Lagged{8, [&](int y) {
             float *point = m.rows[0], *merged = m.g_merged.row(y);
-            prefetch_rows(y - 1, k.refined[2]);
+            prefetch_rows(y, k.up[2]);
             depthwise<PITCH, 5, 1>(
                 width(), operands.spread_back[0], ZEROS,
                 [&](int t) INLINED { return m.g_spread.row(y + t - 2); }, into<PITCH>(point));
@@ -127,7 +129,9 @@ inline void Task::backward(int block, Block& g) {
                     store(part + p * PART + n, value * load(slope + p * PART + n));
                 }, term(merged, PITCH, operands.merge_back[i]));
             }
-            activate(long(width()) * HALF, k.part4.row(y), value, slope);
+            depthwise<HALF, 3, 1>(width(), b.last_depthwise[0], b.last_bias,
+                                  [&](int t) INLINED { return k.last.row(y + t - 1); },
+                                  into_gelu<HALF>(value, slope));
             outer(width(), value, HALF, merged, PITCH, g.merge[3]);
             float* part4 = m.g_part4.row(y);
             multiply(width(), ZEROS, [=](int p, int n, Vec value) INLINED {
@@ -139,8 +143,7 @@ inline void Task::backward(int block, Block& g) {
         }},
         Lagged{9, [&](int y) {
             float* last = m.rows[0];
-            prefetch_rows(y - 1, k.refined[1]);
-            prefetch_rows(y, k.up[2]);
+            prefetch_rows(y, k.up[1]);
             depthwise<HALF, 3, 1>(width(), operands.last_depthwise_back[0], ZEROS,
                                   [&](int t) INLINED { return m.g_part4.row(y + t - 1); },
                                   into<HALF>(last));
@@ -150,14 +153,12 @@ inline void Task::backward(int block, Block& g) {
                      term(last, HALF, operands.last_back));
         }},
         Lagged{10, [&](int y) {
-            prefetch_rows(y - 1, k.refined[0]);
-            prefetch_rows(y, k.up[1]);
+            prefetch_rows(y, k.up[0]);
             activate_refined(1, y);
             refine(2, y, refined, times_slope(m.g_refined[1].row(y)));
         }},
         Lagged{11, [&](int y) {
             prefetch_rows(y - 1, k.features);
-            prefetch_rows(y, k.up[0]);
             activate_refined(0, y);
             refine(1, y, refined, times_slope(m.g_refined[0].row(y)));
         }},

@@ -38,7 +38,7 @@ inline void Task::forward(int block) {
     auto gather = [&](int i, int y) INLINED {
         depthwise<PITCH, 3, 1>(width(), b.depthwise[i][0], b.depthwise_bias[i],
                                [&](int t) INLINED { return k.up[i].row(y + t - 1); },
-                               into_with_gelu<PITCH>(k.refined[i].row(y), refined));
+                               into_gelu<PITCH>(refined));
     };
     pipeline(
         height(), Lagged{0, [&](int y) { refine(0, k.features.row(y), y); }},
@@ -61,7 +61,7 @@ inline void Task::forward(int block) {
                 activate(long(width()) * PART, k.part[i].row(y), parts[i]);
             depthwise<HALF, 3, 1>(width(), b.last_depthwise[0], b.last_bias,
                                   [&](int t) INLINED { return k.last.row(y + t - 1); },
-                                  into_with_gelu<HALF>(k.part4.row(y), parts[3]));
+                                  into_gelu<HALF>(parts[3]));
             multiply(width(), b.merge_bias, into<PITCH>(k.merged.row(y)),
                      term(parts[0] + OFFSET, PART, operands.merge[0]),
                      term(parts[1] + OFFSET, PART, operands.merge[1]),

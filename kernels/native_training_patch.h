@@ -10,14 +10,13 @@ namespace {
 enum Loss { L1, L2, PSNR };  // as kernels/native_training.py numbers them
 
 // What a block keeps for the way back. Writing and reading it takes as long as some of the
-// arithmetic, so of a GELU only what it is applied to is kept.
+// arithmetic, so of a GELU only what it is applied to is kept, and not even that behind a 3x3
+// depthwise convolution, which is computed again.
 struct Kept {
     Map<PITCH> features;  // its input
     Map<PITCH, 1> up[3];
-    Map<PITCH> refined[3];
     Map<PART> part[3];
     Map<HALF, 1> last;
-    Map<HALF> part4;
     Map<PITCH> merged;
     Map<PITCH, 2> point;
     Map<PITCH, 6> spread;
@@ -48,10 +47,9 @@ struct Memory {
         auto take = [&](auto&... maps) { (arena.take(maps, height, width), ...); };
         for (auto& map : lr) take(map);
         for (Kept& k : kept) {
-            for (int i = 0; i < 3; ++i)
-                take(k.up[i], k.refined[i], k.part[i]);
-            take(k.features, k.last, k.part4, k.merged, k.point, k.spread, k.attention,
-                 k.normal, k.factor);
+            for (int i = 0; i < 3; ++i) take(k.up[i], k.part[i]);
+            take(k.features, k.last, k.merged, k.point, k.spread, k.attention, k.normal,
+                 k.factor);
         }
         take(features, running, smooth, total, error);
         for (int i = 0; i < 3; ++i) take(g_refined[i], g_part[i]);
@@ -65,12 +63,17 @@ struct Patch {
     int height, width;
 };
 
-// As into(), and each value's gelu.
+// As into(), but for each value's gelu; and its slope.
 template <int WIDTH>
-INLINE auto into_with_gelu(float* row, float* activated) {
+INLINE auto into_gelu(float* row) {
+    return [=](int i, int n, Vec value) INLINED { store(row + i * WIDTH + n, gelu(value)); };
+}
+template <int WIDTH>
+INLINE auto into_gelu(float* row, float* slope) {
     return [=](int i, int n, Vec value) INLINED {
-        store(row + i * WIDTH + n, value);
-        store(activated + i * WIDTH + n, gelu(value));
+        const Gelu both = gelu_and_slope(value);
+        store(row + i * WIDTH + n, both.value);
+        store(slope + i * WIDTH + n, both.slope);
     };
 }
 
