@@ -114,11 +114,6 @@ def judge(args: argparse.Namespace) -> int:
     if args.memory_of:
         command.print_answer(peak_memory.memory_of(models, args.memory_of, device))
         return command.GOOD
-    if len({m.name for m in models}) < len(models) or len({s.name for s in sets}) < len(sets):
-        raise UserError(
-            "expected checkpoints and sets of different names, got two of one "
-            "name, whose results would overwrite each other: rename one"
-        )
     command.make_folder(args.save_dir)
     options = Options(args.save_dir, args.ssim, args.repeat, args.bicubic, not args.no_images)
     with measure.runs_locked(models, sets, device, options):
@@ -237,7 +232,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="eager",
         help="what runs the network: eager is the plain one, as the challenge measures it; "
         "channels_last, compile, triton, native, onnxruntime, openvino; auto is the fastest of "
-        "these that runs here and is as exact",
+        "these that runs here, as exact as --precision allows",
     )
     add("--precision", default="fp32", help="of weights and features: fp32, fp16, bf16")
     add(

@@ -114,7 +114,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=0,
         metavar="N",
         help="side of a tile in pixels of the input; with 0 a CPU takes the fastest, and a GPU "
-        "cuts what does not fit into memory",
+        "cuts what is too large for it",
     )
     add(
         "--memory",
@@ -193,10 +193,16 @@ def select(plan: Plan, share: tuple[int, int], skip_existing: bool) -> tuple[lis
     """The images of this share, and how many of it are left out because their results are there."""
     for path in plan.left_out:
         logger.info("left out, for it is named like a result: %s", path)
-    # Of whatever format: an earlier run may have had another --ext.
-    results = {folders.place_of(job.target.with_suffix("")) for job in plan.jobs}
-    others = [p for p in plan.left_out if folders.place_of(p.with_suffix("")) not in results]
-    if others:
+    by_name = {folders.place_of(job.target.with_suffix("")): job for job in plan.jobs}
+
+    def is_result(path: Path) -> bool:
+        job = by_name.get(folders.place_of(path.with_suffix("")))
+        if not job or folders.place_of(path) == folders.place_of(job.target):
+            return bool(job)
+        header = suffixes.peek(path)  # an earlier run may have had another --ext
+        return header is not None and folders.is_of(header, job.source)
+
+    if others := [path for path in plan.left_out if not is_result(path)]:
         logger.warning(
             "images left out, for they are named like results, though of none of these inputs: %d, "
             "such as %s; give another --suffix, or -o a folder, to enlarge them",

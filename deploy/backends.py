@@ -23,8 +23,8 @@ from deploy.runners import (
 
 PRECISIONS = tuple(DTYPES)
 # Largest difference from the plain float32 network, on random input, that auto accepts: half an
-# 8-bit level, and in bf16 twice what the plain network is off by there with the shipped weights.
-TOLERANCES = {"fp32": 2e-3, "fp16": 2e-3, "bf16": 5e-2}
+# 8-bit level, and in fp16 and bf16 twice what the plain network is off by with the shipped weights.
+TOLERANCES = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 5e-2}
 # The order in which auto tries, fastest first as measured by deploy.bench; compile is left
 # out, for it takes longer than it saves on fewer than some hundred images.
 AUTO = {
@@ -46,7 +46,7 @@ MEMORY = {
 }
 NAMES = tuple(MEMORY)
 TRITON_HALF_MEMORY = 1500  # .. in fp16 and bf16
-TRITON_PIXELS = 1 << 24  # LR pixels at once: its kernels count numbers in int32
+TRITON_PIXELS = 2**31 // 72 - 1  # LR pixels at once: its kernels count 72 numbers of each in int32
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +130,9 @@ def _auto(net: nn.Module, precision: str, device: torch.device) -> Backend:
         expected = prepare_plain(net, "fp32", device)(x)
         for name in AUTO[device.type]:
             for tried in dict.fromkeys((precision, "fp32")):
+                if name in ("channels_last", "eager") and is_emulated(tried, device):
+                    reasons[name] = f"this CPU has no instructions for {tried}"
+                    continue
                 try:
                     backend = Backend(name, tried, _MAKERS[name](net, tried, device))
                     error = float((backend(x) - expected).abs().max())

@@ -1,6 +1,7 @@
 """The network for whoever has an image: array in, array of 4 times the size out, in any memory."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,9 @@ class Upscaler:
             if self.device.type == "cpu":
                 self._most = CPU_PIXELS * self._cost
         self._most = int(min(self._most, self.backend.most_pixels * self._cost))
+        if tile and (tile + 2 * CONTEXT) ** 2 > self.backend.most_pixels:
+            most = math.isqrt(int(self.backend.most_pixels)) - 2 * CONTEXT
+            raise UserError(f"expected a tile of at most {most} on {self.backend.name}, got {tile}")
         try:
             tiling.tile_size(self.memory_bytes, self._cost)
         except MemoryError as error:

@@ -214,8 +214,32 @@ def test_auto_takes_the_shipped_network_in_bf16(name: str, monkeypatch: pytest.M
     """All that compute in it round alike, about 2e-2 at most on random input."""
     shipped = load_shipped()
     made(name, shipped, "bf16")  # skips where it cannot
+    if name in ("eager", "channels_last"):
+        monkeypatch.setattr(native_library, "cpu_features", lambda: {"amx_bf16"})
     monkeypatch.setattr(backends, "AUTO", {"cpu": (name,)})
     assert make("auto", shipped, "bf16").precision == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_auto_takes_nothing_that_the_cpu_emulates(
+    precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which is as exact, and takes far longer than float32."""
+    monkeypatch.setattr(native_library, "cpu_features", lambda: {"avx2"})
+    monkeypatch.setattr(backends, "AUTO", {"cpu": ("channels_last", "eager")})
+    fast = make("auto", LKDN(4, 1), precision)
+    assert (fast.name, fast.precision) == ("channels_last", "fp32")
+    assert f"not in {precision}: this CPU has no instructions for {precision}" in caplog.text
+
+
+def test_the_plain_network_in_half_precision_is_within_what_auto_allows() -> None:
+    shipped = load_shipped()
+    x = torch.rand(1, 3, 48, 56, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = make("eager", shipped)(x)
+        for precision in ("fp16", "bf16"):
+            error = float((make("eager", shipped, precision)(x) - expected).abs().max())
+            assert error <= backends.TOLERANCES[precision] < 4 * error
 
 
 def test_auto_says_why_it_is_not_in_the_precision_asked_for(

@@ -43,15 +43,16 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
-def test_a_rival_may_have_dataclasses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["json.py", "a_net.py"])
+def test_a_rival_may_have_dataclasses(tmp_path: Path, name: str) -> None:
     """They look for their module among those that are imported."""
-    (tmp_path / "json.py").write_text(
+    (tmp_path / name).write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
         "from torch.nn import Upsample\n\n\n@dataclass\nclass Size:\n    scale: float\n\n\n"
         "class Net(Upsample):\n    def __init__(self):\n"
         "        super().__init__(scale_factor=Size(4).scale)\n"
     )
-    assert worker.rival(f"{tmp_path / 'json.py'}:Net")(torch.zeros(1, 3, 2, 2)).shape[-1] == 8
+    assert worker.rival(f"{tmp_path / name}:Net")(torch.zeros(1, 3, 2, 2)).shape[-1] == 8
     assert sys.modules["json"] is json
 
 

@@ -132,6 +132,9 @@ def test_results_in_another_format_are_known(
     assert enlarge(".") == enlarge(".", "--ext", "jpg") == 0
     assert "though of none" not in caplog.text
     assert names(tmp_path) == ["a.jpg", "a_x4.jpg", "a_x4.png"]
+    Image.fromarray(photo(9, 9)).save(tmp_path / "a_x4.webp")  # of another size: no result
+    assert enlarge(".") == 0
+    assert "none of these inputs: 1, such as a_x4.webp" in caplog.text
 
 
 def test_numbered_results_are_no_inputs_either(enlarge: Callable, tmp_path: Path) -> None:

@@ -185,6 +185,8 @@ def test_triton_gets_no_more_than_it_can_count(
         assert tile is not None
         assert (tile + 2 * tiling.CONTEXT) ** 2 * 72 < 2**31  # numbers of features, in int32
         assert upscaler.tile_for(width, height, held=1 << 30) == tile
+    with pytest.raises(UserError, match="at most 53[0-9][0-9] on triton, got 8000"):
+        Upscaler("cuda", tile=8000)
 
 
 def test_tiles_in_which_least_is_computed_twice_are_taken() -> None:
