@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import OPTIONS
+from torch import nn
 from warm_python import python
 
 from train import checkpoint, log, loop, train
@@ -111,12 +112,25 @@ def test_training_goes_on_where_an_image_is_too_large_to_score(
     save(tmp_path / "images" / "a.png", noise(48, 64))
     save(tmp_path / "val" / "HR" / "b.png", noise(48, 64))
     monkeypatch.chdir(tmp_path)
+    validate = loop.evaluate.validate
     monkeypatch.setattr(loop.evaluate, "validate", exhausted)
     numbers = ["--out", "run", "--steps", "4", "--val", "val", "--val_every", "2"]
     assert train.main([*OPTIONS.split(), *numbers]) == 1
     said = capfd.readouterr().err
-    assert "2 files or scores of it are missing: scores of val at step 2: images too large" in said
+    assert "2 times a file was not written or a set not scored, first scores of val" in said
     assert read_checkpoint(tmp_path / "run" / "stage1.pt")["step"] == 4
+    save(tmp_path / "large" / "HR" / "c.png", noise(48, 64))  # nor does it cost another set's
+
+    def exhausted_by_c(net: nn.Module, samples: list[Any], device: object) -> Any:
+        return exhausted() if samples[0].name == "c" else validate(net, samples, device)
+
+    monkeypatch.setattr(loop.evaluate, "validate", exhausted_by_c)
+    numbers = ["--out", "two", "--steps", "4", "--val", "val", "large", "--val_every", "2"]
+    assert train.main([*OPTIONS.split(), *numbers]) == 1
+    lines = [line for line in log.read(tmp_path / "two" / "log.jsonl") if "val_psnr" in line]
+    assert [(line["step"], line["val"], line.get("others")) for line in lines] == [
+        *((2, "val", None), (4, "val", None))
+    ]
 
 
 def test_training_goes_on_where_log_and_checkpoint_cannot_be_written_meanwhile(
@@ -147,6 +161,8 @@ def test_training_goes_on_where_log_and_checkpoint_cannot_be_written_meanwhile(
     numbers = ["--out", "run", "--steps", "4", "--save_every", "1"]
     assert train.main([*OPTIONS.split(), *numbers]) == 1
     said = capfd.readouterr().err
-    assert "train/train.py: the run is saved, but 4 files or scores of it are missing: run" in said
+    assert (
+        "train/train.py: the run is saved, but 4 times a file was not written or a set not" in said
+    )
     assert (tmp_path / "run" / "stage1.pt").exists()
     assert [line["step"] for line in log.read(tmp_path / "run" / "log.jsonl")] == [3, 4]

@@ -194,6 +194,8 @@ def test_one_image_that_cannot_be_had_is_skipped_and_the_others_packed(
     monkeypatch.chdir(tree.parent)  # the same images by another name of their folder
     again = pack([Path(tree.name)], tmp_path / "cache")
     assert set(unpacked(again)) == {"a.png", "b.png", "ü.png"}
+    assert set(unpacked(pack([tree], tmp_path / "cache", keep=begun))) == {"a.png", "ü.png"}
+    assert pack([tree], tmp_path / "cache").fingerprint == again.fingerprint
 
 
 def test_what_a_killed_packer_left_goes_though_another_has_packed(

@@ -245,6 +245,7 @@ def test_scores_of_other_images_are_marked(uninterrupted: Path, tmp_path: Path) 
         record["validation"][-1]["val"] = name
         publish(tmp_path, "trials", "a", record)
         assert shown in documents.fill_in(TRIALS, tmp_path)
+        assert len(curves.curve(record)) == (name == "val")  # the others are on "held out"
 
 
 def test_scores_of_an_earlier_stage_or_step_are_not_those_of_shipped_weights() -> None:

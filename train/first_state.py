@@ -106,7 +106,7 @@ def warn_of_other_start(args: argparse.Namespace, file: Path, state: checkpoint.
         same_run = began["stage"]["name"] == stage.get("name") and all(
             began[key] == saved.get(key) for key in ("seed", "data")
         )
-        same_run &= _first_date(began) == _first_date(saved)
+        same_run &= _beginning(began) == _beginning(saved)
         same_step = began["step"] == saved.get("step")
         # Without --init the first stage here need not be the one that this one began with.
         other = not (same_run and same_step) if given else same_run and not same_step
@@ -121,11 +121,12 @@ def warn_of_other_start(args: argparse.Namespace, file: Path, state: checkpoint.
         )
 
 
-def _first_date(record: dict[str, Any]) -> object:
-    """When a run began, of its record or its checkpoint, as far as that says so."""
+def _beginning(record: dict[str, Any]) -> object:
+    """When and how a run began, of its record or its checkpoint, as far as that says so."""
     try:
-        return record["history"][0]["environment"]["date"]
-    except (KeyError, IndexError, TypeError):
+        numbers = {key: number for key, number in record["stage"].items() if key != "steps"}
+        return record["history"][0]["environment"], numbers
+    except (AttributeError, KeyError, IndexError, TypeError):
         return None
 
 

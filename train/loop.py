@@ -63,8 +63,8 @@ class Run:
 
     teacher is the network whose SR is part of the targets, if there is one; fingerprint is the
     data's; samples are the validation sets by name; log_every, val_every and save_every count
-    steps; stop_at is a time of time.monotonic(). What could not be written while the run went on
-    is added to failed.
+    steps; stop_at is a time of time.monotonic(). What could not be written or scored while the run
+    went on is added to failed.
     """
 
     stage: Stage
@@ -213,8 +213,12 @@ def validate(run: Run, state: checkpoint.State) -> None:
         except Exception as error:  # steps are dearer than scores
             if not is_exhausted(error):
                 raise
-            run.failed.append(f"scores of {name} at step {state.step}: images too large for memory")
-            logger.warning("not scored: %s; training goes on", run.failed[-1])
+            run.failed.append(f"scores of {name} at step {state.step}: out of memory")
+            logger.warning(
+                "not scored: %s; free some, or give a --val of smaller images", run.failed[-1]
+            )
+            if line:  # the set that decides has its scores
+                continue
             return
         tqdm.write(f"step {state.step}: {name} {scores.psnr:.3f} dB RGB, {scores.psnr_y:.3f} dB Y")
         own = {"val_psnr": scores.psnr, "val_psnr_y": scores.psnr_y}

@@ -64,17 +64,21 @@ def pack(
     key = hashlib.sha256(json.dumps([FORMAT, [_stamp(pair) for pair in pairs]]).encode())
     stem = Path(cache) / key.hexdigest()[:16]
     index_path, pixels_path = stem.with_suffix(".json"), stem.with_suffix(".bin")
+    earlier = (stem.with_name(f"{stem.name}-{of[:16]}.json") for of in keep)
     try:
-        pack = open_pack(index_path)
+        pack = open_pack(next(filter(Path.exists, earlier), index_path))
         for path in (pixels_path, index_path, index_path.with_suffix(".verified")):
             remove_leftovers(path, age_s=3600)  # of one who was killed before another packed
-        known = set(map(os.path.abspath, pack.unread))
-        unread = [pair for pair in pairs if os.path.abspath(pair[0]) in known]
+        known = set(map(os.path.realpath, pack.unread))
+        unread = [pair for pair in pairs if os.path.realpath(pair[0]) in known]
         if pack.fingerprint in keep:
             if unread:
                 logger.info("%d images that were not read stay out of the run", len(unread))
         elif not all(isinstance(_load(pair), Skipped) for pair in unread):
             logger.warning("what could not be read before can be now: the pack is made anew")
+            # Runs that have it go on with it. The index first: without that there is no pack.
+            for path in (index_path, pixels_path):
+                path.rename(path.with_stem(f"{stem.name}-{pack.fingerprint[:16]}"))
             pack = _write(pairs, pixels_path, index_path)
     except FileNotFoundError:
         pack = _write(pairs, pixels_path, index_path)

@@ -2,7 +2,7 @@
 
 Runs train.py once for each row, in a fresh process, and records what its log has: steps and patches
 a second after a warm-up, the loss of equal steps, the memory. Each row changes one thing of the one
-it is compared with. A row that fails is recorded with its reason.
+it is compared with. A row that fails is recorded with its reason, if it was not measured before.
 """
 
 import argparse

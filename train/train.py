@@ -97,7 +97,8 @@ def work(args: argparse.Namespace, stop_at: float) -> int:
         code = train_stages(args, world, stop_at, failed)
     if failed:
         raise OSError(
-            f"the run is saved, but {len(failed)} files or scores of it are missing: {failed[0]}"
+            f"the run is saved, but {len(failed)} times a file was not written or a set not "
+            f"scored, first {failed[0]}"
         )
     return code
 
@@ -106,7 +107,7 @@ def train_stages(
     args: argparse.Namespace, world: loop.World, stop_at: float, failed: list[str]
 ) -> int:
     """Prepare a run and train its stages, one after another; the exit code. What could not be
-    written meanwhile is added to `failed`."""
+    written or scored meanwhile is added to `failed`."""
     logging.getLogger().setLevel(logging.INFO if world.rank == 0 else logging.ERROR)
     stages = stages_of(args)
     engine = engine_of(args, world.device, stages)

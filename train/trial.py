@@ -23,10 +23,10 @@ from utils.command import UserError
 from utils.files import read_json, write_bytes, write_json
 from utils.record import PUBLISHED, read_runs
 from utils.report import curves, documents, published
+from utils.report.training_tables import VAL
 from utils.weights import CheckpointError, read_checkpoint
 
 TRIALS = PUBLISHED / "trials"
-VALIDATION = "val"  # the folder whose images decide
 SCORES = ("step", "val", "val_psnr", "val_psnr_y", "others")
 
 logger = logging.getLogger("trial")
@@ -79,7 +79,7 @@ def refuse_another(file: Path, record: dict[str, Any]) -> None:
 def draw(folder: Path = PUBLISHED) -> None:
     """Draw the scores of all trials over the pixels they have seen, beside those of published runs
     on the validation images."""
-    scored = (r for r in read_runs(folder) if r["dataset"] == VALIDATION and r["ave_psnr_y"])
+    scored = (r for r in read_runs(folder) if r["dataset"] == VAL and r["ave_psnr_y"])
     lines = {run["checkpoint"]["name"]: run["ave_psnr_y"] for run in scored}
     write_bytes(folder / "trials.png", curves.picture(published.trials(folder), lines))
 

@@ -184,7 +184,7 @@ def _stages(training: Run) -> str:
 def _trained(training: Run) -> str:
     """The last score on validation images."""
     score = training_tables.score(training) if training.get("stages") else ""
-    return f"The last score on validation images of its own{score}." if score else ""
+    return f"The last score on validation images{score}." if score else ""
 
 
 def _teacher(training: Run) -> str:

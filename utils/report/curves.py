@@ -4,15 +4,16 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.report.training_tables import lr_pixels
+from utils.report.training_tables import VAL, lr_pixels
 
 Record = dict[str, Any]
 Curve = list[tuple[float, float]]  # (LR megapixels seen, Y-PSNR in dB)
 
 
 def curve(record: Record) -> Curve:
-    """The validation scores of a trial's record."""
-    scores = [s for s in record["validation"] if s["val_psnr_y"] is not None]
+    """The scores of a trial's record on the images of VAL."""
+    own = (s for s in record["validation"] if s.get("val", VAL) == VAL)
+    scores = [s for s in own if s["val_psnr_y"] is not None]
     return [(lr_pixels(record | s) / 1e6, s["val_psnr_y"]) for s in scores]
 
 
