@@ -55,7 +55,9 @@ def test_a_score_of_equal_images_is_no_number_and_loses_no_record(
     known = curves.curve(record)
     record["validation"][-1] |= unknown | {"others": {"val_structure": unknown}}
     publish(tmp_path, "trials", "black", record)
-    assert "| not measured at 12 | not measured |" in documents.fill_in(TRIALS, tmp_path)
+    assert "| not measured at 12 on held out | not measured |" in documents.fill_in(
+        TRIALS, tmp_path
+    )
     assert curves.curve(record) == known[:-1]
     training = read_json(PUBLISHED / f"{ENTRY}_training.json")
     training["validation"][-1] |= unknown
@@ -90,12 +92,12 @@ def test_notes_and_commands_of_trials_are_shown_as_they_are(
     uninterrupted: Path, tmp_path: Path
 ) -> None:
     record = trial.trial(uninterrupted, "a", "batch*2, rate*2 | ~3 & [4]")
-    record["command"] = "train.py --data '/a [b]*' # 1 < 2"
+    record["command"] = "train.py --data '/a [b]*' # 1 < 2 <!-- end -->"
     publish(tmp_path, "trials", "a", record)
     *_, row, empty, command, end = documents.fill_in(TRIALS, tmp_path).splitlines()
     shown = "batch&#42;2, rate&#42;2 &#124; &#126;3 &#38; &#91;4]"
     assert row.endswith(f"| {shown} |") and (empty, end) == ("", "<!-- end -->")
-    assert command == "    a: train.py --data '/a [b]*' # 1 < 2"
+    assert command == "    a: train.py --data '/a [b]*' # 1 &#60; 2 &#60;!-- end -->"
 
 
 def test_a_trial_has_no_paths_of_this_machine(uninterrupted: Path, tmp_path: Path) -> None:

@@ -70,8 +70,9 @@ def in_markdown(record: Any) -> Any:
 
 
 def in_code(text: str) -> str:
-    """A text that in_markdown made, for a block of code, which shows all characters as they are."""
-    return html.unescape(text)
+    """A text that in_markdown made, for a block of code, which shows characters as they are. But
+    < stays escaped: the marks of a document's generated parts begin with it."""
+    return html.unescape(text.replace("&#60;", "&#38;#60;"))
 
 
 def in_terminal(record: Any) -> Any:
