@@ -97,8 +97,18 @@ def test_training(tmp_path: Path, save: Callable, noise: Callable) -> None:
             assert "run/curves.png" in below(outcome) or "no out/run/curves.png" in outcome["said"]
 
 
+@pytest.fixture()
+def training_folder(
+    tmp_path: Path, save: Callable, noise: Callable, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The working directory, with images to train on."""
+    save(tmp_path / "images" / "a.png", noise(48, 64))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def test_training_goes_on_where_an_image_is_too_large_to_score(
-    tmp_path: Path,
+    training_folder: Path,
     save: Callable,
     noise: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -109,17 +119,16 @@ def test_training_goes_on_where_an_image_is_too_large_to_score(
     def exhausted(*_: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    save(tmp_path / "images" / "a.png", noise(48, 64))
-    save(tmp_path / "val" / "HR" / "b.png", noise(48, 64))
-    monkeypatch.chdir(tmp_path)
+    save(training_folder / "val" / "HR" / "b.png", noise(48, 64))
     validate = loop.evaluate.validate
     monkeypatch.setattr(loop.evaluate, "validate", exhausted)
     numbers = ["--out", "run", "--steps", "4", "--val", "val", "--val_every", "2"]
     assert train.main([*OPTIONS.split(), *numbers]) == 1
     said = capfd.readouterr().err
     assert "2 times a file was not written or a set not scored, first scores of val" in said
-    assert read_checkpoint(tmp_path / "run" / "stage1.pt")["step"] == 4
-    save(tmp_path / "large" / "HR" / "c.png", noise(48, 64))  # nor does it cost another set's
+    assert read_checkpoint(training_folder / "run" / "stage1.pt")["step"] == 4
+    # Nor does it cost another set's score.
+    save(training_folder / "large" / "HR" / "c.png", noise(48, 64))
 
     def exhausted_by_c(net: nn.Module, samples: list[Any], device: object) -> Any:
         return exhausted() if samples[0].name == "c" else validate(net, samples, device)
@@ -127,21 +136,15 @@ def test_training_goes_on_where_an_image_is_too_large_to_score(
     monkeypatch.setattr(loop.evaluate, "validate", exhausted_by_c)
     numbers = ["--out", "two", "--steps", "4", "--val", "val", "large", "--val_every", "2"]
     assert train.main([*OPTIONS.split(), *numbers]) == 1
-    lines = [line for line in log.read(tmp_path / "two" / "log.jsonl") if "val_psnr" in line]
+    lines = [line for line in log.read(training_folder / "two" / "log.jsonl") if "val_psnr" in line]
     assert [(line["step"], line["val"], line.get("others")) for line in lines] == [
         *((2, "val", None), (4, "val", None))
     ]
 
 
 def test_training_goes_on_where_log_and_checkpoint_cannot_be_written_meanwhile(
-    tmp_path: Path,
-    save: Callable,
-    noise: Callable,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    training_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    save(tmp_path / "images" / "a.png", noise(48, 64))
-    monkeypatch.chdir(tmp_path)
     append, write = log.append, checkpoint.save
 
     def append_after_step_2(path: Path, line: dict[str, Any]) -> None:
@@ -164,5 +167,5 @@ def test_training_goes_on_where_log_and_checkpoint_cannot_be_written_meanwhile(
     assert (
         "train/train.py: the run is saved, but 4 times a file was not written or a set not" in said
     )
-    assert (tmp_path / "run" / "stage1.pt").exists()
-    assert [line["step"] for line in log.read(tmp_path / "run" / "log.jsonl")] == [3, 4]
+    assert (training_folder / "run" / "stage1.pt").exists()
+    assert [line["step"] for line in log.read(training_folder / "run" / "log.jsonl")] == [3, 4]

@@ -95,7 +95,6 @@ def measure_all(args: argparse.Namespace) -> int:
     measured["rungs"] = earlier_rows(args.output, measured)
     chosen = [(name, row.split()) for name, row in rows.items() if name in names]
     speeds: dict[str, list[float]] = {}
-    earlier = {row["name"] for row in measured["rungs"] if "failed" not in row}
     failed_late = False
     for name, options in chosen * args.rounds:
         with busy_process() if name.endswith(BUSY) else contextlib.nullcontext():
@@ -103,7 +102,7 @@ def measure_all(args: argparse.Namespace) -> int:
         if "failed" not in row:
             speeds.setdefault(name, []).extend(row.pop("speeds"))
             row = {**row, **spread(speeds[name], args.batch)}
-        elif name in earlier or name in speeds:
+        elif any(name == other["name"] and "failed" not in other for other in measured["rungs"]):
             logger.info("%s: %s; what was measured before stays", name, row["failed"])
             failed_late = True
             continue

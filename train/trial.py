@@ -49,27 +49,28 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"expected a NAME of letters, digits, _ and -, got {args.name}")
 
     def work() -> None:
+        file = TRIALS / f"{args.name}.json"
         record = trial(args.source, args.name, args.note)
-        refuse_another(TRIALS / f"{args.name}.json", record)
-        if not args.note and (TRIALS / f"{args.name}.json").exists():
-            record["note"] = read_json(TRIALS / f"{args.name}.json").get("note", "")
-        write_json(TRIALS / f"{args.name}.json", record)
+        there = earlier_trial(file, record)
+        record["note"] = args.note or there.get("note", "")
+        write_json(file, record)
         documents.regenerate()
         draw()
-        logger.info("%s and the tables are up to date", TRIALS / f"{args.name}.json")
+        logger.info("%s and the tables are up to date", file)
 
     return command.run("train/trial.py", work)
 
 
-def refuse_another(file: Path, record: dict[str, Any]) -> None:
-    """Raise UserError where `file` is the trial of another run; the same may have gone on since."""
+def earlier_trial(file: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The trial of the same run in `file`, which may have gone on since; empty where there is none.
+    Raises UserError where it is another run's."""
     if not file.exists():
-        return
+        return {}
     with contextlib.suppress(ValueError, LookupError, TypeError):
-        there = read_json(file)
+        there: dict[str, Any] = read_json(file)
         runs = [(one["history"][0]["environment"]["date"], one["seed"]) for one in (there, record)]
         if runs[0] == runs[1]:
-            return
+            return there
     raise UserError(
         f"expected a new NAME, or that of a trial of this run, got {file.stem}, which is another "
         f"run's: give another NAME, or remove {file}"
